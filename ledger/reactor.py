@@ -1,0 +1,144 @@
+"""A plain epoll loop with timers: what the proxy, the guard and the ledger run on.
+
+One thread, level or edge triggered as each caller asks, no tasks and no futures. A callback
+that raises is a bug in exeat; the loop hands it to `on_error` and goes on, because one broken
+flow must not take the others with it.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import os
+import select
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+
+EPOLLIN = select.EPOLLIN
+EPOLLOUT = select.EPOLLOUT
+EPOLLRDHUP = select.EPOLLRDHUP
+EPOLLET = select.EPOLLET
+EPOLLERR = select.EPOLLERR
+EPOLLHUP = select.EPOLLHUP
+
+Callback = Callable[[int], None]
+
+
+class Timer:
+    """A call that will be made once, unless cancelled."""
+
+    __slots__ = ("callback", "when")
+
+    def __init__(self, when: float, callback: Callable[[], None]) -> None:
+        self.when = when
+        self.callback: Callable[[], None] | None = callback
+
+    def cancel(self) -> None:
+        self.callback = None
+
+
+def _print_error(error: BaseException) -> None:
+    traceback.print_exception(error, file=sys.stderr)
+
+
+class Reactor:
+    """`add` descriptors, `call_later`, then `run` until `stop`."""
+
+    def __init__(self, on_error: Callable[[BaseException], None] = _print_error) -> None:
+        self._epoll = select.epoll()
+        self._callbacks: dict[int, Callback] = {}
+        self._timers: list[tuple[float, int, Timer]] = []
+        self._order = itertools.count()
+        self._soon: list[Callable[[], None]] = []
+        self._running = False
+        self._on_error = on_error
+
+    def now(self) -> float:
+        """Seconds of CLOCK_BOOTTIME: goes on through suspend, so no timer over-lives a lease."""
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+    def add(self, fd: int, events: int, callback: Callback) -> None:
+        self._epoll.register(fd, events)
+        self._callbacks[fd] = callback
+
+    def modify(self, fd: int, events: int, callback: Callback | None = None) -> None:
+        self._epoll.modify(fd, events)
+        if callback is not None:
+            self._callbacks[fd] = callback
+
+    def remove(self, fd: int) -> None:
+        """Forget a descriptor. Call it before closing the descriptor; unknown ones are ignored."""
+        if self._callbacks.pop(fd, None) is not None:
+            self._epoll.unregister(fd)
+
+    def call_later(self, seconds: float, callback: Callable[[], None]) -> Timer:
+        timer = Timer(self.now() + seconds, callback)
+        heapq.heappush(self._timers, (timer.when, next(self._order), timer))
+        return timer
+
+    def call_soon(self, callback: Callable[[], None]) -> None:
+        """Run before the next wait; for work that must not grow the stack."""
+        self._soon.append(callback)
+
+    def stop(self) -> None:
+        self._running = False
+
+    def run(self) -> None:
+        self._running = True
+        while self._running:
+            self.turn()
+
+    def turn(self, max_wait: float = 60.0) -> None:
+        """One round: wait for events (at most `max_wait` seconds), call back, run due timers."""
+        wait = 0.0 if self._soon else self._wait(max_wait)
+        for fd, events in self._epoll.poll(wait, 512):
+            callback = self._callbacks.get(fd)
+            if callback is not None:  # an earlier callback of this round may have removed it
+                self._guarded(callback, events)
+        soon, self._soon = self._soon, []
+        for call in soon:
+            self._guarded(call)
+        self._run_timers()
+
+    def _wait(self, max_wait: float) -> float:
+        while self._timers and self._timers[0][2].callback is None:
+            heapq.heappop(self._timers)
+        if not self._timers:
+            return max_wait
+        return min(max_wait, max(0.0, self._timers[0][0] - self.now()))
+
+    def _run_timers(self) -> None:
+        now = self.now()
+        while self._timers and self._timers[0][0] <= now:
+            callback = heapq.heappop(self._timers)[2].callback
+            if callback is not None:
+                self._guarded(callback)
+
+    def _guarded(self, call: Callable[..., None], *args: int) -> None:
+        try:
+            call(*args)
+        except Exception as error:
+            self._on_error(error)
+
+    def stop_on_signals(self) -> None:
+        """SIGTERM and SIGINT end `run` after the current round."""
+        read, write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self.stop())
+        self.add(read, EPOLLIN, lambda _: _drain(read))
+
+    def close(self) -> None:
+        self._epoll.close()
+
+
+def _drain(fd: int) -> None:
+    while True:
+        try:
+            if not os.read(fd, 4096):
+                return
+        except BlockingIOError:
+            return

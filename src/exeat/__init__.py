@@ -1,0 +1,1 @@
+"""exeat: the egress firewall appliance for machines that run AI agents."""
