@@ -1,0 +1,138 @@
+"""The gateway's end of the hub: what control says, kept across restarts of either side.
+
+Proxy and guard each hold one `HubClient`. It connects, says hello, and hands every message to
+its handler; when control dies it goes on trying while the gateway lives off its last snapshot.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from typing import TYPE_CHECKING, Protocol
+
+from exeat.ledger.ipc import Channel, IpcError, Message
+from exeat.ledger.reactor import EPOLLIN, EPOLLOUT, Reactor
+from exeat.policy.model import Subject
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+RECONNECT_S = 0.1
+
+
+class HubHandler(Protocol):
+    """What a gateway process does with control's messages (docs/architecture.md, hub.sock)."""
+
+    def on_snapshot(self, message: Message) -> None: ...
+
+    def on_jail(
+        self, jail: str, subject: Subject, sockets: dict[str, socket.socket], message: Message
+    ) -> None: ...
+
+    def on_jail_removed(self, jail: str) -> None: ...
+
+    def on_cut(self, message: Message) -> None: ...
+
+    def on_other(self, message: Message) -> None: ...
+
+
+class HubClient:
+    """Connects to `path` as `role` (proxy or guard) and keeps doing so."""
+
+    def __init__(self, reactor: Reactor, path: Path, role: str, handler: HubHandler) -> None:
+        self._reactor = reactor
+        self._path = path
+        self._role = role
+        self._handler = handler
+        self._channel: Channel | None = None
+        self._jails: set[str] = set()
+        reactor.call_soon(self._connect)
+
+    @property
+    def connected(self) -> bool:
+        return self._channel is not None
+
+    def send(self, message: Message) -> bool:
+        """Tell control; False when it cannot be told now (the caller fails closed)."""
+        if self._channel is None:
+            return False
+        try:
+            self._channel.send(message)
+        except (OSError, IpcError):
+            self._lost()
+            return False
+        self._watch()
+        return True
+
+    def _connect(self) -> None:
+        try:
+            channel = Channel.connect(self._path)
+        except OSError:
+            self._reactor.call_later(RECONNECT_S, self._connect)
+            return
+        channel.sock.setblocking(False)
+        self._channel = channel
+        self._reactor.add(channel.fileno(), EPOLLIN, self._on_event)
+        self.send({"t": "hello", "role": self._role, "pid": os.getpid()})
+
+    def _watch(self) -> None:
+        if self._channel is not None:
+            self._reactor.modify(
+                self._channel.fileno(), EPOLLIN | (EPOLLOUT if self._channel.wants_write else 0)
+            )
+
+    def _lost(self) -> None:
+        if self._channel is None:
+            return
+        self._reactor.remove(self._channel.fileno())
+        self._channel.close()
+        self._channel = None
+        self._reactor.call_later(RECONNECT_S, self._connect)
+
+    def _on_event(self, events: int) -> None:
+        channel = self._channel
+        if channel is None:
+            return
+        try:
+            if events & EPOLLOUT:
+                channel.flush()
+                self._watch()
+            messages = channel.receive() if events & ~EPOLLOUT else []
+        except (OSError, IpcError):
+            self._lost()
+            return
+        for message, fds in messages:
+            self._dispatch(message, fds)
+
+    def _dispatch(self, message: Message, fds: list[int]) -> None:
+        kind = message.get("t")
+        if kind == "jail.add":
+            self._add_jail(message, fds)
+            return
+        for fd in fds:
+            os.close(fd)
+        if kind == "snapshot":
+            self._handler.on_snapshot(message)
+        elif kind == "jail.remove":
+            self._jails.discard(message["jail"])
+            self._handler.on_jail_removed(message["jail"])
+        elif kind == "cut":
+            self._handler.on_cut(message)
+        else:
+            self._handler.on_other(message)
+
+    def _add_jail(self, message: Message, fds: list[int]) -> None:
+        names = message.get("sockets", [])
+        jail = message["jail"]
+        if jail in self._jails or len(names) != len(fds):
+            if len(names) != len(fds):
+                print(f"jail.add {jail}: {len(fds)} descriptors for {len(names)} names", file=sys.stderr)
+            for fd in fds:
+                os.close(fd)
+            return
+        self._jails.add(jail)
+        sockets = {name: socket.socket(fileno=fd) for name, fd in zip(names, fds, strict=True)}
+        for sock in sockets.values():
+            sock.setblocking(False)
+        self._handler.on_jail(jail, Subject(**message["subject"]), sockets, message)
