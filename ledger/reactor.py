@@ -53,7 +53,7 @@ class Reactor:
         self._timers: list[tuple[float, int, Timer]] = []
         self._order = itertools.count()
         self._soon: list[Callable[[], None]] = []
-        self._running = False
+        self.stopped = False  # set by `stop`, for good
         self._on_error = on_error
 
     def now(self) -> float:
@@ -84,11 +84,10 @@ class Reactor:
         self._soon.append(callback)
 
     def stop(self) -> None:
-        self._running = False
+        self.stopped = True
 
     def run(self) -> None:
-        self._running = True
-        while self._running:
+        while not self.stopped:
             self.turn()
 
     def turn(self, max_wait: float = 60.0) -> None:
