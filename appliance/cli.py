@@ -1,0 +1,62 @@
+"""The command line. Each command lives in `appliance/commands/`; this file only joins them.
+
+Exit codes: 0 yes, 1 no, 2 unusable input, 3 appliance not reachable or cannot start.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from pathlib import Path
+
+COMMANDS = ("up", "run", "why", "lease", "status", "policy", "ledger", "lab", "doctor", "config", "info", "serve")
+
+
+class UsageError(Exception):
+    """The input cannot be used; the message is one line."""
+
+
+class NotReachableError(Exception):
+    """The appliance does not answer; the message says what to do."""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line, as one parser (completion and the docs test read it too)."""
+    parser = argparse.ArgumentParser(
+        prog="exeat",
+        description="Egress firewall for machines that run AI agents: nothing leaves without a lease.",
+        epilog="Exit codes: 0 yes, 1 no, 2 unusable input, 3 appliance not reachable.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", type=Path, metavar="FILE", help="configuration (default: /etc/exeat/exeat.toml)")
+    parser.add_argument("--state-dir", type=Path, metavar="DIR", help="where ledger and leases live")
+    parser.add_argument("--run-dir", type=Path, metavar="DIR", help="where the sockets are")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name in COMMANDS:
+        importlib.import_module(f"exeat.appliance.commands.{name}").register(commands)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; every expected failure is one line on stderr and its exit code."""
+    args = build_parser().parse_args(argv)
+    try:
+        code: int = args.handler(args)
+    except UsageError as error:
+        return _fail(str(error), 2)
+    except NotReachableError as error:
+        return _fail(str(error), 3)
+    except BrokenPipeError:
+        # The reader went away (`exeat ledger tail | head`): not an error of ours.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return 130
+    return code
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"exeat: {message}", file=sys.stderr)
+    return code

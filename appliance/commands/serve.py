@@ -1,0 +1,130 @@
+"""`exeat serve NAME`: one of the five processes. `exeat up` and the units start these."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import pwd
+import resource
+import signal
+import socket
+from typing import TYPE_CHECKING, Any
+
+from exeat.appliance.cli import NotReachableError
+from exeat.appliance.client import load_config
+
+if TYPE_CHECKING:
+    import argparse
+
+    from exeat.appliance.config import Config
+
+_PR_SET_PDEATHSIG = 1
+
+
+def register(commands: Any) -> None:
+    parser = commands.add_parser("serve", help="run one process of the appliance (used by `exeat up`)")
+    parser.add_argument("process", choices=("warden", "proxy", "guard", "ledger", "control"))
+    parser.set_defaults(handler=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    config = load_config(args)
+    if os.environ.get("EXEAT_SUPERVISED"):
+        _end_with_parent()
+    _raise_descriptor_limit()
+    serve = {
+        "warden": _warden,
+        "ledger": _ledger,
+        "control": _control,
+        "guard": _guard,
+        "proxy": _proxy,
+    }[args.process]
+    try:
+        return serve(config)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        raise NotReachableError(f"{args.process}: {where}{error.strerror or error}") from None
+    except KeyError as error:
+        raise NotReachableError(f"{args.process}: no such user {error}: run `exeat doctor`") from None
+
+
+def notify_ready() -> None:
+    """Tell whoever started us that we serve (sd_notify(3): READY=1)."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    if address.startswith("@"):
+        address = "\0" + address[1:]
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.sendto(b"READY=1", address)
+
+
+def _end_with_parent() -> None:
+    # After the change of user, which would clear it (prctl(2)).
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+
+
+def _raise_descriptor_limit() -> None:
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _uid(name: str) -> int:
+    return pwd.getpwnam(name).pw_uid
+
+
+# The imports stand in the functions so that each process loads only what it runs.
+
+
+def _warden(config: Config) -> int:
+    from exeat.sandbox.warden import WardenSettings, serve
+
+    settings = WardenSettings(
+        run_dir=config.run_dir,
+        state_dir=config.state_dir,
+        control_uid=_uid(config.users.control),
+        uid_base=config.sandbox.uid_base,
+        uid_count=config.sandbox.uid_count,
+        roots=config.sandbox.roots,
+        runtime=config.sandbox.runtime,
+        gateway_gid=pwd.getpwnam(config.users.gateway).pw_gid,
+    )
+    return serve(settings, notify_ready)
+
+
+def _ledger(config: Config) -> int:
+    from exeat.ledger.daemon import LedgerSettings, serve
+
+    writers = {_uid(config.users.gateway): "gateway", _uid(config.users.control): "control"}
+    settings = LedgerSettings(
+        state_dir=config.state_dir, run_dir=config.run_dir, node=config.node.name, writers=writers
+    )
+    return serve(settings, notify_ready)
+
+
+def _guard(config: Config) -> int:
+    from exeat.dns.guard import GuardSettings, serve
+
+    settings = GuardSettings(
+        run_dir=config.run_dir,
+        upstreams=config.dns.endpoints(),
+        node=config.node.name,
+        control_uid=_uid(config.users.control),
+        proxy_uid=_uid(config.users.gateway),
+    )
+    return serve(settings, notify_ready)
+
+
+def _proxy(config: Config) -> int:
+    from exeat.proxy.server import ProxySettings, serve
+
+    settings = ProxySettings(
+        run_dir=config.run_dir, node=config.node.name, control_uid=_uid(config.users.control)
+    )
+    return serve(settings, notify_ready)
+
+
+def _control(config: Config) -> int:
+    from exeat.appliance.control.server import serve
+
+    return serve(config, notify_ready)

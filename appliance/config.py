@@ -1,0 +1,258 @@
+"""The appliance's configuration: `/etc/exeat/exeat.toml` and `conf.d/*.toml` beside it.
+
+Read once, validated whole before anything starts. An unknown key, a wrong type or a value out
+of range is one line `FILE:LINE: message`. `EXEAT_SECTION__KEY` in the environment overrides a
+scalar. Secrets never stand here: they come as systemd credentials.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from exeat.policy.addresses import Cidr, format_address, parse_cidr
+from exeat.policy.names import MalformedError, parse_authority
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+DEFAULT_CONFIG = Path("/etc/exeat/exeat.toml")
+_ENV_PREFIX = "EXEAT_"
+_RESERVED_ENV = {"EXEAT_CONFIG"}
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used; the message is one line that says where and why."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Node(_Section):
+    name: Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")] = "node"
+
+
+class Paths(_Section):
+    state_dir: Path = Path("/var/lib/exeat")
+    run_dir: Path = Path("/run/exeat")
+
+    @field_validator("state_dir", "run_dir")
+    @classmethod
+    def _absolute(cls, value: Path) -> Path:
+        if not value.is_absolute():
+            raise ValueError("must be an absolute path")
+        return value
+
+
+class Users(_Section):
+    """Names of the service users; `./dev setup` and the sysusers file make them."""
+
+    gateway: str = "exeat"
+    ledger: str = "exeat-ledger"
+    control: str = "exeat-control"
+
+
+class Dns(_Section):
+    """`upstream`: resolvers as ADDRESS:PORT, in order of preference. Never a name."""
+
+    upstream: tuple[str, ...] = ()
+
+    @field_validator("upstream")
+    @classmethod
+    def _address_and_port(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for entry in value:
+            try:
+                host, _port = parse_authority(entry.encode())
+            except MalformedError as error:
+                raise ValueError(f"`{entry}` is not ADDRESS:PORT ({error})") from None
+            if isinstance(host, str):
+                raise ValueError(f"`{entry}`: a resolver is an address, never a name")
+        return value
+
+    def endpoints(self) -> tuple[tuple[str, int], ...]:
+        """The upstreams as (address text, port)."""
+        pairs = (parse_authority(entry.encode()) for entry in self.upstream)
+        return tuple((format_address(host), port) for host, port in pairs if not isinstance(host, str))
+
+
+class Policy(_Section):
+    dir: Path = Path("/etc/exeat/policies")
+
+
+class Sandbox(_Section):
+    """`roots`: folders below which `--rw` and `--ro` mounts may lie."""
+
+    roots: tuple[Path, ...] = (Path("/srv"), Path("/home"))
+    uid_base: Annotated[int, Field(ge=1000, le=2**31)] = 700_000
+    uid_count: Annotated[int, Field(ge=1, le=100_000)] = 1000
+    runtime: str = "crun"
+
+    @field_validator("roots")
+    @classmethod
+    def _absolute(cls, value: tuple[Path, ...]) -> tuple[Path, ...]:
+        for path in value:
+            if not path.is_absolute() or path == Path("/"):
+                raise ValueError(f"`{path}`: a root is an absolute path other than /")
+        return value
+
+
+class Asks(_Section):
+    """How long a flow waits for a person, and how long a request stays open."""
+
+    hold_ms: Annotated[int, Field(ge=0, le=55_000)] = 2500
+    request_ttl_s: Annotated[int, Field(ge=60, le=86_400)] = 3600
+    max_pending: Annotated[int, Field(ge=1, le=10_000)] = 256
+
+
+class Lab(_Section):
+    """Only for test networks; while it is set every status shows a warning."""
+
+    treat_as_public: tuple[str, ...] = ()
+
+    @field_validator("treat_as_public")
+    @classmethod
+    def _cidrs(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for entry in value:
+            try:
+                parse_cidr(entry)
+            except MalformedError as error:
+                raise ValueError(f"`{entry}` is not a CIDR ({error})") from None
+        return value
+
+    def cidrs(self) -> tuple[Cidr, ...]:
+        return tuple(parse_cidr(entry) for entry in self.treat_as_public)
+
+
+class Config(_Section):
+    """The whole configuration, frozen."""
+
+    node: Node = Node()
+    paths: Paths = Paths()
+    users: Users = Users()
+    dns: Dns = Dns()
+    policy: Policy = Policy()
+    sandbox: Sandbox = Sandbox()
+    asks: Asks = Asks()
+    lab: Lab = Lab()
+
+    @property
+    def state_dir(self) -> Path:
+        return self.paths.state_dir
+
+    @property
+    def run_dir(self) -> Path:
+        return self.paths.run_dir
+
+
+def load(
+    path: Path | None = None,
+    *,
+    environ: Mapping[str, str] = os.environ,
+    state_dir: Path | None = None,
+    run_dir: Path | None = None,
+) -> Config:
+    """Read `path` (or EXEAT_CONFIG, or the default where it exists) and its `conf.d`.
+
+    Raises ConfigError. A named file must exist; the default one may be absent.
+    """
+    named = path or (Path(environ["EXEAT_CONFIG"]) if environ.get("EXEAT_CONFIG") else None)
+    merged: dict[str, Any] = {}
+    origin: dict[tuple[str, ...], str] = {}
+    for file in _files(named):
+        text, data = _read(file)
+        _merge(merged, data, origin, file, text, ())
+    _merge_environment(merged, origin, environ)
+    if state_dir is not None:
+        merged.setdefault("paths", {})["state_dir"] = state_dir
+    if run_dir is not None:
+        merged.setdefault("paths", {})["run_dir"] = run_dir
+    try:
+        return Config.model_validate(merged)
+    except ValidationError as error:
+        raise ConfigError(_first_line(error, origin)) from None
+
+
+def _files(named: Path | None) -> Iterator[Path]:
+    main = named or DEFAULT_CONFIG
+    if named is not None or main.exists():
+        yield main
+    yield from sorted((main.parent / "conf.d").glob("*.toml"))
+
+
+def _read(file: Path) -> tuple[str, dict[str, Any]]:
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise ConfigError(f"{file}: cannot be read: {reason}") from None
+    try:
+        return text, tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        match = re.search(r"at line (\d+)", str(error))
+        line = match.group(1) if match else "1"
+        raise ConfigError(f"{file}:{line}: {error}") from None
+
+
+def _merge(
+    into: dict[str, Any],
+    data: dict[str, Any],
+    origin: dict[tuple[str, ...], str],
+    file: Path,
+    text: str,
+    path: tuple[str, ...],
+) -> None:
+    for key, value in data.items():
+        here = (*path, key)
+        origin[here] = f"{file}:{_line_of(text, here)}"
+        if isinstance(value, dict):
+            inner = into.setdefault(key, {})
+            if isinstance(inner, dict):
+                _merge(inner, value, origin, file, text, here)
+                continue
+        into[key] = value
+
+
+def _line_of(text: str, path: tuple[str, ...]) -> int:
+    """The line on which the key `path` stands (the section's line when it cannot be told)."""
+    section: tuple[str, ...] = ()
+    for number, line in enumerate(text.splitlines(), 1):
+        stripped = line.strip()
+        if header := re.match(r"\[\[?\s*([^\]]+?)\s*\]", stripped):
+            section = tuple(part.strip().strip("\"'") for part in header.group(1).split("."))
+            if section == path:
+                return number
+        elif (key := re.match(r"([A-Za-z0-9_.\"'-]+)\s*=", stripped)) and (
+            *section,
+            *(part.strip("\"'") for part in key.group(1).split(".")),
+        ) == path:
+            return number
+    return 1
+
+
+def _merge_environment(
+    into: dict[str, Any], origin: dict[tuple[str, ...], str], environ: Mapping[str, str]
+) -> None:
+    for name, value in environ.items():
+        if not name.startswith(_ENV_PREFIX) or name in _RESERVED_ENV or "__" not in name:
+            continue
+        section, _, key = name[len(_ENV_PREFIX) :].lower().partition("__")
+        into.setdefault(section, {})[key] = value
+        origin[(section, key)] = f"environment {name}"
+
+
+def _first_line(error: ValidationError, origin: dict[tuple[str, ...], str]) -> str:
+    first = error.errors(include_url=False)[0]
+    path = tuple(str(part) for part in first["loc"])
+    where = next((origin[path[:n]] for n in range(len(path), 0, -1) if path[:n] in origin), "configuration")
+    key = ".".join(path)
+    if first["type"] == "extra_forbidden":
+        return f"{where}: unknown key `{key}`"
+    return f"{where}: `{key}`: {first['msg'].removeprefix('Value error, ')}"
+
+
