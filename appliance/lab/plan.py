@@ -7,6 +7,7 @@ so a packet sent to an address that nobody in the lab owns is caught and logged,
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,6 +79,17 @@ class Lab:
     run_dir: Path = DEFAULT_RUN_DIR
     state_dir: Path = DEFAULT_STATE_DIR
 
+    @classmethod
+    def named(cls, prefix: str, run_dir: Path, state_dir: Path) -> Lab:
+        """A lab from words of the command line. Raises ValueError with one clear line."""
+        if not re.fullmatch(r"exl[a-z0-9]{0,6}-", prefix):
+            raise ValueError(f"`{prefix}` is no lab prefix: use exl- or exlNAME- (letters, digits)")
+        for folder in (run_dir, state_dir):
+            # `down` removes these folders whole, so none of them may be anyone else's.
+            if not folder.is_absolute() or ".." in folder.parts or "exeat-lab" not in folder.name:
+                raise ValueError(f"`{folder}` must be an absolute path whose last part contains exeat-lab")
+        return cls(prefix, run_dir, state_dir)
+
     def namespace(self, node: str) -> str:
         return f"{self.prefix}{node}"
 
@@ -129,11 +141,12 @@ def configuration(lab: Lab) -> str:
     networks = json.dumps(list(PUBLIC_NETWORKS))
     return f"""\
 # Written by `exeat lab up`: the appliance on the lab's gateway node.
-run_dir = {json.dumps(str(lab.appliance_run))}
-state_dir = {json.dumps(str(lab.state_dir))}
-
 [node]
 name = "lab-gw"
+
+[paths]
+run_dir = {json.dumps(str(lab.appliance_run))}
+state_dir = {json.dumps(str(lab.state_dir))}
 
 [dns]
 upstream = ["{DNS4}:53"]
