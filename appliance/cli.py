@@ -11,15 +11,22 @@ import os
 import sys
 from pathlib import Path
 
-COMMANDS = ("up", "run", "why", "lease", "status", "policy", "ledger", "lab", "doctor", "config", "info", "serve")
+from exeat.appliance.errors import NotReachableError, RefusedError, UsageError
 
-
-class UsageError(Exception):
-    """The input cannot be used; the message is one line."""
-
-
-class NotReachableError(Exception):
-    """The appliance does not answer; the message says what to do."""
+COMMANDS = (
+    "up",
+    "run",
+    "why",
+    "lease",
+    "status",
+    "policy",
+    "ledger",
+    "lab",
+    "doctor",
+    "config",
+    "info",
+    "serve",
+)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -30,7 +37,9 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="Exit codes: 0 yes, 1 no, 2 unusable input, 3 appliance not reachable.",
         allow_abbrev=False,
     )
-    parser.add_argument("--config", type=Path, metavar="FILE", help="configuration (default: /etc/exeat/exeat.toml)")
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", help="configuration (default: /etc/exeat/exeat.toml)"
+    )
     parser.add_argument("--state-dir", type=Path, metavar="DIR", help="where ledger and leases live")
     parser.add_argument("--run-dir", type=Path, metavar="DIR", help="where the sockets are")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -48,6 +57,8 @@ def main(argv: list[str] | None = None) -> int:
         return _fail(str(error), 2)
     except NotReachableError as error:
         return _fail(str(error), 3)
+    except RefusedError as error:
+        return _fail(f"{error} [{error.code}]", 1)
     except BrokenPipeError:
         # The reader went away (`exeat ledger tail | head`): not an error of ours.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from exeat.appliance import config as configuration
-from exeat.appliance.cli import NotReachableError, UsageError
+from exeat.appliance.errors import NotReachableError, RefusedError, UsageError
 from exeat.ledger.ipc import Channel, IpcError, Message
 
 if TYPE_CHECKING:
@@ -13,14 +13,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from exeat.appliance.config import Config
-
-
-class RefusedError(Exception):
-    """The appliance answered no; `code` is the stable error code."""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
 
 
 def load_config(args: argparse.Namespace) -> Config:
@@ -53,7 +45,9 @@ class Client:
         except (OSError, IpcError):
             raise NotReachableError("the appliance went away in the middle of a request") from None
         if not reply.get("ok"):
-            raise RefusedError(str(reply.get("error", "internal.error")), str(reply.get("message", "refused")))
+            raise RefusedError(
+                str(reply.get("error", "internal.error")), str(reply.get("message", "refused"))
+            )
         return reply
 
     def close(self) -> None:

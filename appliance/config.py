@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from exeat.policy.addresses import Cidr, format_address, parse_cidr
-from exeat.policy.names import MalformedError, parse_authority
+from exeat.policy.errors import MalformedError
+from exeat.policy.names import parse_authority
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -119,14 +120,12 @@ class Lab(_Section):
     @classmethod
     def _cidrs(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for entry in value:
-            try:
-                parse_cidr(entry)
-            except MalformedError as error:
-                raise ValueError(f"`{entry}` is not a CIDR ({error})") from None
+            if parse_cidr(entry) is None:
+                raise ValueError(f"`{entry}` is not a CIDR without host bits")
         return value
 
     def cidrs(self) -> tuple[Cidr, ...]:
-        return tuple(parse_cidr(entry) for entry in self.treat_as_public)
+        return tuple(cidr for entry in self.treat_as_public if (cidr := parse_cidr(entry)) is not None)
 
 
 class Config(_Section):
@@ -254,5 +253,3 @@ def _first_line(error: ValidationError, origin: dict[tuple[str, ...], str]) -> s
     if first["type"] == "extra_forbidden":
         return f"{where}: unknown key `{key}`"
     return f"{where}: `{key}`: {first['msg'].removeprefix('Value error, ')}"
-
-

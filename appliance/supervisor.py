@@ -85,7 +85,9 @@ class Supervisor:
         try:
             return pwd.getpwnam(owner)
         except KeyError:
-            raise StartError(f"user `{owner}` does not exist: run `exeat doctor` to see how to make it") from None
+            raise StartError(
+                f"user `{owner}` does not exist: run `exeat doctor` to see how to make it"
+            ) from None
 
     def _make_folders(self) -> None:
         state, run = self.config.state_dir, self.config.run_dir
@@ -178,7 +180,9 @@ class Supervisor:
             return
         child.deaths = 1 if lived > 30 else child.deaths + 1
         delay = BACKOFF_S[min(child.deaths, len(BACKOFF_S)) - 1]
-        print(f"exeat: {child.name} ended ({code}), starting it again in {delay} s", file=sys.stderr, flush=True)
+        print(
+            f"exeat: {child.name} ended ({code}), starting it again in {delay} s", file=sys.stderr, flush=True
+        )
         self.reactor.call_later(delay, lambda: None if self.stopping else self._start(child))
 
     def _stop_all(self) -> None:

@@ -74,7 +74,7 @@ class HubClient:
         channel.sock.setblocking(False)
         self._channel = channel
         self._reactor.add(channel.fileno(), EPOLLIN, self._on_event)
-        self.send({"t": "hello", "role": self._role, "pid": os.getpid()})
+        self.send({"t": "hello", "role": self._role, "pid": os.getpid(), "jails": sorted(self._jails)})
 
     def _watch(self) -> None:
         if self._channel is not None:

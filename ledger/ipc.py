@@ -16,8 +16,10 @@ import os
 import socket
 import struct
 from collections import deque
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 MAX_FRAME = 64 * 1024 * 1024  # bytes; a policy snapshot of 100k rules is about 20 MB
 MAX_FDS = 32

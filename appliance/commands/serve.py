@@ -10,8 +10,8 @@ import signal
 import socket
 from typing import TYPE_CHECKING, Any
 
-from exeat.appliance.cli import NotReachableError
 from exeat.appliance.client import load_config
+from exeat.appliance.errors import NotReachableError
 
 if TYPE_CHECKING:
     import argparse

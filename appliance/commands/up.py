@@ -6,8 +6,8 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-from exeat.appliance.cli import NotReachableError, UsageError
 from exeat.appliance.client import load_config
+from exeat.appliance.errors import NotReachableError, UsageError
 from exeat.appliance.preflight import check_tools
 from exeat.appliance.supervisor import StartError, Supervisor
 

@@ -1,0 +1,30 @@
+"""`exeat config check|show`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from exeat.appliance.client import load_config
+
+if TYPE_CHECKING:
+    import argparse
+
+
+def register(commands: Any) -> None:
+    parser = commands.add_parser("config", help="check or show the configuration")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    check = verbs.add_parser("check", help="is it valid? prints the first problem with file and line")
+    check.set_defaults(handler=_check)
+    show = verbs.add_parser("show", help="the effective configuration, as JSON")
+    show.set_defaults(handler=_show)
+
+
+def _check(args: argparse.Namespace) -> int:
+    load_config(args)
+    print("configuration is valid")
+    return 0
+
+
+def _show(args: argparse.Namespace) -> int:
+    print(load_config(args).model_dump_json(indent=2))
+    return 0

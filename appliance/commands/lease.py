@@ -1,0 +1,167 @@
+"""`exeat lease`: who may reach what until when; approve, deny, revoke."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import TYPE_CHECKING, Any
+
+from exeat.appliance.client import Client, load_config
+from exeat.appliance.errors import UsageError
+from exeat.policy.errors import UnitError
+from exeat.policy.units import parse_duration
+
+if TYPE_CHECKING:
+    import argparse
+
+
+def register(commands: Any) -> None:
+    parser = commands.add_parser("lease", help="list, ask for, approve and revoke leases")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    listing = _verb(verbs, "ls", "pending and active leases", _ls)
+    listing.add_argument("--all", action="store_true", help="ended ones too")
+    _with_lease(_verb(verbs, "show", "one lease, whole", _show))
+    request = _verb(verbs, "request", "ask for a lease", _request)
+    request.add_argument("to", metavar="HOST[:PORT]")
+    request.add_argument("--project", metavar="P")
+    request.add_argument("--ttl", metavar="TIME", help="how long it shall last (for example 30m)")
+    request.add_argument("--reason", default="", help="shown to the approver")
+    request.add_argument("--as", dest="person", metavar="NAME", help="the person who asks")
+    approve = _deciding(_verb(verbs, "approve", "let a pending request through", _approve))
+    approve.add_argument("--ttl", metavar="TIME", help="shorter than was asked for")
+    approve.add_argument("--to", action="append", metavar="SCOPE", help="narrower than was asked for")
+    _deciding(_verb(verbs, "deny", "refuse a pending request for good", _deny))
+    _deciding(_verb(verbs, "renew", "extend an active lease, up to its limit", _renew))
+    revoke = _deciding(_verb(verbs, "revoke", "end a lease and its flows now", _revoke))
+    revoke.add_argument("--prefix", action="store_true", help="every lease whose id begins so")
+
+
+def _verb(verbs: Any, name: str, text: str, handler: Any) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = verbs.add_parser(name, help=text)
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(handler=handler)
+    return parser
+
+
+def _with_lease(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    parser.add_argument("lease", metavar="ID")
+    return parser
+
+
+def _deciding(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    parser.add_argument("--as", dest="person", metavar="NAME", help="the person who decides (default: root)")
+    parser.add_argument("--why", default="", help="kept with the decision")
+    return _with_lease(parser)
+
+
+def _call(args: argparse.Namespace, verb: str, **arguments: Any) -> dict[str, Any]:
+    given = {name: value for name, value in arguments.items() if value is not None}
+    return Client(load_config(args)).call(verb, **given)
+
+
+def _ls(args: argparse.Namespace) -> int:
+    rows = _call(args, "lease.ls", all=args.all)["leases"]
+    if args.json:
+        print(json.dumps(rows))
+        return 0
+    if not rows:
+        print("no leases")
+    for row in rows:
+        print(_line(row))
+    return 0
+
+
+def _line(row: dict[str, Any]) -> str:
+    to = ",".join(row["to"])
+    ports = ",".join(str(port) for port in row["ports"])
+    scope = f"{to}:{ports}"
+    return f"{row['state']:<10} {row['id']:<28} {scope:<32} {_until(row):<16} {row['requester']} {_quoted(row)}"
+
+
+def _until(row: dict[str, Any]) -> str:
+    now = time.time_ns() // 1_000_000
+    if row["state"] == "active":
+        return f"ends in {_span(row['exp'] - now)}"
+    if row["state"] == "requested":
+        return f"lapses in {_span(row['lapses'] - now)}"
+    return ""
+
+
+def _span(milliseconds: int) -> str:
+    seconds = max(0, milliseconds // 1000)
+    if seconds < 90:
+        return f"{seconds}s"
+    return f"{seconds // 60}m" if seconds < 5400 else f"{seconds / 3600:.1f}h"
+
+
+def _quoted(row: dict[str, Any]) -> str:
+    return f'"{row["reason"]}"' if row.get("reason") else ""
+
+
+def _show(args: argparse.Namespace) -> int:
+    row = _call(args, "lease.show", lease=args.lease)["lease"]
+    if args.json:
+        print(json.dumps(row))
+        return 0
+    for key, value in row.items():
+        print(f"{key:<12} {value if not isinstance(value, list) else ', '.join(map(str, value))}")
+    return 0
+
+
+def _print_one(args: argparse.Namespace, row: dict[str, Any]) -> int:
+    print(json.dumps(row) if args.json else _line(row))
+    return 0
+
+
+def _ttl(text: str | None) -> int | None:
+    if text is None:
+        return None
+    try:
+        return parse_duration(text)
+    except UnitError as error:
+        raise UsageError(f"--ttl {text}: {error}") from None
+
+
+def _request(args: argparse.Namespace) -> int:
+    reply = _call(
+        args,
+        "lease.request",
+        to=args.to,
+        project=args.project,
+        ttl_ms=_ttl(args.ttl),
+        reason=args.reason,
+        **{"as": args.person},
+    )
+    return _print_one(args, reply["lease"])
+
+
+def _approve(args: argparse.Namespace) -> int:
+    reply = _call(
+        args,
+        "lease.approve",
+        lease=args.lease,
+        ttl_ms=_ttl(args.ttl),
+        to=args.to,
+        why=args.why,
+        **{"as": args.person},
+    )
+    return _print_one(args, reply["lease"])
+
+
+def _deny(args: argparse.Namespace) -> int:
+    return _print_one(args, _decide(args, "lease.deny")["lease"])
+
+
+def _renew(args: argparse.Namespace) -> int:
+    return _print_one(args, _decide(args, "lease.renew")["lease"])
+
+
+def _revoke(args: argparse.Namespace) -> int:
+    rows = _decide(args, "lease.revoke", prefix=args.prefix)["leases"]
+    for row in rows:
+        _print_one(args, row)
+    return 0
+
+
+def _decide(args: argparse.Namespace, verb: str, **more: Any) -> dict[str, Any]:
+    return _call(args, verb, lease=args.lease, why=args.why, **{"as": args.person}, **more)

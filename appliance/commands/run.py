@@ -1,0 +1,210 @@
+"""`exeat run -- CMD`: one command in a jail, its output here, its exit code ours."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from exeat.appliance import summary
+from exeat.appliance.client import Client, load_config
+from exeat.appliance.errors import NotReachableError, RefusedError, UsageError
+from exeat.policy.errors import UnitError
+from exeat.policy.units import parse_duration
+
+if TYPE_CHECKING:
+    import argparse
+
+    from exeat.appliance.config import Config
+
+RECONNECT_S = 30.0
+_CHUNK = 65536
+
+
+def register(commands: Any) -> None:
+    parser = commands.add_parser(
+        "run",
+        help="run a command in a jail that reaches the network only by policy",
+        usage="exeat run [options] -- CMD [ARG ...]",
+    )
+    parser.add_argument("--project", metavar="P", help="whose policy holds (default: that of --policy)")
+    parser.add_argument("--policy", type=Path, metavar="FILE", help="a policy for this job alone")
+    parser.add_argument("--profile", choices=("strict", "standard", "standard-net"), default="standard-net")
+    parser.add_argument(
+        "--rw", type=Path, action="append", default=[], metavar="PATH", help="writable in the job"
+    )
+    parser.add_argument(
+        "--ro", type=Path, action="append", default=[], metavar="PATH", help="readable in the job"
+    )
+    parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="set in the job")
+    parser.add_argument(
+        "--hold", metavar="TIME", help="how long a flow waits for approval (2500ms, at most 55s)"
+    )
+    parser.add_argument("--quiet", action="store_true", help="no summary at the end")
+    parser.add_argument("--json", action="store_true", help="the summary as JSON, on standard error")
+    parser.add_argument("cmd", nargs="+", metavar="CMD", help="the command, after `--`")
+    parser.set_defaults(handler=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    if os.geteuid() != 0:
+        raise UsageError("`exeat run` makes a jail and needs root: run it with sudo")
+    config = load_config(args)
+    request = _request(args)
+    pipes = _Pipes()
+    client = Client(config)
+    try:
+        reply = client.call("run", pipes.theirs, **request)
+    finally:
+        pipes.close_theirs()
+    client.close()
+    job = str(reply["job"])
+    code = _attend(config, job, pipes)
+    if not args.quiet:
+        _print_summary(config, job, as_json=args.json)
+    return code
+
+
+def _request(args: argparse.Namespace) -> dict[str, Any]:
+    request: dict[str, Any] = {"argv": args.cmd, "profile": args.profile}
+    if args.project:
+        request["project"] = args.project
+    if args.policy:
+        request["policy"], request["file"] = _read(args.policy), str(args.policy)
+    if args.hold:
+        request["hold_ms"] = _hold(args.hold)
+    mounts = [(path, "rw") for path in args.rw] + [(path, "ro") for path in args.ro]
+    request["mounts"] = [{"path": _existing(path), "mode": mode} for path, mode in mounts]
+    request["cwd"] = request["mounts"][0]["path"] if args.rw and args.rw[0].is_dir() else "/work"
+    if args.rw:
+        request["user"] = _owner(Path(request["mounts"][0]["path"]))
+    request["env"] = dict(_variable(text) for text in args.env)
+    return request
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise UsageError(f"{path}: not UTF-8") from None
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from None
+
+
+def _hold(text: str) -> int:
+    try:
+        value = parse_duration(text)
+    except UnitError as error:
+        raise UsageError(f"--hold {text}: {error}") from None
+    if value > 55_000:
+        raise UsageError(f"--hold {text}: at most 55s")
+    return value
+
+
+def _existing(path: Path) -> str:
+    try:
+        return str(path.resolve(strict=True))
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from None
+
+
+def _owner(path: Path) -> int:
+    uid = path.stat().st_uid
+    if uid == 0:
+        raise UsageError(
+            f"{path} belongs to root and a job never runs as root: chown it to the user it is for"
+        )
+    return uid
+
+
+def _variable(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise UsageError(f"--env {text}: want NAME=VALUE")
+    return name, value
+
+
+class _Pipes:
+    """The job's standard streams: pipes always, so that no socket or terminal of ours goes in."""
+
+    def __init__(self) -> None:
+        self.theirs: list[int] = []
+        stdin, self.stdin = os.pipe2(os.O_CLOEXEC)
+        self.stdout, stdout = os.pipe2(os.O_CLOEXEC)
+        self.stderr, stderr = os.pipe2(os.O_CLOEXEC)
+        self.theirs = [stdin, stdout, stderr]
+
+    def close_theirs(self) -> None:
+        for fd in self.theirs:
+            os.close(fd)
+
+
+def _attend(config: Config, job: str, pipes: _Pipes) -> int:
+    """Pump the streams until the job has ended and its output is drained; its exit code."""
+    threading.Thread(target=_pump_stdin, args=(pipes.stdin,), daemon=True).start()
+    out = threading.Thread(target=_pump_output, args=(pipes,))
+    out.start()
+    try:
+        code = _wait(config, job)
+    except KeyboardInterrupt:
+        with contextlib.suppress(NotReachableError, RefusedError):
+            Client(config).call("job.kill", job=job)
+        code = _wait(config, job)
+    out.join()
+    return code
+
+
+def _wait(config: Config, job: str) -> int:
+    """The exit code. Control may be restarted meanwhile: the job is then adopted by the new one."""
+    give_up = 0.0
+    while True:
+        try:
+            return int(Client(config).call("job.wait", job=job)["code"])
+        except NotReachableError:
+            now = time.monotonic()
+            give_up = give_up or now + RECONNECT_S
+            if now > give_up:
+                raise
+            time.sleep(0.1)
+
+
+def _pump_stdin(into: int) -> None:
+    source = sys.stdin.fileno() if sys.stdin is not None else -1
+    try:
+        while source >= 0 and (data := os.read(source, _CHUNK)):
+            _write_all(into, data)
+    except OSError:
+        pass  # the job closed its input
+    os.close(into)
+
+
+def _pump_output(pipes: _Pipes) -> None:
+    with selectors.DefaultSelector() as selector:
+        selector.register(pipes.stdout, selectors.EVENT_READ, 1)
+        selector.register(pipes.stderr, selectors.EVENT_READ, 2)
+        while selector.get_map():
+            for key, _ in selector.select():
+                data = os.read(key.fd, _CHUNK)
+                if not data:
+                    selector.unregister(key.fd)
+                    os.close(key.fd)
+                    continue
+                with contextlib.suppress(BrokenPipeError):
+                    _write_all(key.data, data)
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def _print_summary(config: Config, job: str, *, as_json: bool) -> None:
+    lines = summary.of_job(config.state_dir / "ledger", job)
+    sys.stdout.flush()
+    print(summary.as_json(job, lines) if as_json else summary.as_text(lines), file=sys.stderr)

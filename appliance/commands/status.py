@@ -1,0 +1,36 @@
+"""`exeat status`: is it running, and with what."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from exeat.appliance.client import Client, load_config
+
+if TYPE_CHECKING:
+    import argparse
+
+
+def register(commands: Any) -> None:
+    parser = commands.add_parser("status", help="whether the appliance runs, and with what")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(handler=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    reply = Client(load_config(args)).call("status")
+    whole = set(reply["gateway"]) == {"guard", "proxy"} and not reply["policy_error"]
+    if args.json:
+        print(json.dumps({key: value for key, value in reply.items() if key not in ("id", "ok")}))
+        return 0 if whole else 1
+    leases = ", ".join(f"{count} {state}" for state, count in sorted(reply["leases"].items())) or "none"
+    print(f"node       {reply['node']}")
+    print(f"gateway    {', '.join(reply['gateway']) or 'DOWN: jails reach nothing'}")
+    print(f"projects   {', '.join(reply['projects']) or 'none'}")
+    print(f"jobs       {reply['jobs']} running")
+    print(f"leases     {leases}")
+    if reply["policy_error"]:
+        print(f"policy     NOT RELOADED: {reply['policy_error']}")
+    if reply["lab"]:
+        print(f"WARNING    test network: {', '.join(reply['lab'])} count as public")
+    return 0 if whole else 1

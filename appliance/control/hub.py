@@ -1,0 +1,171 @@
+"""Control's side of hub.sock: every gateway process gets the whole truth on each connection."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from exeat.appliance.control.aio import Link, Server
+from exeat.appliance.errors import RefusedError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine, Sequence
+    from pathlib import Path
+
+    from exeat.ledger.ipc import Channel, Message
+    from exeat.policy.model import Subject
+
+ROLE_SOCKETS = {
+    "proxy": ("proxy4", "proxy6", "proxyu", "socks4", "socks6"),
+    "guard": ("dnsu4", "dnsu6", "dnst4", "dnst6"),
+}
+REMOVE_S = 10.0
+CONNECT_S = 5.0
+
+
+@dataclass
+class Jail:
+    """A jail as the gateway needs to know it."""
+
+    name: str
+    subject: Subject
+    hold_ms: int
+    removed: dict[str, asyncio.Event] = field(default_factory=dict)
+
+
+class Hub:
+    """The gateway processes that are connected now, and the jails they must serve."""
+
+    def __init__(
+        self,
+        path: Path,
+        gateway_uid: int,
+        *,
+        snapshot: Callable[[], Message],
+        open_sockets: Callable[[str, Sequence[str]], Awaitable[dict[str, int]]],
+        on_ask: Callable[[Message], Awaitable[str]],
+        spawn: Callable[[Coroutine[Any, Any, None]], None],
+    ) -> None:
+        self._snapshot = snapshot
+        self._open_sockets = open_sockets
+        self._on_ask = on_ask
+        self._spawn = spawn
+        self._links: dict[str, Link] = {}
+        self._whole = asyncio.Event()  # set while every gateway process is connected
+        self.jails: dict[str, Jail] = {}
+        self._server = Server(path, {gateway_uid}, self._accepted)
+
+    @property
+    def roles(self) -> list[str]:
+        return sorted(self._links)
+
+    def _accepted(self, channel: Channel) -> None:
+        def on_message(message: Message, fds: list[int]) -> None:
+            for fd in fds:
+                os.close(fd)
+            self._on_message(link, message)
+
+        def on_closed() -> None:
+            for role, known in list(self._links.items()):
+                if known is link:
+                    del self._links[role]
+                    self._whole.clear()
+
+        link = Link(channel, on_message, on_closed)
+
+    def _on_message(self, link: Link, message: Message) -> None:
+        kind = message.get("t")
+        if kind == "hello" and message.get("role") in ROLE_SOCKETS:
+            self._spawn(self._welcome(link, message))
+        elif kind == "ask":
+            self._spawn(self._ask(link, message))
+        elif kind == "jail.removed":
+            jail = self.jails.get(str(message.get("jail")))
+            role = next((role for role, known in self._links.items() if known is link), "")
+            if jail is not None and role in jail.removed:
+                jail.removed[role].set()
+
+    async def _welcome(self, link: Link, hello: Message) -> None:
+        role = str(hello["role"])
+        self._links[role] = link
+        if len(self._links) == len(ROLE_SOCKETS):
+            self._whole.set()
+        link.send(self._snapshot())
+        for name in list(self.jails):
+            if name not in hello.get("jails", ()):
+                await self._send_jail(role, link, self.jails[name], None)
+
+    async def _send_jail(self, role: str, link: Link, jail: Jail, given: dict[str, int] | None) -> None:
+        try:
+            sockets = given or await self._open_sockets(jail.name, ROLE_SOCKETS[role])
+        except RefusedError:
+            return  # the jail is gone, or the warden is: nothing opens
+        mine = {name: sockets[name] for name in ROLE_SOCKETS[role] if name in sockets}
+        message = {
+            "t": "jail.add",
+            "jail": jail.name,
+            "subject": jail.subject._asdict(),
+            "sockets": list(mine),
+            "hold_ms": jail.hold_ms,
+        }
+        link.send(message, list(mine.values()))
+        if given is None:
+            for fd in sockets.values():
+                os.close(fd)
+
+    async def _ask(self, link: Link, message: Message) -> None:
+        try:
+            request = await self._on_ask(message)
+        except RefusedError as error:
+            link.send({"t": "ask.refused", "key": message.get("key"), "error": error.code})
+            return
+        link.send({"t": "ask.pending", "key": message.get("key"), "request": request})
+
+    async def wait_for_gateway(self) -> None:
+        """Until proxy and guard are both connected; RefusedError after a few seconds."""
+        try:
+            async with asyncio.timeout(CONNECT_S):
+                await self._whole.wait()
+        except TimeoutError:
+            missing = ", ".join(role for role in ROLE_SOCKETS if role not in self._links)
+            raise RefusedError("gateway.unavailable", f"not running: {missing}") from None
+
+    def publish(self) -> None:
+        """Send the current snapshot to every gateway process."""
+        message = self._snapshot()
+        for link in list(self._links.values()):
+            link.send(message)
+
+    async def add_jail(self, jail: Jail, sockets: dict[str, int]) -> None:
+        """Hand a new jail's sockets to the gateway (the descriptors stay the caller's)."""
+        self.jails[jail.name] = jail
+        for role, link in list(self._links.items()):
+            await self._send_jail(role, link, jail, sockets)
+
+    async def remove_jail(self, name: str) -> None:
+        """End a jail's flows and wait until their records are durable (bounded)."""
+        jail = self.jails.get(name)
+        if jail is None:
+            return
+        jail.removed = {role: asyncio.Event() for role in self._links}
+        for link in list(self._links.values()):
+            link.send({"t": "jail.remove", "jail": name})
+        try:
+            async with asyncio.timeout(REMOVE_S):
+                for event in jail.removed.values():
+                    await event.wait()
+        except TimeoutError:
+            pass  # a gateway that died meanwhile: its flows are settled by the ledger
+        del self.jails[name]
+
+    def cut(self, reason: str, **what: str) -> None:
+        """End live flows of a lease, job or project at once."""
+        for link in list(self._links.values()):
+            link.send({"t": "cut", "reason": reason, **what})
+
+    def close(self) -> None:
+        self._server.close()
+        for link in list(self._links.values()):
+            link.close()

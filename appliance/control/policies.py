@@ -1,0 +1,107 @@
+"""The policies in force: the folder's documents, and those that single jobs brought along."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from exeat.appliance.public_suffixes import BundledSuffixes
+from exeat.policy.document import Document, PolicyError, load_policy
+
+from exeat.appliance.errors import RefusedError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from exeat.appliance.control.store import Store
+
+
+class Policies:
+    """Documents by digest, and which project or job is judged by which."""
+
+    def __init__(self, folder: Path, hold_ms: int, store: Store) -> None:
+        self._folder = folder
+        self._store = store
+        self._suffixes = BundledSuffixes()
+        self.hold_ms = hold_ms
+        self.documents: dict[str, Document] = {}
+        self.projects: dict[str, str] = {}
+        self.jobs: dict[str, str] = {}
+        self.error = ""
+
+    def reload(self) -> None:
+        """Read the folder again. Raises RefusedError with file:line; what was in force stays."""
+        try:
+            loaded = self._load_folder()
+        except (PolicyError, OSError) as error:
+            self.error = str(error)
+            raise RefusedError("policy.invalid", str(error)) from None
+        self.error = ""
+        self.projects = {}
+        for document in loaded:
+            self.documents[document.digest] = document
+            self.projects[document.project] = document.digest
+        self._drop_unused()
+
+    def _load_folder(self) -> list[Document]:
+        loaded: dict[str, tuple[Path, Document]] = {}
+        for file in sorted(self._folder.glob("*.yaml")):
+            document = self._parse(file.read_text(encoding="utf-8"), str(file))
+            if document.project in loaded:
+                other = loaded[document.project][0]
+                raise RefusedError(
+                    "policy.duplicate", f"{file}: project `{document.project}` is already in {other}"
+                )
+            loaded[document.project] = (file, document)
+        return [document for _, document in loaded.values()]
+
+    def _parse(self, text: str, file: str) -> Document:
+        return load_policy(text, file=file, suffixes=self._suffixes)
+
+    def choose(self, project: object, text: object, file: object) -> tuple[str, str]:
+        """What a new job is judged by: (project, digest of its own policy or "")."""
+        if isinstance(text, str):
+            return self._own(project, text, str(file or "policy"))
+        if not isinstance(project, str) or not project:
+            if len(self.projects) == 1:
+                return next(iter(self.projects)), ""
+            raise RefusedError("project.missing", "name a project with --project, or a policy with --policy")
+        if project not in self.projects:
+            known = ", ".join(sorted(self.projects)) or "none"
+            raise RefusedError("project.unknown", f"no policy for project `{project}` (there are: {known})")
+        return project, ""
+
+    def _own(self, project: object, text: str, file: str) -> tuple[str, str]:
+        try:
+            document = self._parse(text, file)
+        except PolicyError as error:
+            raise RefusedError("policy.invalid", str(error)) from None
+        if isinstance(project, str) and project and project != document.project:
+            raise RefusedError(
+                "project.mismatch", f"{file} is for project `{document.project}`, not `{project}`"
+            )
+        self.documents[document.digest] = document
+        self._store.save_document(document.digest, document.to_canonical_json())
+        return document.project, document.digest
+
+    def bind(self, job: str, digest: str) -> None:
+        """Judge `job` by its own document (no-op when it brought none)."""
+        if not digest:
+            return
+        if digest not in self.documents:
+            body = self._store.load_document(digest)
+            if body is None:
+                return  # nothing binds: the job is denied everything
+            self.documents[digest] = Document.from_canonical_json(body)
+        self.jobs[job] = digest
+
+    def unbind(self, job: str) -> None:
+        self.jobs.pop(job, None)
+        self._drop_unused()
+
+    def _drop_unused(self) -> None:
+        used = {*self.projects.values(), *self.jobs.values()}
+        self.documents = {digest: doc for digest, doc in self.documents.items() if digest in used}
+
+    def document_of(self, project: str, job: str) -> Document | None:
+        digest = self.jobs.get(job) or self.projects.get(project, "")
+        return self.documents.get(digest)

@@ -1,0 +1,247 @@
+"""The control process: policies, leases and jobs; tells the gateway what holds now.
+
+asyncio, one thread. Everything the flow path needs is in the snapshot it publishes; nothing on
+the flow path waits for this process but an `ask`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pwd
+import signal
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from exeat.appliance.control.leases import Leases
+from exeat.policy.snapshot import Snapshot
+
+from exeat.appliance.control.aio import Link, Requester, Server
+from exeat.appliance.control.evidence import Evidence
+from exeat.appliance.control.hub import Hub
+from exeat.appliance.control.jobs import Jobs
+from exeat.appliance.control.policies import Policies
+from exeat.appliance.control.store import Store
+from exeat.appliance.errors import RefusedError
+from exeat.policy.model import Subject
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    from exeat.appliance.config import Config
+    from exeat.ledger.ipc import Channel, Message
+
+TICK_S = 0.25
+FRESH_MS = 3_600_000  # the standard preset's freshness; sent again every third of it
+ROOT = 0
+
+Handler = "Callable[[Message, list[int], str], Awaitable[dict[str, Any]]]"
+
+
+class Control:
+    """Everything of one control process, wired."""
+
+    def __init__(self, config: Config, tasks: asyncio.TaskGroup) -> None:
+        self._config = config
+        self._tasks = tasks
+        self._generation = time.time_ns() // 1_000_000  # grows across restarts
+        self._published = 0.0
+        store = Store(config.state_dir / "control" / "control.sqlite")
+        evidence = Evidence(config.run_dir / "ledger" / "ledger.sock", config.node.name)
+        warden = Requester(config.run_dir / "warden" / "warden.sock", "warden")
+        self.policies = Policies(config.policy.dir, config.asks.hold_ms, store)
+        self.leases = Leases(config, store, self.policies, evidence, changed=self._publish)
+        self.hub = Hub(
+            config.run_dir / "control" / "hub.sock",
+            pwd.getpwnam(config.users.gateway).pw_uid,
+            snapshot=self._snapshot,
+            open_sockets=lambda jail, names: self.jobs.open_sockets(jail, names),
+            on_ask=self.leases.ask,
+            spawn=self.spawn,
+        )
+        self.jobs = Jobs(config.node.name, warden, self.hub, self.policies, store, self.spawn)
+        self._server = Server(config.run_dir / "control" / "control.sock", {ROOT}, self._accepted)
+        self._verbs: dict[str, Any] = {
+            "status": self._status,
+            "run": self._run,
+            "job.wait": self._job_wait,
+            "job.kill": self._job_kill,
+            "job.ls": self._job_ls,
+            "lease.ls": self._lease_ls,
+            "lease.show": self._lease_show,
+            "lease.request": self._lease_request,
+            "lease.approve": self._lease_approve,
+            "lease.deny": self._lease_deny,
+            "lease.renew": self._lease_renew,
+            "lease.revoke": self._lease_revoke,
+            "why": self._why,
+            "policy.reload": self._policy_reload,
+        }
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run beside everything else; a bug in it is printed and does not end the process."""
+        self._tasks.create_task(_guarded(work))
+
+    async def start(self) -> None:
+        self._load_policies()
+        self.spawn(self.jobs.adopt())
+        self.spawn(self._tick())
+
+    def _load_policies(self) -> None:
+        try:
+            self.policies.reload()
+        except RefusedError as error:
+            print(f"control: {error}", file=sys.stderr, flush=True)
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_S)
+            await self.leases.tick()
+            if time.monotonic() - self._published > FRESH_MS / 3000:
+                self._publish()
+
+    # -- the snapshot
+
+    def _snapshot(self) -> Message:
+        return Snapshot.message(
+            generation=self._generation,
+            fresh_ms=FRESH_MS,
+            documents=self.policies.documents.values(),
+            projects=self.policies.projects,
+            jobs=self.policies.jobs,
+            leases=self.leases.for_gateway(),
+            revoked=[],
+            treat_as_public=self._config.lab.treat_as_public,
+            control=[],
+        )
+
+    def _publish(self) -> None:
+        self._generation += 1
+        self._published = time.monotonic()
+        self.hub.publish()
+
+    # -- the command line's requests
+
+    def _accepted(self, channel: Channel) -> None:
+        def on_message(message: Message, fds: list[int]) -> None:
+            self.spawn(self._answer(link, message, fds))
+
+        link = Link(channel, on_message)
+
+    async def _answer(self, link: Link, message: Message, fds: list[int]) -> None:
+        reply: dict[str, Any]
+        try:
+            handler = self._verbs.get(str(message.get("verb")))
+            if handler is None:
+                raise RefusedError("verb.unknown", f"unknown request `{message.get('verb')}`")
+            reply = {"ok": True, **await handler(message, fds)}
+        except RefusedError as error:
+            reply = {"ok": False, "error": error.code, "message": str(error)}
+        finally:
+            for fd in fds:
+                os.close(fd)
+        link.send({"id": message.get("id"), **reply})
+
+    async def _status(self, _message: Message, _fds: list[int]) -> dict[str, Any]:
+        running = [job for job in self.jobs.all.values() if job.code is None]
+        return {
+            "node": self._config.node.name,
+            "generation": self._generation,
+            "gateway": self.hub.roles,
+            "projects": sorted(self.policies.projects),
+            "policy_error": self.policies.error,
+            "jobs": len(running),
+            "leases": self.leases.counts(),
+            "lab": list(self._config.lab.treat_as_public),
+        }
+
+    async def _run(self, message: Message, fds: list[int]) -> dict[str, Any]:
+        if len(fds) != 3:
+            raise RefusedError("job.streams", "three descriptors are needed: stdin, stdout, stderr")
+        job = await self.jobs.start(message, fds)
+        return {"job": job.name, "project": job.project, "work": job.work}
+
+    async def _job_wait(self, message: Message, _fds: list[int]) -> dict[str, Any]:
+        job = self.jobs.get(message.get("job"))
+        await job.ended.wait()
+        return {"code": job.code, "oom": job.oom}
+
+    async def _job_kill(self, message: Message, _fds: list[int]) -> dict[str, Any]:
+        await self.jobs.kill(str(message.get("job")))
+        return {}
+
+    async def _job_ls(self, _message: Message, _fds: list[int]) -> dict[str, Any]:
+        return {"jobs": [job.row() for job in self.jobs.all.values()]}
+
+    async def _lease_ls(self, message: Message, _fds: list[int]) -> dict[str, Any]:
+        return {"leases": self.leases.rows(everything=bool(message.get("all")))}
+
+    async def _lease_show(self, message: Message, _fds: list[int]) -> dict[str, Any]:
+        return {"lease": self.leases.row(str(message.get("lease")))}
+
+    async def _lease_request(self, message: Message, _fds: list[int]) -> dict[str, Any]:
+        return {"lease": await self.leases.request(message, requester=_person(message))}
+
+    async def _lease_approve(self, message: Message, _fds: list[int]) -> dict[str, Any]:
+        return {"lease": await self.leases.approve(message, _person(message))}
+
+    async def _lease_deny(self, message: Message, _fds: list[int]) -> dict[str, Any]:
+        return {"lease": await self.leases.deny(message, _person(message))}
+
+    async def _lease_renew(self, message: Message, _fds: list[int]) -> dict[str, Any]:
+        return {"lease": await self.leases.renew(message, _person(message))}
+
+    async def _lease_revoke(self, message: Message, _fds: list[int]) -> dict[str, Any]:
+        return {"leases": await self.leases.revoke(message, _person(message))}
+
+    async def _why(self, message: Message, _fds: list[int]) -> dict[str, Any]:
+        project, _ = self.policies.choose(message.get("project"), None, None)
+        subject = Subject(project, str(message.get("agent") or "run"), "", "", self._config.node.name)
+        return self.leases.why(Snapshot.load(self._snapshot()), subject, message)
+
+    async def _policy_reload(self, _message: Message, _fds: list[int]) -> dict[str, Any]:
+        self.policies.reload()
+        self._publish()
+        return {"projects": sorted(self.policies.projects)}
+
+
+def _person(message: Message) -> str:
+    """Who decides. Only root can connect; `as` lets it say for which person it acts."""
+    name = message.get("as")
+    return name if isinstance(name, str) and name else "root"
+
+
+async def _guarded(work: Coroutine[Any, Any, None]) -> None:
+    try:
+        await work
+    except RefusedError as error:
+        print(f"control: {error} [{error.code}]", file=sys.stderr, flush=True)
+    except Exception as error:
+        print(f"control: internal error: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+
+
+async def _main(config: Config, ready: Callable[[], None]) -> None:
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with asyncio.TaskGroup() as tasks:
+        control = Control(config, tasks)
+        await control.start()
+        ready()
+        await stop.wait()
+        raise _Stop
+
+
+class _Stop(Exception):
+    """Ends the task group."""
+
+
+def serve(config: Config, ready: Callable[[], None]) -> int:
+    """Run until SIGTERM."""
+    try:
+        asyncio.run(_main(config, ready))
+    except* _Stop:
+        pass
+    return 0
