@@ -1,0 +1,130 @@
+"""The units agree with the code they start, and systemd agrees with the units."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from exeat.appliance.config import Config
+from exeat.appliance.supervisor import START_ORDER
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+REPO = Path(__file__).resolve().parents[1]
+UNITS = REPO / "systemd"
+CONFIG = Config()
+OWNER = {
+    "warden": None,
+    "ledger": CONFIG.users.ledger,
+    "control": CONFIG.users.control,
+    "guard": CONFIG.users.gateway,
+    "proxy": CONFIG.users.gateway,
+}
+STATE = {"warden": "work", "ledger": "ledger", "control": "control", "guard": None, "proxy": None}
+# What `systemd-analyze security` may say, 0 (tight) to 10; the warden needs what it needs.
+EXPOSURE = {"warden": 7.0, "ledger": 1.5, "control": 2.0, "guard": 2.0, "proxy": 2.0}
+# Each gives the unit a mount namespace, and the jails' bind mounts would die with it.
+MOUNT_NAMESPACE = re.compile(
+    r"^(Protect(System|Home|Kernel\w+|ControlGroups|Proc|Hostname)|Private\w+|ReadOnlyPaths|ReadWritePaths|"
+    r"InaccessiblePaths|BindPaths|BindReadOnlyPaths|TemporaryFileSystem|MountAPIVFS|RootDirectory|DynamicUser|"
+    r"ProcSubset|RestrictNamespaces)=",
+    re.MULTILINE,
+)
+
+
+def unit(process: str) -> str:
+    return (UNITS / f"exeat-{process}.service").read_text()
+
+
+def values(process: str, key: str) -> list[str]:
+    return re.findall(rf"^{key}=(.*)$", unit(process), re.MULTILINE)
+
+
+def test_one_unit_for_each_process() -> None:
+    assert {path.name for path in UNITS.glob("*.service")} == {
+        f"exeat-{name}.service" for name in START_ORDER
+    }
+    wants = re.findall(r"^Wants=(.*)$", (UNITS / "exeat.target").read_text(), re.MULTILINE)
+    assert sorted(wants[0].split()) == sorted(f"exeat-{name}.service" for name in START_ORDER)
+
+
+@pytest.mark.parametrize("process", START_ORDER)
+def test_each_unit_starts_its_process_as_its_user(process: str) -> None:
+    assert values(process, "Type") == ["notify"]  # `exeat serve` says READY=1
+    assert values(process, "ExecStart") == [f"/opt/exeat/bin/exeat serve {process}"]
+    owner = OWNER[process]
+    assert values(process, "User") == ([owner] if owner else [])
+    assert values(process, "RuntimeDirectory") == [f"exeat/{process}"]
+    assert values(process, "StateDirectory") == ([f"exeat/{STATE[process]}"] if STATE[process] else [])
+    assert "PYTHONSAFEPATH=1" in values(process, "Environment")[0].split()
+    assert values(process, "NoNewPrivileges") == ["yes"]
+
+
+def test_the_warden_keeps_the_mounts_of_the_host() -> None:
+    assert MOUNT_NAMESPACE.findall(unit("warden")) == []
+    assert values("warden", "KillMode") == ["process"]
+    assert "CAP_NET_RAW" not in " ".join(values("warden", "CapabilityBoundingSet"))
+
+
+@pytest.mark.parametrize("process", [name for name in START_ORDER if name != "warden"])
+def test_nobody_else_holds_a_capability(process: str) -> None:
+    assert values(process, "CapabilityBoundingSet") == [""]
+    assert values(process, "ProtectSystem") == ["strict"]
+
+
+def test_the_same_users_everywhere() -> None:
+    wanted = {CONFIG.users.gateway, CONFIG.users.ledger, CONFIG.users.control}
+    sysusers = (UNITS / "sysusers.d/exeat.conf").read_text()
+    assert set(re.findall(r"^u\s+(\S+)", sysusers, re.MULTILINE)) == wanted
+    match = re.search(r"^readonly USERS=\((.*)\)$", (REPO / "dev").read_text(), re.MULTILINE)
+    assert match is not None
+    assert set(match.group(1).split()) == wanted
+
+
+def test_the_same_folders_everywhere() -> None:
+    tmpfiles = (UNITS / "tmpfiles.d/exeat.conf").read_text()
+    folders = set(re.findall(r"^d\s+(\S+)", tmpfiles, re.MULTILINE))
+    assert {str(CONFIG.run_dir), str(CONFIG.state_dir), str(CONFIG.policy.dir)} <= folders
+
+
+# A machine without systemd has nothing to ask; the checks above hold there too.
+if shutil.which("systemd-analyze"):
+
+    @pytest.fixture
+    def analyze(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+        """`systemd-analyze` in a small root: our units, a stand-in for the program, bare targets."""
+        ours = tmp_path / "etc/systemd/system"
+        shutil.copytree(UNITS, ours)
+        program = tmp_path / "opt/exeat/bin/exeat"
+        program.parent.mkdir(parents=True)
+        program.touch(mode=0o755)
+        targets = tmp_path / "lib/systemd/system"
+        targets.mkdir(parents=True)
+        for name in ("sysinit", "basic", "shutdown", "network", "multi-user"):
+            (targets / f"{name}.target").write_text(f"[Unit]\nDescription={name}\n")
+        (targets / "system.slice").write_text("[Slice]\n")
+
+        def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+            command = ["systemd-analyze", *arguments[:1], f"--root={tmp_path}", *arguments[1:]]
+            return subprocess.run(command, capture_output=True, text=True, check=False)
+
+        return run
+
+    def test_systemd_accepts_the_units(analyze: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+        names = [f"exeat-{name}.service" for name in START_ORDER]
+        done = analyze("verify", "--man=no", "exeat.target", *names)
+        assert (done.stdout + done.stderr, done.returncode) == ("", 0)
+
+    @pytest.mark.parametrize("process", START_ORDER)
+    def test_the_units_stay_tight(
+        analyze: Callable[..., subprocess.CompletedProcess[str]], process: str
+    ) -> None:
+        threshold = f"--threshold={round(EXPOSURE[process] * 10)}"
+        done = analyze("security", "--offline=true", threshold, f"exeat-{process}.service")
+        assert done.returncode == 0, done.stdout[-200:]
