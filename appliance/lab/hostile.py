@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import socket
 import ssl
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from exeat.appliance.lab import plan, service
 from exeat.appliance.lab.stream import Counted, Plain, Secure
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
+# Every address is local here for what is routed to us; ARP must still answer for our own only.
+_ARP_IGNORE = Path("/proc/sys/net/ipv4/conf/eth0/arp_ignore")
 _ETH_P_ALL = 0x0003
 _ETH_P_IP = 0x0800
 _ETH_P_IPV6 = 0x86DD
@@ -110,11 +109,12 @@ def main() -> None:
     args = service.arguments("the lab's hostile host")
     service.block_signals()
     host = Hostile(args.run_dir, service.EventLog(args.events))
+    _ARP_IGNORE.write_text("1")
     host.packets()
     for port in (22, 53, 80, 8080):
-        service.serve_tcp(port, host.plain)
+        service.serve_tcp(port, host.plain, any_address=True)
     for port in (443, 853, 8443):
-        service.serve_tcp(port, host.secure)
+        service.serve_tcp(port, host.secure, any_address=True)
     for port in (53, 443, 853):
         host.datagrams(port)
     service.run_until_told(args.ready_fd)

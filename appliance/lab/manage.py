@@ -33,6 +33,9 @@ _UP_LINE = b"exeat: up"
 _TOOLS = {"ip": "iproute2", "nsenter": "util-linux", "git": "git"}
 CRAWLER = Path(__file__).resolve().parents[2] / "examples" / "policies" / "crawler.yaml"
 
+# Only for `wait`: a process that makes and removes a lab itself is the parent of its services.
+_CHILDREN: list[subprocess.Popen[bytes]] = []
+
 
 class LabError(Exception):
     """The lab cannot be made; the message is one line. Nothing of it is left."""
@@ -112,6 +115,7 @@ def _spawn(lab: Lab, name: str, command: list[str], fds: tuple[int, ...] = ()) -
             start_new_session=True,
             cwd="/",
         )
+    _CHILDREN.append(process)
     lab.pid_file(name).write_text(f"{process.pid} {_start_time(process.pid)}\n")
     return process
 
@@ -218,10 +222,8 @@ def _still_running(handles: list[int], deadline: float) -> list[int]:
 
 
 def _reap() -> None:
-    """Collect our own ended children, so that none stays as a zombie in a long-lived caller."""
-    with contextlib.suppress(ChildProcessError):
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
+    """Collect those of our children that have ended, so that none stays as a zombie."""
+    _CHILDREN[:] = [child for child in _CHILDREN if child.poll() is None]
 
 
 def _mounts_below(folder: Path) -> list[str]:

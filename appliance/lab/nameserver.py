@@ -37,7 +37,7 @@ class NameServer:
         reply = self._reply(query, name.rstrip(".").lower(), kind)
         packed = bytes(reply.pack())
         if proto == "udp" and len(packed) > _udp_limit(query):
-            reply = query.truncate()
+            reply = reply.truncate()
             packed = bytes(reply.pack())
         self._log.write(
             "query", n=next(self._numbers), proto=proto, peer=peer, name=name.rstrip("."),

@@ -66,6 +66,11 @@ class Handler(BaseHTTPRequestHandler):
         except (OSError, ssl.SSLError):
             self.stream.counted.ended = "reset"
 
+    def handle_expect_100(self) -> bool:
+        accepted = super().handle_expect_100()
+        self.wfile.flush()
+        return accepted
+
     def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
         self.requests.append(f"{self.command} {self.headers.get('Host', '')}{self.path} {int(code)}")
 

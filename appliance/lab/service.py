@@ -20,6 +20,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+_IP_TRANSPARENT = (socket.SOL_IP, 19)  # linux/in.h
+_IPV6_TRANSPARENT = (socket.IPPROTO_IPV6, 75)  # linux/in6.h
+
 
 class EventLog:
     """JSON lines, one `write` each, so that a reader never sees half an event."""
@@ -54,9 +57,14 @@ def block_signals() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
 
 
-def tcp_listener(port: int, family: socket.AddressFamily) -> socket.socket:
-    """A listener on every address of the namespace, one family only."""
+def tcp_listener(port: int, family: socket.AddressFamily, any_address: bool) -> socket.socket:
+    """A listener on every address of the namespace, one family only.
+
+    With `any_address` it may answer from addresses that only a routing rule makes local.
+    """
     sock = socket.socket(family, socket.SOCK_STREAM)
+    if any_address:
+        sock.setsockopt(*(_IP_TRANSPARENT if family is socket.AF_INET else _IPV6_TRANSPARENT), 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     if family is socket.AF_INET6:
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
@@ -65,10 +73,10 @@ def tcp_listener(port: int, family: socket.AddressFamily) -> socket.socket:
     return sock
 
 
-def serve_tcp(port: int, handle: Callable[[socket.socket], None]) -> None:
+def serve_tcp(port: int, handle: Callable[[socket.socket], None], *, any_address: bool = False) -> None:
     """Accept on `port` over IPv4 and IPv6, each connection in a thread of its own."""
     for family in (socket.AF_INET, socket.AF_INET6):
-        start(_accept_loop, tcp_listener(port, family), handle)
+        start(_accept_loop, tcp_listener(port, family, any_address), handle)
 
 
 def _accept_loop(listener: socket.socket, handle: Callable[[socket.socket], None]) -> None:

@@ -13,7 +13,7 @@ import ssl
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Buffer
+    from _typeshed import ReadableBuffer, WriteableBuffer
 
 _CHUNK = 262_144
 _DRAIN_SECONDS = 5.0
@@ -24,6 +24,7 @@ class Counted:
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.received = 0
         self.sent = 0
         self.ended = "open"  # eof, reset or timeout once the peer's direction is over
@@ -76,13 +77,13 @@ class Plain(io.RawIOBase):
     def writable(self) -> bool:
         return True
 
-    def readinto(self, buffer: Buffer) -> int:
+    def readinto(self, buffer: WriteableBuffer) -> int:
         view = memoryview(buffer)
         data = self.counted.recv(min(len(view), _CHUNK))
         view[: len(data)] = data
         return len(data)
 
-    def write(self, data: Buffer) -> int:
+    def write(self, data: ReadableBuffer) -> int:
         view = memoryview(data)
         self.counted.send(view)
         return len(view)
@@ -98,6 +99,7 @@ class Secure(Plain):
         super().__init__(counted)
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
+        self._peer_done = False
 
     def handshake(self) -> None:
         """Raises ssl.SSLError or ConnectionError when the client does not go through with it."""
@@ -114,18 +116,22 @@ class Secure(Plain):
             else:
                 return self._flush()
 
-    def readinto(self, buffer: Buffer) -> int:
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        view = memoryview(buffer)
         while True:
             try:
-                return self._tls.read(len(memoryview(buffer)), buffer)
+                data = self._tls.read(len(view))
+                view[: len(data)] = data
+                return len(data)
             except ssl.SSLWantReadError:
                 self._flush()
                 if not self._feed():
                     return 0
             except ssl.SSLZeroReturnError:
+                self._peer_done = True
                 return 0
 
-    def write(self, data: Buffer) -> int:
+    def write(self, data: ReadableBuffer) -> int:
         view = memoryview(data)
         for start in range(0, len(view), _CHUNK):
             self._tls.write(view[start : start + _CHUNK])
@@ -133,6 +139,10 @@ class Secure(Plain):
         return len(view)
 
     def end(self) -> None:
+        # A peer that has said goodbye first may be gone: what we sent now would be answered by a
+        # reset and nobody could say whether it was delivered. Nothing is owed to it any more.
+        if self._peer_done or self.counted.ended != "open":
+            return
         with contextlib.suppress(ssl.SSLError):  # the peer's close_notify has not come; ours is ready
             self._tls.unwrap()
         try:
