@@ -1,0 +1,405 @@
+"""The ledger process: the one writer of the evidence, on one thread.
+
+Requests that have arrived when the loop comes round form one group: one write, one fdatasync, then
+all replies. A reply of status 0 is sent after the records are durable and never before.
+
+When the disk fails or is full the store latches: everything is refused with status 1, and once a
+second the ledger is opened again from the disk. When that succeeds (and a `gap` record could be
+made durable) every client connection is dropped, so that clients reconnect, reclaim their flows
+with `resume` and send again what they have no answer for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import socket
+import sys
+import time
+from collections import deque
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from exeat.ledger import ipc, records, wire
+from exeat.ledger import reactor as loop
+from exeat.ledger.flows import NOBODY, TRACKED, FlowError, FlowTable, OpenFlow, State, step
+from exeat.ledger.records import Kind, Record, RecordError
+from exeat.ledger.store import SEGMENT_BYTES, Store, StoreError
+from exeat.ledger.wire import REPLY, Status, WireError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+ROLES: Final[dict[str, frozenset[Kind]]] = {
+    "gateway": frozenset(
+        {
+            Kind.OPEN,
+            Kind.RESERVE,
+            Kind.PROGRESS,
+            Kind.CLOSE,
+            Kind.RESUME,
+            Kind.DENY,
+            Kind.DNS,
+            Kind.RECONCILE,
+            Kind.GAP,
+            Kind.BOOT,
+        }
+    ),
+    "control": frozenset(
+        {
+            Kind.LEASE,
+            Kind.POLICY,
+            Kind.DENY,
+            Kind.RECONCILE,
+            Kind.GAP,
+            Kind.BOOT,
+            Kind.KEY,
+            Kind.WITNESS,
+        }
+    ),
+    "root": frozenset(),
+}
+_BATCH_BYTES: Final = 4 * 1024 * 1024  # a group larger than this is written before more is read
+_PER_TURN: Final = 256  # requests read from one connection before the others get their turn
+_MAX_CLIENTS: Final = 256
+_REOPEN_S: Final = 1.0
+_HEAD_SYNC_S: Final = 1.0
+_EXIT_OK, _EXIT_UNUSABLE, _EXIT_UNREACHABLE = 0, 2, 3
+
+
+@dataclass(frozen=True)
+class LedgerSettings:
+    """What the process needs to know.
+
+    `writers` maps uids to a role of `ROLES`; uid 0 may connect without one. The ledger lies in
+    `state_dir`/ledger/<SHA-256 of the origin `exeat/<node>`>; it is created only if `create`.
+    """
+
+    state_dir: Path
+    run_dir: Path
+    node: str
+    writers: Mapping[int, str]
+    create: bool = True
+    segment_bytes: int = SEGMENT_BYTES
+    grace_s: float = 5.0  # how long open flows wait for their owner after a start
+
+    @property
+    def origin(self) -> str:
+        return f"exeat/{self.node}"
+
+    @property
+    def directory(self) -> Path:
+        return self.state_dir / "ledger" / hashlib.sha256(self.origin.encode()).hexdigest()
+
+    @property
+    def socket_path(self) -> Path:
+        return self.run_dir / "ledger" / "ledger.sock"
+
+
+def serve(settings: LedgerSettings, ready: Callable[[], None]) -> int:
+    """Run until SIGTERM. Returns the exit code: 0 clean, 2 a broken ledger, 3 nothing to write to."""
+    reactor = loop.Reactor()
+    try:
+        daemon = Daemon(settings, reactor)
+    except StoreError as error:
+        print(f"exeat: ledger: {error}", file=sys.stderr)
+        return _EXIT_UNREACHABLE if isinstance(error.__cause__, OSError) else _EXIT_UNUSABLE
+    except OSError as error:
+        print(f"exeat: ledger: {error}", file=sys.stderr)
+        return _EXIT_UNREACHABLE
+    reactor.stop_on_signals()
+    ready()
+    reactor.run()
+    daemon.close()
+    reactor.close()
+    return _EXIT_OK
+
+
+@dataclass(eq=False, slots=True)
+class _Client:
+    sock: socket.socket
+    kinds: frozenset[Kind]
+    owner: int
+    outbox: deque[bytes] = field(default_factory=deque)
+
+
+@dataclass(slots=True)
+class _Answer:
+    client: _Client
+    number: int
+    status: Status
+    seq: int = 0
+
+
+class Daemon:
+    """The listening socket, the clients, the batch being collected, and the store under them."""
+
+    def __init__(self, settings: LedgerSettings, reactor: loop.Reactor) -> None:
+        self._settings = settings
+        self._reactor = reactor
+        self._clients: dict[int, _Client] = {}
+        self._last_owner = NOBODY
+        self._batch: list[bytes] = []
+        self._batch_bytes = 0
+        self._answers: list[_Answer] = []
+        self._commit_due = False
+        self._short_of_room = False
+        self._grace: loop.Timer | None = None
+        self._table, self._store = self._open_store(create=settings.create)
+        try:
+            self._begin("ledger started")
+            self._listener = self._listen()
+        except (OSError, StoreError):
+            self._store.close()
+            raise
+        reactor.call_later(_HEAD_SYNC_S, self._tick)
+
+    # --- the store
+
+    def _open_store(self, *, create: bool) -> tuple[FlowTable, Store]:
+        table, directory = FlowTable(), self._settings.directory
+        size = self._settings.segment_bytes
+        now = time.time_ns()
+        if create and not (directory / "seg").exists():
+            origin = self._settings.origin
+            return table, Store.create(directory, origin, now, observer=table, segment_bytes=size)
+        return table, Store.open(directory, now, observer=table, segment_bytes=size)
+
+    def _begin(self, detail: str) -> None:
+        """Write what a start owes the ledger, and give open flows time to be reclaimed."""
+        found = self._store.recovery
+        lost = f"; {found.torn_bytes} bytes of an unfinished write dropped" if found.torn_bytes else ""
+        start = [self._own(Kind.BOOT, detail=detail + lost, boot_id=_boot_id(), count=len(self._table))]
+        if found.torn_bytes:
+            start.append(self._own(Kind.GAP, detail=f"torn tail of {found.torn_bytes} bytes", count=1))
+        self._store.append([records.encode(record) for record in start], time.time_ns())
+        if self._grace is not None:
+            self._grace.cancel()
+        self._grace = self._reactor.call_later(self._settings.grace_s, lambda: self._orphan(NOBODY))
+
+    def _own(self, kind: Kind, **fields: object) -> Record:
+        boot = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        return Record(kind, time.time_ns(), boot, node=self._settings.node, actor="ledger", **fields)  # type: ignore[arg-type]
+
+    def _reopen(self) -> None:
+        reason = self._store.latched
+        self._store.close()
+        try:
+            self._table, self._store = self._open_store(create=False)
+            self._begin(f"reopened after: {reason}")
+        except (OSError, StoreError):
+            self._reactor.call_later(_REOPEN_S, self._reopen)
+            return
+        print("exeat: ledger writes again", file=sys.stderr)
+        for client in list(self._clients.values()):
+            self._drop(client)
+
+    def _tick(self) -> None:
+        self._reactor.call_later(_HEAD_SYNC_S, self._tick)
+        was = self._store.latched
+        self._short_of_room = not self._store.prepare()
+        with suppress(StoreError):  # it latches, like any other failure
+            self._store.sync_head()
+        if self._store.latched and not was:
+            self._say_latched()
+
+    def _say_latched(self) -> None:
+        print(f"exeat: {self._store.latched}; nothing new is let through until it can", file=sys.stderr)
+        self._reactor.call_later(_REOPEN_S, self._reopen)
+
+    # --- connections
+
+    def _listen(self) -> socket.socket:
+        path = self._settings.socket_path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        listener = ipc.listen(path, kind=socket.SOCK_SEQPACKET)
+        self._reactor.add(listener.fileno(), loop.EPOLLIN, self._on_accept)
+        return listener
+
+    def _on_accept(self, _events: int) -> None:
+        while True:
+            try:
+                sock, _ = self._listener.accept()
+            except OSError:  # nobody left to accept, or the caller is gone already
+                return
+            uid = ipc.peer_uid(sock)
+            role = self._settings.writers.get(uid, "root" if uid == 0 else "")
+            if role not in ROLES or len(self._clients) >= _MAX_CLIENTS:
+                sock.close()
+                continue
+            sock.setblocking(False)
+            self._last_owner += 1
+            client = _Client(sock, ROLES[role], self._last_owner)
+            self._clients[sock.fileno()] = client
+            self._reactor.add(sock.fileno(), loop.EPOLLIN, partial(self._on_event, client))
+
+    def _on_event(self, client: _Client, events: int) -> None:
+        if events & loop.EPOLLOUT:
+            self._flush(client)
+        elif events & (loop.EPOLLIN | loop.EPOLLHUP | loop.EPOLLERR):
+            self._read(client)
+
+    def _read(self, client: _Client) -> None:
+        for _ in range(_PER_TURN):
+            try:
+                datagram = client.sock.recv(wire.MAX_DATAGRAM + 1)
+            except BlockingIOError:
+                return
+            except OSError:
+                datagram = b""
+            if not datagram:
+                self._gone(client)
+                return
+            try:
+                self._request(client, wire.request_number(datagram), datagram)
+            except WireError:
+                self._gone(client)
+                return
+            if self._batch_bytes > _BATCH_BYTES:
+                self._commit()
+
+    def _gone(self, client: _Client) -> None:
+        self._drop(client)
+        self._orphan(client.owner)
+
+    def _drop(self, client: _Client) -> None:
+        if self._clients.pop(client.sock.fileno(), None) is not None:
+            self._reactor.remove(client.sock.fileno())
+            client.sock.close()
+
+    # --- requests
+
+    def _request(self, client: _Client, number: int, datagram: bytes) -> None:
+        answer = _Answer(client, number, Status.UNAVAILABLE)
+        if not self._store.latched:
+            try:
+                answer.seq = self._admit(client, wire.request_records(datagram))
+                answer.status = Status.DURABLE
+            except (WireError, RecordError, FlowError):
+                answer.status = Status.REFUSED
+        self._answers.append(answer)
+        self._schedule_commit()
+
+    def _admit(self, client: _Client, encoded: list[bytes]) -> int:
+        """Judge a request's records together; take all of them into the batch, or none (raises)."""
+        staged: dict[bytes, State] = {}
+        fresh: list[bytes] = []
+        first: int | None = None
+        for data in encoded:
+            record = records.decode(data)
+            if record.kind not in client.kinds:
+                raise RecordError("not a kind this client may write")
+            seq = self._next_seq() + len(fresh)
+            repeats: int | None = None
+            if record.kind in TRACKED:
+                before = staged[record.flow] if record.flow in staged else self._table.state(record.flow)
+                staged[record.flow], repeats = step(before, record, seq, client.owner)
+            if repeats is None:
+                fresh.append(data)
+            if first is None:
+                first = seq if repeats is None else repeats
+        for flow, state in staged.items():
+            self._table.put(flow, state)
+        self._take(fresh)
+        return first or 0
+
+    def _next_seq(self) -> int:
+        return self._store.size + len(self._batch)
+
+    def _take(self, encoded: list[bytes]) -> None:
+        self._batch.extend(encoded)
+        self._batch_bytes += sum(map(len, encoded))
+
+    def _orphan(self, owner: int) -> None:
+        """Settle the open flows of `owner`: lower bound what was reported, upper what was reserved."""
+        for flow, state in self._table.owned_by(owner):
+            record = self._orphan_record(flow, state)
+            settled, _ = step(state, record, self._next_seq(), owner)
+            self._table.put(flow, settled)
+            self._take([records.encode(record)])
+        if self._batch:
+            self._schedule_commit()
+
+    def _orphan_record(self, flow: bytes, state: OpenFlow) -> Record:
+        return self._own(
+            Kind.ORPHAN,
+            flow=flow,
+            bytes_out=state.bytes_out,
+            bytes_in=state.bytes_in,
+            reserved=state.reserved,
+            job=state.job,
+            close_reason="client.gone" if state.owner != NOBODY else "restart",
+        )
+
+    # --- group commit
+
+    def _schedule_commit(self) -> None:
+        if not self._commit_due:
+            self._commit_due = True
+            self._reactor.call_soon(self._commit)
+
+    def _commit(self) -> None:
+        self._commit_due = False
+        batch, answers = self._batch, self._answers
+        self._batch, self._batch_bytes, self._answers = [], 0, []
+        if batch:
+            self._append(batch, answers)
+        for answer in answers:
+            self._reply(answer)
+        if batch and not self._short_of_room:  # else once a second is often enough to try
+            self._short_of_room = not self._store.prepare()
+
+    def _append(self, batch: list[bytes], answers: list[_Answer]) -> None:
+        was = self._store.latched
+        try:
+            self._store.append(batch, time.time_ns())
+        except StoreError:
+            for answer in answers:
+                if answer.status is Status.DURABLE:
+                    answer.status, answer.seq = Status.UNAVAILABLE, 0
+            if not was:
+                self._say_latched()
+
+    def _reply(self, answer: _Answer) -> None:
+        client = answer.client
+        reply = REPLY.pack(answer.number, answer.status, answer.seq)
+        if client.outbox:
+            client.outbox.append(reply)
+            return
+        try:
+            client.sock.send(reply)
+        except BlockingIOError:
+            # A client that does not read its answers is not read from either.
+            client.outbox.append(reply)
+            self._reactor.modify(client.sock.fileno(), loop.EPOLLOUT)
+        except OSError:
+            pass  # gone; its end of stream comes by the loop
+
+    def _flush(self, client: _Client) -> None:
+        while client.outbox:
+            try:
+                client.sock.send(client.outbox[0])
+            except BlockingIOError:
+                return
+            except OSError:
+                self._gone(client)
+                return
+            client.outbox.popleft()
+        self._reactor.modify(client.sock.fileno(), loop.EPOLLIN)
+
+    def close(self) -> None:
+        """Finish what is in hand. Open flows stay open: the next start gives them their grace."""
+        self._commit()
+        for client in list(self._clients.values()):
+            self._drop(client)
+        self._reactor.remove(self._listener.fileno())
+        self._listener.close()
+        self._settings.socket_path.unlink(missing_ok=True)
+        self._store.close()
+
+
+def _boot_id() -> bytes:
+    text = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    return bytes.fromhex(text.replace("-", ""))

@@ -1,0 +1,67 @@
+"""The ledger's Merkle tree: RFC 6962 section 2.1 (RFC 9162 hashes identically). Pure."""
+
+from __future__ import annotations
+
+from hashlib import sha256
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+HASH: Final = 32  # bytes
+EMPTY_ROOT: Final = sha256(b"").digest()
+
+
+def leaf_hash(data: bytes) -> bytes:
+    """SHA-256(0x00 || data): the prefix keeps a leaf from passing for a node."""
+    return sha256(b"\x00" + data).digest()
+
+
+def node_hash(left: bytes, right: bytes) -> bytes:
+    """SHA-256(0x01 || left || right)."""
+    return sha256(b"\x01" + left + right).digest()
+
+
+class Frontier:
+    """The right edge of a growing tree: the roots of its full subtrees, largest first.
+
+    log2(size) hashes are enough to append for ever. Raises ValueError if `peaks` does not hold
+    one hash per set bit of `size`.
+    """
+
+    __slots__ = ("_peaks", "size")
+
+    def __init__(self, size: int = 0, peaks: Sequence[bytes] = ()) -> None:
+        if len(peaks) != size.bit_count() or any(len(peak) != HASH for peak in peaks):
+            raise ValueError("a frontier has one hash per set bit of its size")
+        self.size = size
+        self._peaks = list(peaks)
+
+    @property
+    def peaks(self) -> tuple[bytes, ...]:
+        return tuple(self._peaks)
+
+    def add(self, data: bytes) -> None:
+        """Append one leaf, given its data."""
+        node = sha256(b"\x00" + data).digest()
+        size = self.size
+        while size & 1:  # each trailing one-bit is a full subtree of the height reached so far
+            node = sha256(b"\x01" + self._peaks.pop() + node).digest()
+            size >>= 1
+        self._peaks.append(node)
+        self.size += 1
+
+    def extend(self, leaves: Iterable[bytes]) -> None:
+        for data in leaves:
+            self.add(data)
+
+    def root(self) -> bytes:
+        if not self._peaks:
+            return EMPTY_ROOT
+        node = self._peaks[-1]
+        for peak in reversed(self._peaks[:-1]):
+            node = sha256(b"\x01" + peak + node).digest()
+        return node
+
+    def copy(self) -> Frontier:
+        return Frontier(self.size, self._peaks)

@@ -1,0 +1,147 @@
+"""Framing of segment files. Pure: bytes in, frames out.
+
+    frame   u32 length of body | u32 crc32(length, seq, body) | u64 seq | body        big-endian
+    body    one byte of kind, then the payload
+
+`seq` is the number of records before the frame, in every kind of frame: a record's own number,
+the tree size at a commit. Kinds:
+
+    H  head of a segment, its first frame: u8 version, u64 time, u8 length + origin, u8 n + n hashes
+       (the frontier of the tree so far), then the writer's carry (open flows; opaque here)
+    R  one record
+    C  a group is complete: u64 tree size, 32 bytes root, u64 time. What follows the last commit
+       was never acknowledged
+    S  seal, the last frame: as C. The next segment goes on from it
+
+Behind the last frame a segment is zero, so a length of zero is the end. Times are CLOCK_REALTIME
+nanoseconds, for people; order never depends on them.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from exeat.ledger.merkle import HASH, Frontier
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+VERSION: Final = 1
+HEAD, RECORD, COMMIT, SEAL = b"H", b"R", b"C", b"S"
+OVERHEAD: Final = 17  # bytes that a frame adds to its payload
+MAX_BODY: Final = 16 * 1024 * 1024  # only a head with very many open flows comes near it
+MAX_ORIGIN: Final = 255
+_PREFIX: Final = struct.Struct(">IIQ")
+_LENGTH_SEQ: Final = struct.Struct(">IQ")
+_COMMIT: Final = struct.Struct(f">Q{HASH}sQ")
+_HEAD: Final = struct.Struct(">BQB")
+
+
+class SegmentError(ValueError):
+    """A frame with a valid checksum does not say what it must: damage no crash explains."""
+
+
+class Frame(NamedTuple):
+    """One frame; `payload` is the body without its kind, `end` the offset behind the frame."""
+
+    seq: int
+    kind: bytes
+    payload: bytes
+    end: int
+
+
+class Commit(NamedTuple):
+    size: int
+    root: bytes
+    time_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What a segment starts from."""
+
+    origin: str
+    time_ns: int
+    frontier: Frontier
+    carry: bytes
+
+
+def frame(seq: int, kind: bytes, payload: bytes) -> bytes:
+    length = len(payload) + 1
+    crc = zlib.crc32(payload, zlib.crc32(kind, zlib.crc32(_LENGTH_SEQ.pack(length, seq))))
+    return b"".join((_PREFIX.pack(length, crc, seq), kind, payload))
+
+
+def group(first: int, records: Sequence[bytes], commit: Commit) -> bytes:
+    """The frames of one group commit: the records from number `first` on, then their commit."""
+    frames = [frame(seq, RECORD, record) for seq, record in enumerate(records, first)]
+    frames.append(commit_frame(COMMIT, commit))
+    return b"".join(frames)
+
+
+def commit_frame(kind: bytes, commit: Commit) -> bytes:
+    """A commit (C) or a seal (S)."""
+    return frame(commit.size, kind, _COMMIT.pack(*commit))
+
+
+def head_frame(head: Head) -> bytes:
+    origin = head.origin.encode()
+    if not 0 < len(origin) <= MAX_ORIGIN:
+        raise SegmentError("an origin has 1 to 255 bytes")
+    peaks = head.frontier.peaks
+    payload = b"".join(
+        (_HEAD.pack(VERSION, head.time_ns, len(origin)), origin, bytes((len(peaks),)), *peaks, head.carry)
+    )
+    return frame(head.frontier.size, HEAD, payload)
+
+
+def scan(data: bytes | memoryview, at: int = 0) -> Iterator[Frame]:
+    """Every complete frame with a right checksum from offset `at`, up to the first that is not one."""
+    unpack, prefix_size, crc32, limit = _PREFIX.unpack_from, _PREFIX.size, zlib.crc32, len(data)
+    while at + prefix_size < limit:
+        length, crc, seq = unpack(data, at)
+        start = at + prefix_size
+        end = start + length
+        if not 0 < length <= MAX_BODY or end > limit:
+            return
+        body = bytes(data[start:end])
+        if crc32(body, crc32(_LENGTH_SEQ.pack(length, seq))) != crc:
+            return
+        yield Frame(seq, body[:1], body[1:], end)
+        at = end
+
+
+def parse_commit(found: Frame) -> Commit:
+    """The commit in a C or S frame. Raises SegmentError."""
+    if len(found.payload) != _COMMIT.size:
+        raise SegmentError("commit of a wrong length")
+    commit = Commit(*_COMMIT.unpack(found.payload))
+    if commit.size != found.seq:
+        raise SegmentError("commit names another size than its frame")
+    return commit
+
+
+def parse_head(found: Frame) -> Head:
+    """The head in an H frame. Raises SegmentError."""
+    payload = found.payload
+    try:
+        version, time_ns, origin_length = _HEAD.unpack_from(payload)
+        at = _HEAD.size + origin_length
+        origin = payload[_HEAD.size : at].decode()
+        end = at + 1 + payload[at] * HASH
+        peaks = [payload[start : start + HASH] for start in range(at + 1, end, HASH)]
+        frontier = Frontier(found.seq, peaks)
+    except (struct.error, IndexError, ValueError):
+        raise SegmentError("head is malformed") from None
+    if found.kind != HEAD or version != VERSION:
+        raise SegmentError("segment does not begin with a head of version 1")
+    return Head(origin, time_ns, frontier, payload[end:])
+
+
+def is_blank(data: bytes | memoryview, at: int) -> bool:
+    """Whether everything from `at` on is zero, as it is behind the last frame."""
+    rest = bytes(data[at:])
+    return rest.count(0) == len(rest)
