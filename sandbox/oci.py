@@ -1,0 +1,163 @@
+"""The OCI runtime configuration of a job and the tree it is rooted in (pure).
+
+The container's root is an empty tree with the host's /usr (read-only), an /etc of our own making,
+private /proc, /dev and /tmp, the job's work folder, and the folder that holds the gateway's
+socket. Shapes: OCI runtime specification 1.0.2, config.md and config-linux.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from exeat.sandbox.seccomp import profile
+from exeat.sandbox.spec import GATEWAY, WORK, JobSpec, Limits
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+_DIRS: Final = ("usr", "etc", "etc/ssl", "proc", "dev", "tmp", "run", "run/exeat", "work")
+_MERGED: Final = ("bin", "sbin", "lib", "lib64", "lib32", "libx32")
+
+# Parts of the host's /etc that programs under /usr cannot do without. Nothing here is a secret.
+HOST_ETC: Final = (
+    "/etc/alternatives",
+    "/etc/ssl/certs",
+    "/etc/ssl/openssl.cnf",
+    "/etc/ld.so.cache",
+    "/etc/services",
+    "/etc/protocols",
+    "/etc/mime.types",
+)
+
+# The first process of a pid namespace is deaf to signals without a handler and inherits every
+# orphan. This one does nothing but wait, so that the command has a normal process's signals and
+# its death by signal n is seen as 128+n. Its own stderr is closed: the shell would say "Killed".
+_INIT: Final = 'exec 3>&2 2>/dev/null; (exec 2>&3 3>&-; exec "$@"); exit $?'
+
+# Below /proc: what tells about the whole machine, and what would change it.
+_MASKED: Final = """
+acpi asound interrupts kallsyms kcore keys key-users
+kmsg latency_stats modules sched_debug scsi slabinfo timer_list timer_stats vmallocinfo
+""".split()  # noqa: SIM905
+_READ_ONLY: Final = ("bus", "fs", "irq", "sys", "sysrq-trigger")
+
+
+@dataclass(frozen=True, slots=True)
+class Skeleton:
+    """What the warden makes in the empty root, in this order. Paths are relative to it."""
+
+    dirs: tuple[str, ...]
+    links: tuple[tuple[str, str], ...]  # (path, target)
+    files: tuple[tuple[str, str], ...]  # (path, text)
+
+
+@dataclass(frozen=True, slots=True)
+class Bind:
+    """A checked place on the host that appears at `target` in the container."""
+
+    source: str
+    target: str
+    writable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """What the warden knows of its own machine: facts, not requests."""
+
+    machine: str  # uname -m
+    links: tuple[tuple[str, str], ...]  # top-level links into /usr: ("bin", "usr/bin"), ...
+    etc: tuple[str, ...]  # those of HOST_ETC that exist
+    cgroups: bool  # limits can be enforced
+    max_open_files: int  # our own hard limit: raising it would need CAP_SYS_RESOURCE
+
+
+def merged_links(names: Iterable[str]) -> tuple[tuple[str, str], ...]:
+    """The links of a merged /usr (file-hierarchy(7)) for those of `names` that are part of it."""
+    return tuple((name, f"usr/{name}") for name in names if name in _MERGED)
+
+
+def skeleton(job: JobSpec, uid: int, host: Host) -> Skeleton:
+    """The read-only tree around the mounts; the same for every job but for its names."""
+    files = {
+        "etc/hosts": f"127.0.0.1 localhost {job.job}\n::1 localhost ip6-localhost {job.job}\n",
+        "etc/hostname": f"{job.job}\n",
+        "etc/resolv.conf": "nameserver 127.0.0.1\noptions timeout:5 attempts:2\n",
+        "etc/nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\nservices: files\n",
+        "etc/passwd": f"root:x:0:0:root:/:/usr/sbin/nologin\njob:x:{uid}:{uid}:job:{WORK}:/bin/sh\n",
+        "etc/group": f"root:x:0:\njob:x:{uid}:\n",
+    }
+    return Skeleton(_DIRS, host.links, tuple(files.items()))
+
+
+def config(
+    job: JobSpec, *, uid: int, host: Host, limits: Limits, binds: Iterable[Bind], netns: str, cgroup: str
+) -> dict[str, Any]:
+    """The `config.json` of a job. `binds` come last, in order; `cgroup` is used if the host has them."""
+    return {
+        "ociVersion": "1.0.2",
+        "hostname": job.job,
+        "root": {"path": "rootfs", "readonly": True},
+        "process": _process(job, uid, min(limits.open_files, host.max_open_files)),
+        "mounts": [*_system_mounts(host, limits), *map(_bind, binds)],
+        "linux": {
+            "namespaces": [
+                *({"type": kind} for kind in ("pid", "mount", "ipc", "uts", "cgroup")),
+                {"type": "network", "path": netns},
+            ],
+            "resources": _resources(limits) if host.cgroups else {},
+            "cgroupsPath": cgroup,
+            "seccomp": profile(job.profile, host.machine),
+            "maskedPaths": [f"/proc/{name}" for name in _MASKED],
+            "readonlyPaths": [f"/proc/{name}" for name in _READ_ONLY],
+        },
+    }
+
+
+def _process(job: JobSpec, uid: int, open_files: int) -> dict[str, Any]:
+    return {
+        "terminal": False,
+        "user": {"uid": uid, "gid": uid, "umask": 0o022},
+        "args": ["/bin/sh", "-c", _INIT, "exeat-init", *job.argv],
+        "env": [f"{name}={value}" for name, value in job.env],
+        "cwd": job.cwd,
+        "noNewPrivileges": True,
+        "oomScoreAdj": 500,  # when the machine runs short, jobs go before the gateway
+        "capabilities": {
+            kind: [] for kind in ("bounding", "effective", "inheritable", "permitted", "ambient")
+        },
+        "rlimits": [
+            {"type": "RLIMIT_NOFILE", "hard": open_files, "soft": min(1024, open_files)},
+            {"type": "RLIMIT_CORE", "hard": 0, "soft": 0},
+        ],
+    }
+
+
+def _system_mounts(host: Host, limits: Limits) -> list[dict[str, Any]]:
+    tight = ["nosuid", "nodev", "noexec"]
+    mounts = [
+        _mount("/proc", "proc", tight),
+        _mount("/dev", "tmpfs", ["nosuid", "noexec", "mode=755", "size=64k"]),
+        _mount("/dev/pts", "devpts", ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"]),
+        _mount("/dev/shm", "tmpfs", [*tight, "mode=1777", "size=64m"]),  # noqa: S108
+        _mount("/tmp", "tmpfs", ["nosuid", "nodev", "mode=1777", f"size={limits.tmp}", "nr_inodes=200k"]),  # noqa: S108
+    ]
+    return mounts + [_bind(Bind(path, path)) for path in ("/usr", *host.etc)]
+
+
+def _mount(target: str, kind: str, options: list[str]) -> dict[str, Any]:
+    return {"destination": target, "type": kind, "source": kind, "options": options}
+
+
+def _bind(bind: Bind) -> dict[str, Any]:
+    # Not recursive: `ro` would not reach file systems mounted below, so those are left out.
+    options = ["bind", "nosuid", "nodev", "rw" if bind.writable else "ro"]
+    return {"destination": bind.target, "type": "bind", "source": bind.source, "options": options}
+
+
+def _resources(limits: Limits) -> dict[str, Any]:
+    return {
+        "devices": [{"allow": False, "access": "rwm"}],
+        "memory": {"limit": limits.memory},
+        "pids": {"limit": limits.pids},
+    }

@@ -1,0 +1,234 @@
+"""What the warden may be asked, as checked values (pure).
+
+The warden runs as root and its caller does not: a request is judged here as if control had been
+taken over. Only values that passed leave this module; nothing in the warden reads raw JSON.
+Whether a path is a symlink is the kernel's knowledge and judged when the warden opens it.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, Final
+
+from exeat.sandbox.names import JailName, SpecError, parse_name
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import PurePath
+
+WORK: Final = "/work"  # the job's own folder, inside the container
+GATEWAY: Final = "/run/exeat"  # holds proxy.sock, inside the container
+MIN_UID: Final = 1000  # below are the system's own users
+
+MAX_ARGS: Final = 4096
+MAX_ENV: Final = 1024
+MAX_MOUNTS: Final = 64
+MAX_STRING: Final = 128 * 1024  # bytes; the kernel's MAX_ARG_STRLEN (execve(2))
+MAX_TOTAL: Final = 1024 * 1024  # bytes of argv and env together; half of what a default stack takes
+MAX_PATH: Final = 4095  # bytes; PATH_MAX without its NUL
+
+_ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,255}", re.ASCII)
+
+# Inside the container these belong to the jail; a mount on, or above, one of them would replace it.
+_TAKEN: Final = tuple(
+    "/usr /etc /proc /sys /dev /bin /sbin /lib /lib64 /lib32 /libx32 /run/exeat".split()  # noqa: SIM905
+)
+_EXACT: Final = ("/", "/run", "/tmp", WORK)  # noqa: S108 - the container's own
+
+SOCKETS: Final = tuple(
+    "proxy4 proxy6 proxyu socks4 socks6 dnsu4 dnsu6 dnst4 dnst6".split()  # noqa: SIM905
+)
+
+# verb -> (arguments that must be there, arguments that may be there)
+VERBS: Final[dict[str, tuple[frozenset[str], frozenset[str]]]] = {
+    "jail.create": (frozenset({"jail"}), frozenset()),
+    "jail.sockets": (frozenset({"jail"}), frozenset({"names"})),
+    "jail.destroy": (frozenset({"jail"}), frozenset()),
+    "jail.list": (frozenset(), frozenset()),
+    "job.start": (frozenset({"job", "argv", "env", "mounts", "cwd", "profile", "user"}), frozenset()),
+    "job.wait": (frozenset({"job"}), frozenset()),
+    "job.kill": (frozenset({"job"}), frozenset()),
+    "job.remove": (frozenset({"job"}), frozenset()),
+    "job.list": (frozenset(), frozenset()),
+}
+_ENVELOPE = frozenset({"id", "verb", "fds"})
+
+
+class Profile(StrEnum):
+    """Which system calls a job may make (`seccomp.py`)."""
+
+    STRICT = "strict"
+    STANDARD = "standard"
+    STANDARD_NET = "standard-net"
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """A host path that the job sees under the same name. Canonical and under one of the roots."""
+
+    path: str
+    writable: bool
+
+
+@dataclass(frozen=True, slots=True)
+class JobSpec:
+    """One job. `uid` is None for a fresh one, otherwise at least MIN_UID."""
+
+    job: JailName
+    argv: tuple[str, ...]
+    env: tuple[tuple[str, str], ...]
+    mounts: tuple[Mount, ...]
+    cwd: str
+    profile: Profile
+    uid: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one job may use; bytes and counts."""
+
+    memory: int = 4 * 1024**3
+    pids: int = 1024
+    tmp: int = 1024**3
+    open_files: int = 4096
+
+
+def parse_request(message: Mapping[str, Any]) -> tuple[int, str]:
+    """(id, verb) of a request whose verb and argument names are known. Raises SpecError."""
+    number, verb = message.get("id"), message.get("verb")
+    if type(number) is not int or not 0 <= number < 2**63:
+        raise SpecError("argument", "id must be a whole number")
+    if not isinstance(verb, str) or verb not in VERBS:
+        raise SpecError("verb", "unknown verb")
+    must, may = VERBS[verb]
+    given = frozenset(message) - _ENVELOPE
+    if must - given:
+        raise SpecError("argument", f"missing: {', '.join(sorted(must - given))}")
+    if given - must - may:
+        raise SpecError("argument", f"{len(given - must - may)} unknown argument(s)")
+    if message.get("fds", 0) != (3 if verb == "job.start" else 0):
+        raise SpecError("argument", "wrong number of descriptors")
+    return number, verb
+
+
+def parse_socket_names(raw: object) -> tuple[str, ...]:
+    """Which of SOCKETS are asked for, in the order asked; None means all. Raises SpecError."""
+    if raw is None:
+        return SOCKETS
+    if not isinstance(raw, list) or not raw or len(set(map(repr, raw))) != len(raw):
+        raise SpecError("argument", "names must be a list of different socket names")
+    if any(name not in SOCKETS for name in raw):
+        raise SpecError("argument", f"a socket name is one of {' '.join(SOCKETS)}")
+    return tuple(raw)
+
+
+def parse_job(raw: Mapping[str, Any], roots: Sequence[PurePath]) -> JobSpec:
+    """A `job.start` request as a JobSpec. Raises SpecError."""
+    argv = _strings(raw["argv"], "argv", MAX_ARGS)
+    if not argv or not argv[0]:
+        raise SpecError("argument", "argv must name a command")
+    env = _environment(raw["env"])
+    total = sum(len(text.encode()) for text in argv) + sum(len((k + v).encode()) for k, v in env)
+    if total > MAX_TOTAL:
+        raise SpecError("argument", f"argv and env are over {MAX_TOTAL} bytes")
+    mounts = _mounts(raw["mounts"], roots)
+    uid = _user(raw["user"])
+    if uid is None and any(mount.writable for mount in mounts):
+        raise SpecError("argument", "a writable mount needs the user who owns it, not a fresh one")
+    return JobSpec(
+        job=parse_name(raw["job"]),
+        argv=argv,
+        env=env,
+        mounts=mounts,
+        cwd=_cwd(raw["cwd"], mounts),
+        profile=_profile(raw["profile"]),
+        uid=uid,
+    )
+
+
+def _text(raw: object, what: str, limit: int = MAX_STRING) -> str:
+    if not isinstance(raw, str):
+        raise SpecError("argument", f"{what} must be text")
+    try:
+        size = len(raw.encode())
+    except UnicodeEncodeError:
+        raise SpecError("argument", f"{what} is not Unicode text") from None
+    if "\0" in raw or size >= limit:
+        raise SpecError("argument", f"{what} holds a NUL or is too long")
+    return raw
+
+
+def _strings(raw: object, what: str, limit: int) -> tuple[str, ...]:
+    if not isinstance(raw, list) or len(raw) > limit:
+        raise SpecError("argument", f"{what} must be a list of at most {limit} strings")
+    return tuple(_text(item, what) for item in raw)
+
+
+def _environment(raw: object) -> tuple[tuple[str, str], ...]:
+    if not isinstance(raw, dict) or len(raw) > MAX_ENV:
+        raise SpecError("argument", f"env must be an object of at most {MAX_ENV} names")
+    for name in raw:
+        if not isinstance(name, str) or not _ENV_NAME.fullmatch(name):
+            raise SpecError("argument", "env holds a name that is not [A-Za-z_][A-Za-z0-9_]*")
+    return tuple((name, _text(value, f"env {name}")) for name, value in raw.items())
+
+
+def parse_path(raw: object) -> str:
+    """An absolute path in its one canonical spelling. Raises SpecError."""
+    path = _text(raw, "path", MAX_PATH + 1)
+    if not path.startswith("/") or path.startswith("//") or posixpath.normpath(path) != path:
+        raise SpecError("argument", "a path must be absolute and normalised")
+    if any(ord(char) < 0x20 or ord(char) == 0x7F for char in path):
+        raise SpecError("argument", "a path holds a control character")
+    return path
+
+
+def _inside(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(folder.rstrip("/") + "/")
+
+
+def _mounts(raw: object, roots: Sequence[PurePath]) -> tuple[Mount, ...]:
+    if not isinstance(raw, list) or len(raw) > MAX_MOUNTS:
+        raise SpecError("argument", f"mounts must be a list of at most {MAX_MOUNTS}")
+    mounts = tuple(_mount(item, roots) for item in raw)
+    if len({mount.path for mount in mounts}) != len(mounts):
+        raise SpecError("argument", "a path is mounted twice")
+    return tuple(sorted(mounts, key=lambda mount: mount.path))  # parents before what lies in them
+
+
+def _mount(raw: object, roots: Sequence[PurePath]) -> Mount:
+    if not isinstance(raw, dict) or set(raw) != {"path", "mode"}:
+        raise SpecError("argument", "a mount is {path, mode}")
+    path, mode = parse_path(raw["path"]), raw["mode"]
+    if mode not in ("ro", "rw"):
+        raise SpecError("argument", "a mount's mode is ro or rw")
+    if not any(_inside(path, str(root)) for root in roots):
+        raise SpecError("argument", "a mount lies outside the configured roots")
+    if path in _EXACT or any(_inside(path, taken) for taken in _TAKEN):
+        raise SpecError("argument", "a mount would replace a part of the container")
+    return Mount(path, mode == "rw")
+
+
+def _cwd(raw: object, mounts: tuple[Mount, ...]) -> str:
+    cwd = parse_path(raw)
+    allowed = (WORK, "/tmp", *(mount.path for mount in mounts))  # noqa: S108 - the container's own
+    if not any(_inside(cwd, folder) for folder in allowed):
+        raise SpecError("argument", f"cwd must be in {WORK}, /tmp or a mount")
+    return cwd
+
+
+def _profile(raw: object) -> Profile:
+    if not isinstance(raw, str) or raw not in tuple(Profile):
+        raise SpecError("argument", f"profile is one of {', '.join(Profile)}")
+    return Profile(raw)
+
+
+def _user(raw: object) -> int | None:
+    if raw == "fresh":
+        return None
+    if type(raw) is not int or not MIN_UID <= raw < 2**32 - 1:
+        raise SpecError("argument", f"user is `fresh` or a uid of at least {MIN_UID}")
+    return raw
