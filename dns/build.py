@@ -1,0 +1,107 @@
+"""The DNS messages that exeat itself writes: queries to an upstream, replies to a jail.
+
+Sans-I/O. Everything is built from vetted values; of what a client sent only its question section
+is echoed, as RFC 1035 wants it.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING
+
+from exeat.dns.wire import (
+    CD,
+    CLASS_IN,
+    HEADER,
+    OPT,
+    QR,
+    QUESTION_END,
+    RA,
+    RD,
+    RECORD,
+    SOA,
+    TC,
+    UDP_SIZE,
+    Ede,
+    Opt,
+    Qtype,
+    Query,
+    Rcode,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from exeat.policy.model import Address
+
+NEGATIVE_S = 5  # seconds a client may remember a denial, so that an approved lease soon works
+
+
+def randomise_case(name: bytes, random: bytes) -> bytes:
+    """0x20: flip the case of each letter by a bit of `random` (at least `len(name)` octets)."""
+    return bytes(byte - 32 if 97 <= byte <= 122 and random[i] & 1 else byte for i, byte in enumerate(name))
+
+
+def build_query(ident: int, question: bytes) -> bytes:
+    """A recursive query with our own OPT: no client option, flag or case goes through it."""
+    header = HEADER.pack(ident, RD, 1, 0, 0, 1)
+    return header + question + b"\0" + RECORD.pack(OPT, UDP_SIZE, 0, 0)
+
+
+def build_question(name: bytes, qtype: int) -> bytes:
+    return name + QUESTION_END.pack(qtype, CLASS_IN)
+
+
+def build_error(data: bytes, rcode: Rcode) -> bytes:
+    """A bare header for a message that could not be read; `data` is at least a header."""
+    ident, flags = struct.unpack_from(">HH", data)
+    return HEADER.pack(ident, QR | flags & (0x7800 | RD) | rcode, 0, 0, 0, 0)
+
+
+_SOA_DATA = (
+    b"\x05exeat\x07invalid\x00"  # MNAME
+    b"\x0ahostmaster\x05exeat\x07invalid\x00" + struct.pack(">5I", 1, 3600, 600, 86400, NEGATIVE_S)  # RNAME
+)
+_SOA_RECORD = b"\xc0\x0c" + RECORD.pack(SOA, CLASS_IN, NEGATIVE_S, len(_SOA_DATA)) + _SOA_DATA
+
+
+def build_reply(
+    query: Query,
+    rcode: Rcode,
+    *,
+    addresses: Sequence[Address] = (),
+    ttl: int = 0,
+    ede: tuple[Ede, str] | None = None,
+    limit: int = 0xFFFF,
+) -> bytes:
+    """The whole reply. Without addresses, NOERROR and NXDOMAIN carry an SOA (RFC 2308).
+
+    Addresses are owned by the asked name itself: the chain that led to them is not shown. OPT
+    goes only to a client that sent one. A reply over `limit` octets becomes an empty one with TC.
+    """
+    opt = _build_opt(query.opt, rcode, ede) if query.opt is not None else b""
+    flags = QR | query.flags & (RD | CD) | RA | rcode & 0xF
+    negative = not addresses and rcode in (Rcode.NOERROR, Rcode.NXDOMAIN)
+    answer = b"".join(
+        b"\xc0\x0c"
+        + RECORD.pack(Qtype.A if a.family == 4 else Qtype.AAAA, CLASS_IN, ttl, len(packed))
+        + packed
+        for a in addresses
+        for packed in (a.packed(),)
+    )
+    authority = _SOA_RECORD if negative else b""
+    counts = (1, len(addresses), int(negative), int(bool(opt)))
+    reply = HEADER.pack(query.id, flags, *counts) + query.question + answer + authority + opt
+    if len(reply) > limit:
+        return HEADER.pack(query.id, flags | TC, 1, 0, 0, int(bool(opt))) + query.question + opt
+    return reply
+
+
+def _build_opt(asked: Opt, rcode: Rcode, ede: tuple[Ede, str] | None) -> bytes:
+    options = b""
+    if ede is not None:
+        code, text = ede
+        body = struct.pack(">H", code) + text.encode("ascii", "replace")[:200]
+        options = struct.pack(">HH", 15, len(body)) + body
+    ttl = rcode >> 4 << 24 | (0x8000 if asked.dnssec_ok else 0)
+    return b"\0" + RECORD.pack(OPT, UDP_SIZE, ttl, len(options)) + options

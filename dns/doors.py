@@ -1,0 +1,217 @@
+"""The sockets of a jail: UDP and TCP port 53 (RFC 7766), each bounded in what it holds.
+
+Both hand whole messages to the responder and send back what it gives them, whenever that is.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from exeat.ledger.reactor import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, Reactor, Timer
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+
+    from exeat.dns.responder import Jail, Responder
+
+DRAIN = 64  # datagrams taken in one wake, so that one jail cannot keep the loop
+MAX_QUERY = 4096  # octets; a query of one question is at most 255 + options
+MAX_CONNECTIONS = 32  # per jail
+MAX_PIPELINED = 64  # unanswered queries on one connection; then it is not read
+IDLE_S = 5.0
+MAX_BACKLOG = 256 * 1024  # octets of replies a client has not taken; then it is dropped
+
+
+class UdpDoor:
+    """One UDP socket of one jail."""
+
+    def __init__(self, reactor: Reactor, responder: Responder, jail: Jail, sock: socket.socket) -> None:
+        self._reactor = reactor
+        self._responder = responder
+        self._jail = jail
+        self._sock = sock
+        self._closed = False
+        reactor.add(sock.fileno(), EPOLLIN, self._on_readable)
+
+    def _on_readable(self, _events: int) -> None:
+        sock, jail, responder = self._sock, self._jail, self._responder
+        now = self._reactor.now()
+        ready = responder.ready
+        for _ in range(DRAIN):
+            try:
+                data, peer = sock.recvfrom(MAX_QUERY)
+            except OSError:  # drained, or an ICMP error of an earlier reply
+                return
+            reply = responder.hot(jail, data, now) if ready else None
+            if reply is not None:
+                self._send(peer, reply)
+            else:
+                responder.answer(jail, data, partial(self._send, peer), udp=True)
+
+    def _send(self, peer: Any, reply: bytes) -> None:
+        if self._closed:
+            return
+        try:
+            self._sock.sendto(reply, peer)
+        except OSError:
+            return  # the client's buffer is full or the client is gone: it will ask again
+
+    def close(self) -> None:
+        self._closed = True
+        self._reactor.remove(self._sock.fileno())
+        self._sock.close()
+
+
+class TcpDoor:
+    """One listening TCP socket of one jail and the connections it brought."""
+
+    def __init__(self, reactor: Reactor, responder: Responder, jail: Jail, sock: socket.socket) -> None:
+        self._reactor = reactor
+        self._responder = responder
+        self._jail = jail
+        self._sock = sock
+        self._connections: set[Connection] = set()
+        reactor.add(sock.fileno(), EPOLLIN, self._on_readable)
+
+    def _on_readable(self, _events: int) -> None:
+        for _ in range(DRAIN):
+            try:
+                sock, _ = self._sock.accept()
+            except OSError:
+                return
+            if self._jail.connections >= MAX_CONNECTIONS:
+                sock.close()
+                continue
+            sock.setblocking(False)
+            self._jail.connections += 1
+            self._connections.add(Connection(self._reactor, self._responder, self._jail, sock, self._gone))
+
+    def _gone(self, connection: Connection) -> None:
+        self._connections.discard(connection)
+        self._jail.connections -= 1
+
+    def close(self) -> None:
+        self._reactor.remove(self._sock.fileno())
+        self._sock.close()
+        for connection in list(self._connections):
+            connection.close()
+
+
+class Connection:
+    """One TCP client: length-prefixed queries in, replies out in the order they are ready."""
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        responder: Responder,
+        jail: Jail,
+        sock: socket.socket,
+        gone: Callable[[Connection], None],
+    ) -> None:
+        self._reactor = reactor
+        self._responder = responder
+        self._jail = jail
+        self._sock = sock
+        self._gone = gone
+        self._in = bytearray()
+        self._out = bytearray()
+        self._waiting = 0
+        self._ended = False  # the client will send no more
+        self._closed = False
+        self._events = EPOLLIN
+        self._idle: Timer = reactor.call_later(IDLE_S, self.close)
+        reactor.add(sock.fileno(), EPOLLIN, self._on_event)
+
+    def _on_event(self, events: int) -> None:
+        if events & (EPOLLHUP | EPOLLERR):
+            self.close()
+            return
+        if events & EPOLLOUT:
+            self._flush()
+        if not self._closed and events & EPOLLIN and self._events & EPOLLIN:
+            self._read()
+
+    def _read(self) -> None:
+        try:
+            data = self._sock.recv(65536)
+        except BlockingIOError:
+            return
+        except OSError:
+            self.close()
+            return
+        if data:
+            self._in += data
+        else:
+            self._ended = True
+        self._take()
+
+    def _take(self) -> None:
+        """Answer the whole messages that are here, as far as the pipeline allows."""
+        while not self._closed and self._waiting < MAX_PIPELINED and len(self._in) >= 2:
+            size = int.from_bytes(self._in[:2], "big")
+            if size > MAX_QUERY:
+                self.close()
+                return
+            if len(self._in) < size + 2:
+                break
+            data = bytes(self._in[2 : size + 2])
+            del self._in[: size + 2]
+            self._waiting += 1
+            self._touch()
+            self._ask(data)
+        self._settle()
+
+    def _ask(self, data: bytes) -> None:
+        def reply(message: bytes) -> None:
+            self._waiting -= 1
+            if not self._closed:
+                self._out += len(message).to_bytes(2, "big") + message
+                # Not from in here: a reply may come while `_take` is in its loop.
+                self._reactor.call_soon(self._flush)
+
+        if not self._responder.answer(self._jail, data, reply, udp=False):
+            self.close()  # no query at all: nobody who sends this waits for anything
+
+    def _touch(self) -> None:
+        self._idle.cancel()
+        self._idle = self._reactor.call_later(IDLE_S, self.close)
+
+    def _flush(self) -> None:
+        if self._closed:
+            return
+        try:
+            while self._out:
+                del self._out[: self._sock.send(self._out)]
+        except BlockingIOError:
+            pass
+        except OSError:
+            self.close()
+            return
+        if len(self._out) > MAX_BACKLOG:
+            self.close()
+            return
+        self._take()
+
+    def _settle(self) -> None:
+        """Watch what there is to watch; end when the client has ended and has all its answers."""
+        if self._closed:
+            return
+        if self._ended and not self._waiting and not self._out:
+            self.close()
+            return
+        reading = 0 if self._ended or self._waiting >= MAX_PIPELINED else EPOLLIN
+        wanted = reading | (EPOLLOUT if self._out else 0)
+        if wanted != self._events:
+            self._events = wanted
+            self._reactor.modify(self._sock.fileno(), wanted)
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        self._idle.cancel()
+        self._reactor.remove(self._sock.fileno())
+        self._sock.close()
+        self._gone(self)

@@ -1,0 +1,144 @@
+"""The guard process: DNS for the jails, addresses for the proxy.
+
+One thread on one event loop. It reads no file and opens no listening port of its own: the jails'
+sockets come from control, policy comes from control, evidence goes to the ledger, and questions
+go to the configured upstreams.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from exeat.policy.snapshot import Snapshot
+
+from exeat.dns.desk import Desk
+from exeat.dns.doors import TcpDoor, UdpDoor
+from exeat.dns.journal import Journal
+from exeat.dns.judge import Judge
+from exeat.dns.resolver import Resolver
+from exeat.dns.responder import Jail, Responder
+from exeat.dns.upstream import Upstream
+from exeat.ledger.client import LedgerClient
+from exeat.ledger.hub import HubClient
+from exeat.ledger.reactor import Reactor
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from exeat.ledger.ipc import Message
+    from exeat.policy.model import Subject
+
+UDP_NAMES = ("dnsu4", "dnsu6")
+TCP_NAMES = ("dnst4", "dnst6")
+
+
+@dataclass(frozen=True)
+class GuardSettings:
+    """`upstreams` are (literal address, port); the uids say who may use guard.sock, beside root."""
+
+    run_dir: Path
+    upstreams: tuple[tuple[str, int], ...]
+    node: str
+    control_uid: int
+    proxy_uid: int
+
+
+class Guard:
+    """Everything the guard is, on a given loop; the handler of what control says on the hub."""
+
+    def __init__(self, settings: GuardSettings, reactor: Reactor) -> None:
+        self._reactor = reactor
+        self._last: Message | None = None
+        self._jails: dict[str, tuple[Jail, list[UdpDoor | TcpDoor]]] = {}
+        self._judge = Judge(reactor.now)
+        self._ledger = LedgerClient(reactor, settings.run_dir / "ledger" / "ledger.sock")
+        self._journal = Journal(reactor, self._ledger)
+        self._resolver = Resolver(reactor, Upstream(reactor, settings.upstreams), self._judge)
+        self._responder = Responder(reactor.now, self._judge, self._resolver, self._journal)
+        uids = frozenset({0, settings.control_uid, settings.proxy_uid})
+        services = (self._judge, self._resolver, self._journal)
+        self._desk = Desk(reactor, settings.run_dir / "guard" / "guard.sock", uids, services)
+        self._hub = HubClient(reactor, settings.run_dir / "control" / "hub.sock", "guard", self)
+
+    def on_snapshot(self, message: Message) -> None:
+        """Control says the whole truth again, most often the same one."""
+        if message == self._last:
+            self._judge.refresh()
+            return
+        snapshot = Snapshot.load(message)
+        self._journal.turn(snapshot.generation)
+        self._judge.replace(snapshot)
+        self._last = message
+        self._resolver.clear()
+        for jail, _ in self._jails.values():
+            jail.hot.clear()
+        self._desk.unpark()
+
+    def on_jail(
+        self, jail: str, subject: Subject, sockets: dict[str, socket.socket], message: Message
+    ) -> None:
+        """Start answering on the DNS sockets of a jail; the others are the proxy's."""
+        state = Jail.new(jail, subject, self._reactor.now())
+        doors: list[UdpDoor | TcpDoor] = []
+        for name, sock in sockets.items():
+            if name in UDP_NAMES:
+                doors.append(UdpDoor(self._reactor, self._responder, state, sock))
+            elif name in TCP_NAMES:
+                doors.append(TcpDoor(self._reactor, self._responder, state, sock))
+            else:
+                sock.close()
+        self._close_jail(jail)
+        self._jails[jail] = (state, doors)
+
+    def on_jail_removed(self, jail: str) -> None:
+        """Stop answering; tell control when all that was looked up is durable."""
+        subject = self._close_jail(jail)
+        job = subject.job if subject is not None else jail
+        self._journal.forget(job, lambda: self._removed(jail))
+
+    def _removed(self, jail: str) -> None:
+        self._hub.send({"t": "jail.removed", "jail": jail})
+
+    def _close_jail(self, jail: str) -> Subject | None:
+        state, doors = self._jails.pop(jail, (None, []))
+        for door in doors:
+            door.close()
+        return state.subject if state is not None else None
+
+    def on_cut(self, message: Message) -> None:
+        """Nothing flows through the guard, but what it remembers may be what was cut."""
+        self._resolver.clear()
+        for jail, _ in self._jails.values():
+            jail.hot.clear()
+
+    def on_other(self, message: Message) -> None:
+        """`ask.pending` and whatever comes later is not for the guard."""
+
+    def close(self) -> None:
+        for jail in list(self._jails):
+            self._close_jail(jail)
+        self._desk.close()
+        self._ledger.close()
+
+
+def serve(settings: GuardSettings, ready: Callable[[], None]) -> int:
+    """Run the guard until SIGTERM; `ready` is called once guard.sock can be reached.
+
+    Returns an exit status: 0 after a clean end, 3 when it cannot start.
+    """
+    reactor = Reactor()
+    reactor.stop_on_signals()
+    try:
+        guard = Guard(settings, reactor)
+    except (OSError, ValueError) as error:
+        print(f"guard: cannot start: {error}", file=sys.stderr)
+        return 3
+    ready()
+    reactor.run()
+    guard.close()
+    reactor.close()
+    return 0

@@ -1,0 +1,201 @@
+"""Every lookup on the ledger, without a record per query.
+
+The first sight of (subject, name, verdict) is appended at once, and nothing happens for that
+lookup until it is durable; further ones are counted and the counts appended each second. A lookup
+that cannot be recorded does not take place, so the counts leave nothing out.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from exeat.ledger.client import LedgerClient, stamps
+from exeat.ledger.records import Dest, Kind, Record, encode
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from exeat.ledger.reactor import Reactor
+    from exeat.policy.model import Decision, Subject
+
+    Done = Callable[[bool], None]
+
+FLUSH_S = 1.0
+MAX_SIGHTS = 2048  # remembered per job; an older one is flushed and would be a first sight again
+MAX_SUBJECTS = 1024
+MAX_BATCH = 128  # records of at most about 400 octets in a datagram of 64 KiB
+
+
+class Lookup(NamedTuple):
+    """What is recorded of a lookup, and what makes two of them the same one.
+
+    `source` says who asked: "dns" a process in the jail, "proxy" the proxy for a flow.
+    """
+
+    subject: Subject
+    host: str
+    verdict: str
+    reason: str
+    rule: str
+    lease: str
+    source: str
+    digest: str
+
+    @classmethod
+    def of(cls, subject: Subject, host: str, decision: Decision, source: str, digest: str) -> Lookup:
+        verdict = str(decision.verdict)
+        return cls(subject, host, verdict, decision.reason, decision.rule, decision.lease, source, digest)
+
+
+class Sight:
+    """One remembered lookup: `count` lookups are not on the ledger yet."""
+
+    __slots__ = ("count", "durable", "lookup", "waiters")
+
+    def __init__(self, lookup: Lookup) -> None:
+        self.lookup = lookup
+        self.count = 0
+        self.durable = False
+        self.waiters: list[Done] = []
+
+
+class Journal:
+    """The guard's hand on the ledger. `ready` is false while lookups could not be recorded."""
+
+    def __init__(self, reactor: Reactor, client: LedgerClient) -> None:
+        self._reactor = reactor
+        self._client = client
+        self._sights: dict[Subject, dict[Lookup, Sight]] = {}
+        self._dirty: dict[Sight, None] = {}
+        self._in_flight: dict[str, int] = {}  # job -> counts sent and not yet acknowledged
+        self._generation = 0
+        self._reactor.call_later(FLUSH_S, self._tick)
+
+    @property
+    def ready(self) -> bool:
+        return self._client.available
+
+    def turn(self, generation: int) -> None:
+        """From now on snapshot `generation` decides: what was counted belongs to the one before."""
+        if self.ready:
+            self._flush(list(self._dirty))
+        self._generation = generation
+
+    def known(self, lookup: Lookup) -> bool:
+        return lookup in self._sights.get(lookup.subject, ())
+
+    def note(self, lookup: Lookup, done: Done) -> Sight:
+        """Record one lookup; `done(True)` once evidence of its kind is durable, else `done(False)`.
+
+        `done` may be called from in here, when the same lookup has been seen before.
+        """
+        table = self._sights.get(lookup.subject)
+        if table is None:
+            if len(self._sights) >= MAX_SUBJECTS:
+                del self._sights[next(iter(self._sights))]
+            table = self._sights[lookup.subject] = {}
+        sight = table.get(lookup)
+        if sight is None:
+            sight = self._first(table, lookup)
+            sight.waiters.append(done)
+        elif sight.durable:
+            self.count(sight)
+            done(True)
+        else:
+            self.count(sight)
+            sight.waiters.append(done)
+        return sight
+
+    def count(self, sight: Sight) -> None:
+        """One more lookup like this one."""
+        sight.count += 1
+        if sight.count == 1:
+            self._dirty[sight] = None
+
+    def _first(self, table: dict[Lookup, Sight], lookup: Lookup) -> Sight:
+        if len(table) >= MAX_SIGHTS:
+            del table[next(iter(table))]  # its count, if any, stays in `_dirty` until flushed
+        sight = table[lookup] = Sight(lookup)
+        self._client.append([_record(lookup, 1, self._generation)], lambda seq: self._on_first(sight, seq))
+        return sight
+
+    def _on_first(self, sight: Sight, seq: int | None) -> None:
+        sight.durable = seq is not None
+        if seq is None:
+            # The waiters are told no, so their lookups did not happen: nothing is left to count.
+            sight.count = 0
+            self._dirty.pop(sight, None)
+            table = self._sights.get(sight.lookup.subject, {})
+            if table.get(sight.lookup) is sight:
+                del table[sight.lookup]
+        waiters, sight.waiters = sight.waiters, []
+        for done in waiters:
+            done(sight.durable)
+
+    def _tick(self) -> None:
+        self._reactor.call_later(FLUSH_S, self._tick)
+        if self.ready:
+            self._flush(list(self._dirty))
+
+    def _flush(self, sights: list[Sight]) -> None:
+        for start in range(0, len(sights), MAX_BATCH):
+            batch = [(sight, sight.count) for sight in sights[start : start + MAX_BATCH] if sight.durable]
+            for sight, _ in batch:
+                sight.count = 0
+                del self._dirty[sight]
+            if batch:
+                self._send(batch)
+
+    def _send(self, batch: list[tuple[Sight, int]]) -> None:
+        def done(seq: int | None) -> None:
+            for sight, count in batch:
+                job = sight.lookup.subject.job
+                self._in_flight[job] -= 1
+                if not self._in_flight[job]:
+                    del self._in_flight[job]
+                if seq is None:  # perhaps stored, perhaps not: rather counted twice than never
+                    sight.count += count
+                    self._dirty[sight] = None
+
+        for sight, _ in batch:
+            job = sight.lookup.subject.job
+            self._in_flight[job] = self._in_flight.get(job, 0) + 1
+        self._client.append([_record(sight.lookup, count, self._generation) for sight, count in batch], done)
+
+    def forget(self, job: str, done: Callable[[], None]) -> None:
+        """Flush what is known of `job`; `done` once all of it is durable, however long that takes."""
+        mine = [sight for sight in self._dirty if sight.lookup.subject.job == job]
+        if not mine and job not in self._in_flight:
+            for subject in [subject for subject in self._sights if subject.job == job]:
+                del self._sights[subject]
+            done()
+            return
+        if self.ready:
+            self._flush(mine)
+        self._reactor.call_later(0.02, lambda: self.forget(job, done))
+
+
+def _record(lookup: Lookup, count: int, generation: int) -> bytes:
+    real, boot = stamps()
+    subject = lookup.subject
+    return encode(
+        Record(
+            Kind.DNS,
+            t_real_ns=real,
+            t_boot_ns=boot,
+            project=subject.project,
+            agent=subject.agent,
+            job=subject.job,
+            episode=subject.episode,
+            node=subject.node,
+            dest=Dest(host=lookup.host, port=53, protocol="dns"),
+            decision=lookup.verdict,
+            reason_code=lookup.reason,
+            rule_id=lookup.rule,
+            lease_id=lookup.lease,
+            generation=generation,
+            policy_digest=bytes.fromhex(lookup.digest),
+            name_source=lookup.source,
+            count=count,
+        )
+    )

@@ -1,0 +1,254 @@
+"""What a jail is answered: from the bytes of a query to the bytes of the reply.
+
+Order: parse, see that the guard may answer at all, decide, record, and only then look up. A
+denial is NXDOMAIN with an SOA (never REFUSED, which stalls musl for five seconds); trouble of
+our own is SERVFAIL. Replies are remembered for at most a second by the exact bytes of the query,
+so that repeating one costs a dictionary look-up and is still counted on the ledger.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+from exeat.dns import build, wire
+from exeat.dns.journal import Journal, Lookup, Sight
+from exeat.dns.judge import Asker, Judge
+from exeat.dns.limits import TokenBucket
+from exeat.dns.vet import Status
+from exeat.dns.wire import Ede, Qtype, Query, Rcode
+from exeat.policy.model import Decision, Subject, Verdict
+from exeat.policy.names import MalformedError, parse_host
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from exeat.dns.resolver import Finding, Resolver
+
+    Reply = Callable[[bytes], None]
+
+MISS_RATE = 100.0  # per second and jail: lookups that cost a record or an upstream query
+MISS_BURST = 500.0
+MAX_PENDING = 256  # unanswered queries of one jail
+MAX_HOT = 4096  # remembered replies of one jail
+HOT_S = 1.0
+
+# Names by which clients ask whether they may go around the local resolver.
+CANARIES = frozenset({"use-application-dns.net", "mask.icloud.com", "mask-h2.icloud.com"})
+DISCOVERY = "resolver.arpa"  # DDR, RFC 9462
+REFUSED_TYPES = frozenset({Qtype.ANY, Qtype.AXFR, Qtype.IXFR, Qtype.NULL, Qtype.KEY, Qtype.NAPTR})
+PRIVATE_TYPES = 65280
+LEASE_REQUIRED = "lease required"
+
+Blocked = tuple[Ede, str]
+
+
+class Hot(NamedTuple):
+    """A reply without its id, good until `expires`."""
+
+    tail: bytes
+    expires: float
+    sight: Sight
+
+
+@dataclass(slots=True)
+class Jail:
+    """One jail as the guard knows it; who asks is decided by the socket the query came in on."""
+
+    name: str
+    subject: Subject
+    bucket: TokenBucket
+    hot: dict[bytes, Hot] = field(default_factory=dict)
+    pending: int = 0
+    connections: int = 0
+
+    @classmethod
+    def new(cls, name: str, subject: Subject, now: float) -> Jail:
+        return cls(name, subject, TokenBucket(MISS_RATE, MISS_BURST, now))
+
+
+class Ruling(NamedTuple):
+    """What is to be done about a readable query. `rcode` None: look it up."""
+
+    host: str
+    decision: Decision
+    rcode: Rcode | None
+    ede: Blocked | None = None
+
+
+def rule(query: Query, admit: Callable[[str], Decision]) -> Ruling:
+    """Decide one query; `admit` asks the policy core about a canonical host."""
+    text = wire.host_text(query.name)
+    try:
+        host = parse_host(text) if text is not None else None
+    except MalformedError as error:
+        return _blocked(wire.printable(query.name)[:255], error.code)
+    if not isinstance(host, str):
+        return _blocked(wire.printable(query.name)[:255], "malformed.host")
+    if host in CANARIES or host == DISCOVERY or host.endswith("." + DISCOVERY):
+        return _blocked(host, "dns.refused")
+    decision = admit(host)
+    if decision.verdict is Verdict.ASK:
+        return Ruling(host, decision, Rcode.NXDOMAIN, (Ede.BLOCKED, LEASE_REQUIRED))
+    if not decision.allowed:
+        return Ruling(host, decision, Rcode.NXDOMAIN, (Ede.BLOCKED, decision.reason))
+    return _rule_type(query, host, decision)
+
+
+def _rule_type(query: Query, host: str, decision: Decision) -> Ruling:
+    """For an allowed name: which questions about it are answered."""
+    qtype = query.qtype
+    if query.qclass != wire.CLASS_IN or qtype in REFUSED_TYPES or qtype >= PRIVATE_TYPES:
+        refused = Decision(Verdict.DENY, "dns.refused", decision.rule)
+        return Ruling(host, refused, Rcode.NOTIMP, (Ede.NOT_SUPPORTED, "type or class not served"))
+    if qtype == Qtype.PTR:
+        return _blocked(host, "dns.refused")
+    if qtype in (Qtype.A, Qtype.AAAA):
+        return Ruling(host, decision, None)
+    # HTTPS and SVCB would carry ECH keys, h3 and address hints past us; clients do well without.
+    return Ruling(host, decision, Rcode.NOERROR)
+
+
+def _blocked(host: str, reason: str) -> Ruling:
+    return Ruling(host, Decision(Verdict.DENY, reason), Rcode.NXDOMAIN, (Ede.BLOCKED, reason))
+
+
+class Responder:
+    """Answers the queries of all jails. `now` is seconds of CLOCK_BOOTTIME."""
+
+    def __init__(self, now: Callable[[], float], judge: Judge, resolver: Resolver, journal: Journal) -> None:
+        self._now = now
+        self._judge = judge
+        self._resolver = resolver
+        self._journal = journal
+
+    @property
+    def ready(self) -> bool:
+        """Whether anything but SERVFAIL may be answered."""
+        return self._judge.fresh and self._journal.ready
+
+    def hot(self, jail: Jail, data: bytes, now: float) -> bytes | None:
+        """The remembered reply to exactly these bytes. Only while `ready`."""
+        entry = jail.hot.get(data[2:])
+        if entry is None or now >= entry.expires:
+            return None
+        self._journal.count(entry.sight)
+        return data[:2] + entry.tail
+
+    def answer(self, jail: Jail, data: bytes, reply: Reply, *, udp: bool) -> bool:
+        """Answer one message, now or later, once; False if it is none that gets an answer."""
+        try:
+            query = wire.parse_query(data)
+        except wire.WireError as error:
+            if error.rcode is None:
+                return False
+            reply(build.build_error(data, error.rcode))
+            return True
+        turn = _Turn(self, jail, data, query, reply, udp)
+        if query.opt is not None and query.opt.version:
+            reply(turn.build(Rcode.BADVERS))
+        elif not self.ready or jail.pending >= MAX_PENDING:
+            reply(turn.not_ready())
+        else:
+            jail.pending += 1
+            turn.start()
+        return True
+
+
+class _Turn:
+    """One query on its way to its reply."""
+
+    __slots__ = ("_data", "_digest", "_host", "_jail", "_query", "_reply", "_responder", "_sight", "_udp")
+
+    def __init__(
+        self, responder: Responder, jail: Jail, data: bytes, query: Query, reply: Reply, udp: bool
+    ) -> None:
+        self._responder = responder
+        self._jail = jail
+        self._data = data
+        self._query = query
+        self._reply = reply
+        self._udp = udp
+        self._sight: Sight | None = None
+        self._host = ""
+        self._digest = ""
+
+    def build(self, rcode: Rcode, ede: Blocked | None = None) -> bytes:
+        return build.build_reply(self._query, rcode, ede=ede, limit=self._limit())
+
+    def not_ready(self) -> bytes:
+        return self.build(Rcode.SERVFAIL, (Ede.NOT_READY, "not ready"))
+
+    def _limit(self) -> int:
+        return self._query.udp_limit if self._udp else 0xFFFF
+
+    def start(self) -> None:
+        judge = self._responder._judge
+        asker = Asker(self._jail.subject)
+        self._digest = judge.digest(asker.subject)
+        ruling = rule(self._query, lambda host: judge.admit(asker, host))
+        self._host = ruling.host
+        lookup = self._lookup(ruling.decision)
+        if self._is_miss(asker, ruling, lookup) and not self._jail.bucket.take(self._responder._now()):
+            limited = self._lookup(Decision(Verdict.DENY, "dns.rate"))._replace(host="")
+            self._note(
+                limited, lambda: self._end(self.build(Rcode.SERVFAIL, (Ede.NOT_READY, "too many lookups")))
+            )
+            return
+        if ruling.rcode is None:
+            find = self._responder._resolver.find
+            self._note(lookup, lambda: find(asker, ruling.host, self._query.qtype, self._found))
+            return
+        reply = self.build(ruling.rcode, ruling.ede)
+        self._note(lookup, lambda: self._end(reply, build.NEGATIVE_S))
+
+    def _lookup(self, decision: Decision) -> Lookup:
+        return Lookup.of(self._jail.subject, self._host, decision, "dns", self._digest)
+
+    def _is_miss(self, asker: Asker, ruling: Ruling, lookup: Lookup) -> bool:
+        if not self._responder._journal.known(lookup):
+            return True
+        cached = self._responder._resolver.cached
+        return ruling.rcode is None and not cached(asker, ruling.host, self._query.qtype)
+
+    def _note(self, lookup: Lookup, then: Callable[[], None]) -> None:
+        def done(durable: bool) -> None:
+            if durable:
+                then()
+            else:
+                self._end(self.not_ready())
+
+        self._sight = self._responder._journal.note(lookup, done)
+
+    def _found(self, finding: Finding) -> None:
+        if finding.refused:
+            rcode = Rcode.SERVFAIL if finding.reason == "policy.expired" else Rcode.NXDOMAIN
+            text = LEASE_REQUIRED if finding.decision.verdict is Verdict.ASK else finding.reason
+            reply = self.build(rcode, (Ede.BLOCKED, text))
+            self._note(self._lookup(finding.decision), lambda: self._end(reply))
+        elif finding.status is Status.FOUND:
+            addresses = [address for address, _ in finding.addresses]
+            reply = build.build_reply(
+                self._query, Rcode.NOERROR, addresses=addresses, ttl=finding.ttl, limit=self._limit()
+            )
+            self._end(reply, finding.ttl)
+        elif finding.status is Status.UNAVAILABLE:
+            self._end(self.build(Rcode.SERVFAIL, (Ede.NO_REACHABLE_AUTHORITY, finding.reason)))
+        else:
+            rcode = Rcode.NXDOMAIN if finding.status is Status.NXDOMAIN else Rcode.NOERROR
+            self._end(self.build(rcode), finding.ttl)
+
+    def _end(self, reply: bytes, ttl: int = 0) -> None:
+        """Send `reply`; one that holds for `ttl` seconds is remembered for at most HOT_S."""
+        jail, sight = self._jail, self._sight
+        jail.pending -= 1
+        # Only a name seen before, and no client option (a cookie differs each time): what an
+        # attacker varies must not push out what others repeat.
+        if ttl and self._udp and sight is not None and sight.count and self._plain():
+            if len(jail.hot) >= MAX_HOT:
+                jail.hot.clear()
+            jail.hot[self._data[2:]] = Hot(reply[2:], self._responder._now() + min(HOT_S, ttl), sight)
+        self._reply(reply)
+
+    def _plain(self) -> bool:
+        return len(self._data) <= 12 + len(self._query.question) + 11
