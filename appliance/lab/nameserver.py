@@ -7,7 +7,7 @@ import socket
 import struct
 from typing import Any
 
-from dnslib import AAAA, CNAME, NS, QTYPE, RCODE, RR, SOA, TXT, A, DNSError, DNSRecord
+from dnslib import AAAA, CNAME, NS, QTYPE, RCODE, RR, SOA, TXT, A, DNSError, DNSHeader, DNSRecord
 
 from exeat.appliance.lab import service, zones
 
@@ -37,7 +37,8 @@ class NameServer:
         reply = self._reply(query, name.rstrip(".").lower(), kind)
         packed = bytes(reply.pack())
         if proto == "udp" and len(packed) > _udp_limit(query):
-            reply = reply.truncate()
+            # The library's own `truncate` drops the question, and clients would drop the answer.
+            reply = DNSRecord(DNSHeader(id=reply.header.id, bitmap=reply.header.bitmap, tc=1), q=query.q)
             packed = bytes(reply.pack())
         self._log.write(
             "query", n=next(self._numbers), proto=proto, peer=peer, name=name.rstrip("."),

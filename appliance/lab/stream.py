@@ -121,15 +121,14 @@ class Secure(Plain):
         while True:
             try:
                 data = self._tls.read(len(view))
-                view[: len(data)] = data
-                return len(data)
             except ssl.SSLWantReadError:
                 self._flush()
                 if not self._feed():
                     return 0
-            except ssl.SSLZeroReturnError:
-                self._peer_done = True
-                return 0
+            else:
+                self._peer_done = not data  # an empty read is the peer's close_notify
+                view[: len(data)] = data
+                return len(data)
 
     def write(self, data: ReadableBuffer) -> int:
         view = memoryview(data)
