@@ -163,6 +163,16 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert [target for target in links if broken(page, target)] == []
 
 
+CODE_PATH = re.compile(
+    r"`((?:policy|ledger|dns|proxy|sandbox|appliance|tests|systemd|docs|examples)/[\w./-]+\.\w+)`"
+)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(REPO).as_posix())
+def test_the_files_that_are_named_exist(page: Path) -> None:
+    assert [name for name in CODE_PATH.findall(page.read_text()) if not (REPO / name).exists()] == []
+
+
 def texts() -> Iterator[tuple[str, str]]:
     """Every text file of the checkout that git knows (all files where there is no git)."""
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=REPO, capture_output=True, text=True, check=False)
