@@ -33,13 +33,11 @@ import errno
 import fcntl
 import os
 import re
-import struct
-import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
-from exeat.ledger import segment
-from exeat.ledger.merkle import HASH, Frontier
+from exeat.ledger import headfile, segment
+from exeat.ledger.merkle import Frontier
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -49,9 +47,6 @@ SEGMENT_BYTES: Final = 64 * 1024 * 1024
 _ROOM: Final = 1024 * 1024  # bytes zeroed ahead at a time
 _SEGMENT_NAME: Final = re.compile(r"(\d{12})\.seg")
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
-_SLOT: Final = 512  # one sector
-_HEAD_MAGIC: Final = b"exeathd1"
-_HEAD: Final = struct.Struct(f">8sQ{HASH}sQ")
 
 
 class StoreError(Exception):
@@ -294,7 +289,7 @@ class Store:
         self._head_fd = self._io.open(self.directory / "head", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
 
     def _write_head(self, now_ns: int) -> None:
-        self._pwrite(self._head_fd, _pack_head(self.size, self.root(), now_ns), self._slot * _SLOT)
+        self._pwrite(self._head_fd, headfile.pack(self.size, self.root(), now_ns), self._slot * headfile.SLOT)
         self._slot ^= 1
         self._head_dirty = True
 
@@ -307,7 +302,7 @@ class Store:
         self._index = index
         sealed, tail = self._replay(data)
         self._open_head()
-        slots = _head_slots(self.directory)
+        slots = headfile.slots(self.directory)
         known = max((slot for slot in slots if slot is not None), default=None)
         self._slot = int(known is not None and known == slots[0])  # the newer one is written over last
         if known is not None and known[0] > self.size + len(tail):
@@ -412,30 +407,3 @@ class Store:
         for name in ("_fd", "_head_fd", "_lock_fd"):
             with contextlib.suppress(OSError):
                 self._close_fd(name)
-
-
-def _pack_head(size: int, root: bytes, now_ns: int) -> bytes:
-    body = _HEAD.pack(_HEAD_MAGIC, size, root, now_ns)
-    return (body + zlib.crc32(body).to_bytes(4, "big")).ljust(_SLOT, b"\0")
-
-
-def read_head(directory: Path) -> tuple[int, bytes] | None:
-    """`(size, root)` of the newer valid slot of the head file; None if there is none."""
-    slots = [slot for slot in _head_slots(directory) if slot is not None]
-    return max(slots, default=None)
-
-
-def _head_slots(directory: Path) -> list[tuple[int, bytes] | None]:
-    try:
-        data = (directory / "head").read_bytes()
-    except FileNotFoundError:
-        data = b""
-    return [_unpack_head(data[start : start + _HEAD.size + 4]) for start in (0, _SLOT)]
-
-
-def _unpack_head(slot: bytes) -> tuple[int, bytes] | None:
-    body, crc = slot[: _HEAD.size], slot[_HEAD.size :]
-    if zlib.crc32(body).to_bytes(4, "big") != crc:
-        return None
-    magic, size, root, _ = _HEAD.unpack(body)
-    return (size, root) if magic == _HEAD_MAGIC else None

@@ -1,0 +1,202 @@
+"""`exeat ledger tail|verify`: read the evidence, and check it. Works on files; nothing need run."""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+import json
+import time
+from dataclasses import asdict, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from exeat.appliance.client import load_config
+from exeat.appliance.errors import NotReachableError, UsageError
+from exeat.ledger.reader import Follower, ReaderError, find_ledgers, tail
+from exeat.ledger.records import Kind, Record, decode
+from exeat.ledger.verify import Report, parse_head, verify
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+_FOLLOW_S = 0.2
+_HEX = {"flow", "policy_digest", "answer", "boot_id", "data"}
+_COUNTED = {Kind.PROGRESS, Kind.CLOSE, Kind.ORPHAN}
+
+
+def register(commands: Any) -> None:
+    parser = commands.add_parser("ledger", help="read the evidence and check it")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+
+    show = actions.add_parser("tail", help="the last records, and with -f those to come")
+    show.add_argument("-f", "--follow", action="store_true", help="go on as records come")
+    show.add_argument("-n", "--lines", type=_count, default=20, metavar="N", help="how many (default 20)")
+    show.add_argument("--job", metavar="J", help="only this job's")
+    show.set_defaults(handler=run_tail)
+
+    check = actions.add_parser("verify", help="check every byte and every account")
+    check.add_argument(
+        "--head", metavar="SIZE:ROOT", help="a head noted earlier, elsewhere: shows a cut or rewritten ledger"
+    )
+    check.set_defaults(handler=run_verify)
+    for action in (show, check):
+        action.add_argument("--json", action="store_true", help="print JSON")
+        action.add_argument(
+            "--state-dir", type=Path, metavar="DIR", default=argparse.SUPPRESS, help="where the ledger lies"
+        )
+
+
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and len(text) < 8):
+        raise argparse.ArgumentTypeError("not a number of records")
+    return int(text)
+
+
+def _ledgers(args: argparse.Namespace) -> list[Path]:
+    state_dir: Path = args.state_dir or load_config(args).state_dir
+    try:
+        found = find_ledgers(state_dir)
+    except OSError as error:
+        raise NotReachableError(f"{state_dir}: {error.strerror}: run this as root") from None
+    if not found:
+        raise NotReachableError(f"{state_dir}: no ledger here: has `exeat up` run with this state directory?")
+    return found
+
+
+# --- tail
+
+
+def run_tail(args: argparse.Namespace) -> int:
+    followers = []
+    for directory in _ledgers(args):
+        try:
+            entries, follower = tail(directory, args.lines) if not args.job else _of_job(directory, args)
+        except (ReaderError, OSError) as error:
+            raise NotReachableError(str(error)) from None
+        _print(entries, args)
+        followers.append(follower)
+    while args.follow:
+        for follower in followers:
+            _print(follower.poll(), args)
+        time.sleep(_FOLLOW_S)
+    return 0
+
+
+def _of_job(directory: Path, args: argparse.Namespace) -> tuple[list[tuple[int, bytes]], Follower]:
+    follower = Follower(directory)
+    entries = [entry for entry in follower.poll() if decode(entry[1]).job == args.job]
+    return entries[-args.lines :] if args.lines else [], follower
+
+
+def _print(entries: Iterable[tuple[int, bytes]], args: argparse.Namespace) -> None:
+    for seq, data in entries:
+        record = decode(data)
+        if args.job and record.job != args.job:
+            continue
+        print(json.dumps(as_json(seq, record)) if args.json else line(seq, record), flush=args.follow)
+
+
+def as_json(seq: int, record: Record) -> dict[str, Any]:
+    """A record for programs: fields that hold their default are left out."""
+    out: dict[str, Any] = {"seq": seq, "kind": record.kind.label}
+    for field in fields(record)[1:]:
+        value = getattr(record, field.name)
+        if value != field.default:
+            out[field.name] = value.hex() if field.name in _HEX else value
+    if record.dest is not None:
+        out["dest"] = {**record.dest._asdict(), "ip": _address(record.dest.ip)}
+    return out
+
+
+def line(seq: int, record: Record) -> str:
+    """A record for people, on one line."""
+    at = datetime.fromtimestamp(record.t_real_ns / 1e9, tz=UTC).strftime("%H:%M:%S.%f")[:-3]
+    return f"{seq:>8}  {at}  {record.kind.label:<9}  {record.job or '-':<16}  {_what(record)}".rstrip()
+
+
+def _what(record: Record) -> str:
+    parts = [record.decision, _place(record)]
+    if record.kind in _COUNTED:
+        parts.append(f"out {human(record.bytes_out)} in {human(record.bytes_in)}")
+    if record.reserved:
+        parts.append(f"up to {human(record.reserved)}")
+    if record.count > 1:
+        parts.append(f"x{record.count}")
+    parts.append(record.close_reason or record.reason_code)
+    parts += [record.rule_id and f"by {record.rule_id}", record.lease_id and f"lease {record.lease_id}"]
+    parts += [record.actor and f"({record.actor})", record.detail]
+    if record.dest is None and record.flow:
+        parts.append(f"flow {record.flow.hex()[:8]}")
+    return "  ".join(part for part in parts if part)
+
+
+def _place(record: Record) -> str:
+    dest = record.dest
+    if dest is None:
+        return ""
+    host = f"[{dest.host}]" if ":" in dest.host else dest.host
+    return f"{host}:{dest.port}" if dest.port else host
+
+
+def _address(packed: bytes) -> str:
+    return str(ipaddress.ip_address(packed)) if packed else ""
+
+
+def human(count: int) -> str:
+    """Bytes for people, SI units."""
+    value, unit = float(count), 0
+    while value >= 999.5 and unit < 4:
+        value, unit = value / 1000, unit + 1
+    name = ("B", "kB", "MB", "GB", "TB")[unit]
+    return f"{count} B" if unit == 0 else f"{value:.3g} {name}"
+
+
+# --- verify
+
+
+def run_verify(args: argparse.Namespace) -> int:
+    try:
+        heads = (parse_head(args.head),) if args.head else ()
+    except ValueError as error:
+        raise UsageError(f"--head: {error}") from None
+    ledgers = _ledgers(args)
+    if heads and len(ledgers) > 1:
+        raise UsageError("--head: there are several ledgers here; it belongs to one")
+    reports = []
+    for directory in ledgers:
+        try:
+            reports.append((directory, verify(directory, heads=heads)))
+        except OSError as error:
+            raise NotReachableError(f"{directory}: {error.strerror or error}") from None
+    if args.json:
+        print(
+            json.dumps(
+                {"ok": all(report.ok for _, report in reports), "ledgers": [_json(*it) for it in reports]}
+            )
+        )
+    else:
+        print("\n\n".join(_text(*it) for it in reports))
+    return 0 if all(report.ok for _, report in reports) else 1
+
+
+def _json(directory: Path, report: Report) -> dict[str, Any]:
+    return {"ok": report.ok, "path": str(directory), **asdict(report)}
+
+
+def _text(directory: Path, report: Report) -> str:
+    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(report.kinds.items())) or "none"
+    rows = [
+        ("ledger", report.origin or str(directory)),
+        ("records", f"{report.size} in {report.segments} segment{'s' * (report.segments != 1)}: {kinds}"),
+        (
+            "flows",
+            f"{report.flows_closed} closed, {report.flows_orphaned} orphaned, {report.flows_open} open; "
+            f"out {human(report.bytes_out)}, in {human(report.bytes_in)}",
+        ),
+        ("head", f"{report.size}:{report.root}"),
+        *(("note", note) for note in report.notes),
+        *(("PROBLEM", f"record {problem.record}: {problem.what}") for problem in report.problems),
+        ("result", "verified" if report.ok else "NOT VERIFIED"),
+    ]
+    return "\n".join(f"{name:<8}  {value}" for name, value in rows)

@@ -1,0 +1,109 @@
+"""Reading a ledger that may be in use: committed records only, in order, each once."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from typing import TYPE_CHECKING
+
+from exeat.ledger import segment
+from exeat.ledger.records import decode
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from exeat.ledger.records import Record
+
+Entry = tuple[int, bytes]  # sequence number, the record's bytes
+
+
+class ReaderError(Exception):
+    """There is no ledger to read, or it breaks off where it must not (`exeat ledger verify` says more)."""
+
+
+def find_ledgers(state_dir: Path) -> list[Path]:
+    """The folders of all ledgers under a state directory. Raises OSError if it cannot be read."""
+    root = state_dir / "ledger"
+    if not root.is_dir():
+        return []
+    return sorted(path.parent for path in root.glob("*/seg"))
+
+
+class Follower:
+    """`poll` gives the committed records that came since the last call.
+
+    It follows the writer into new segments, and notices when a recovery has put a fresh file in
+    the place of the one it was reading.
+    """
+
+    def __init__(self, directory: Path, *, index: int = 0) -> None:
+        self._directory = directory
+        self._index = index
+        self._inode = 0
+        self._offset = 0
+        self._next_seq = 0
+        self._committed = 0  # bytes of the last reading that ended in a commit
+
+    def poll(self) -> Iterator[Entry]:
+        while True:
+            data = self._read_on()
+            pending: list[Entry] = []
+            sealed = False
+            for found in segment.scan(data):
+                if found.kind == segment.RECORD:
+                    pending.append((found.seq, found.payload))
+                    continue
+                yield from (entry for entry in pending if entry[0] >= self._next_seq)
+                pending.clear()
+                self._next_seq = max(self._next_seq, found.seq)
+                self._committed = found.end
+                sealed = found.kind == segment.SEAL
+            self._offset += self._committed
+            if not sealed:
+                return
+            self._index, self._offset, self._inode = self._index + 1, 0, 0
+
+    def _read_on(self) -> bytes:
+        self._committed = 0
+        path = self._directory / "seg" / f"{self._index:012d}.seg"
+        try:
+            with path.open("rb") as file:
+                inode = os.fstat(file.fileno()).st_ino
+                if inode != self._inode:
+                    self._inode, self._offset = inode, 0
+                file.seek(self._offset)
+                return file.read()
+        except FileNotFoundError:  # sealed, and the next one is not there yet
+            return b""
+
+
+def read(directory: Path) -> Iterator[Entry]:
+    """All committed records of a ledger, from the first."""
+    _last_segment(directory)
+    return Follower(directory).poll()
+
+
+def tail(directory: Path, count: int) -> tuple[list[Entry], Follower]:
+    """The last `count` committed records, and a follower that goes on behind them."""
+    index = _last_segment(directory)
+    while True:
+        follower = Follower(directory, index=index)
+        last = deque(follower.poll(), maxlen=count)
+        if index == 0 or len(last) == count:
+            return list(last), follower
+        index -= 1
+
+
+def _last_segment(directory: Path) -> int:
+    names = [path.stem for path in (directory / "seg").glob("*.seg") if path.stem.isdecimal()]
+    if not names:
+        raise ReaderError(f"{directory} holds no ledger")
+    return max(int(name) for name in names)
+
+
+def read_records(root: Path) -> Iterator[tuple[int, Record]]:
+    """All committed records of every ledger in `root` (the folder `ledger` of a state directory)."""
+    for directory in sorted(path.parent for path in root.glob("*/seg")):
+        for seq, data in read(directory):
+            yield seq, decode(data)
