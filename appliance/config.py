@@ -104,9 +104,8 @@ class Sandbox(_Section):
 
 
 class Asks(_Section):
-    """How long a flow waits for a person, and how long a request stays open."""
+    """How long a request stays open, and how many may wait. How long a flow waits is the policy's."""
 
-    hold_ms: Annotated[int, Field(ge=0, le=55_000)] = 2500
     request_ttl_s: Annotated[int, Field(ge=60, le=86_400)] = 3600
     max_pending: Annotated[int, Field(ge=1, le=10_000)] = 256
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from exeat.ledger.reader import read_records
+from exeat.policy.model import Decision, Verdict
 from exeat.policy.reasons import advise, short_text
 
 from exeat.ledger.records import Kind, Record
@@ -80,7 +81,7 @@ def _lookup(lines: dict[tuple[str, int], Line], record: Record) -> None:
         return
     line = _line(lines, record.dest.host, 0)
     line.refused[record.reason_code] += max(1, record.count)
-    line.next_step = advise(record.reason_code, record.dest.host, 443, record.project, rule=record.rule_id)
+    line.next_step = _advice(record, record.dest.host, 443)
 
 
 def _flow(lines: dict[tuple[str, int], Line], flows: dict[bytes, Line], record: Record) -> None:
@@ -96,12 +97,17 @@ def _flow(lines: dict[tuple[str, int], Line], flows: dict[bytes, Line], record: 
         line.lease, line.rule = record.lease_id or line.lease, record.rule_id or line.rule
     elif record.kind is Kind.DENY:
         line.refused[record.reason_code] += max(1, record.count)
-        line.next_step = advise(record.reason_code, line.host, line.port, record.project, rule=record.rule_id)
+        line.next_step = _advice(record, line.host, line.port)
     elif record.kind in (Kind.CLOSE, Kind.ORPHAN):
         line.bytes_out += record.bytes_out
         line.bytes_in += record.bytes_in
         if record.close_reason not in ("", "eof", "done"):
             line.ended[record.close_reason] += 1
+
+
+def _advice(record: Record, host: str, port: int) -> str:
+    verdict = Verdict.ASK if record.decision == "ask" else Verdict.DENY
+    return advise(Decision(verdict, record.reason_code, rule=record.rule_id), host, port, record.project)
 
 
 def human(count: int) -> str:

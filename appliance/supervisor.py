@@ -126,7 +126,7 @@ class Supervisor:
         data, ancillary, _, _ = sock.recvmsg(256, socket.CMSG_SPACE(12))
         pid = next((struct.unpack("3i", body)[0] for _, kind, body in ancillary if kind == 2), 0)
         for child in self.children.values():
-            if child.process and child.process.pid == pid and b"READY=1" in data:
+            if child.process is not None and child.process.pid == pid and b"READY=1" in data:
                 child.ready = True
 
     def _start_all(self) -> None:

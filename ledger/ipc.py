@@ -39,8 +39,8 @@ class PeerClosedError(IpcError):
 
 def peer_uid(sock: socket.socket) -> int:
     """The uid the kernel recorded for the process that connected (SO_PEERCRED)."""
-    _pid, uid, _gid = _CRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CRED.size))
-    return uid
+    credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CRED.size)
+    return int(_CRED.unpack(credentials)[1])
 
 
 def listen(path: Path, *, kind: int = socket.SOCK_STREAM, mode: int = 0o666) -> socket.socket:

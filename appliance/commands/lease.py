@@ -75,7 +75,7 @@ def _line(row: dict[str, Any]) -> str:
     to = ",".join(row["to"])
     ports = ",".join(str(port) for port in row["ports"])
     scope = f"{to}:{ports}"
-    return f"{row['state']:<10} {row['id']:<28} {scope:<32} {_until(row):<16} {row['requester']} {_quoted(row)}"
+    return f"{row['state']:<10} {row['id']:<28} {scope:<30} {_until(row):<15} {row['requester']} {_quoted(row)}"
 
 
 def _until(row: dict[str, Any]) -> str:

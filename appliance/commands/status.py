@@ -19,7 +19,7 @@ def register(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     reply = Client(load_config(args)).call("status")
-    whole = set(reply["gateway"]) == {"guard", "proxy"} and not reply["policy_error"]
+    whole = set(reply["gateway"]) == {"guard", "proxy"} and not reply["policy_error"] and not reply["down"]
     if args.json:
         print(json.dumps({key: value for key, value in reply.items() if key not in ("id", "ok")}))
         return 0 if whole else 1
@@ -29,6 +29,8 @@ def run(args: argparse.Namespace) -> int:
     print(f"projects   {', '.join(reply['projects']) or 'none'}")
     print(f"jobs       {reply['jobs']} running")
     print(f"leases     {leases}")
+    if reply["down"]:
+        print(f"DOWN       {', '.join(reply['down'])}: nothing new opens")
     if reply["policy_error"]:
         print(f"policy     NOT RELOADED: {reply['policy_error']}")
     if reply["lab"]:

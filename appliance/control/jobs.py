@@ -113,7 +113,9 @@ class Jobs:
             project=project,
             agent=str(request.get("agent") or "run"),
             argv=argv,
-            hold_ms=hold if isinstance(hold, int) and 0 <= hold <= 55_000 else self._policies.hold_ms,
+            hold_ms=hold
+            if isinstance(hold, int) and 0 <= hold <= 55_000
+            else self._policies.hold_ms(project, digest),
             policy=digest,
             started_ms=time.time_ns() // 1_000_000,
         )
@@ -161,12 +163,7 @@ class Jobs:
 
     async def _remove(self, job: Job) -> None:
         await self._hub.remove_jail(job.name)
-        for verb, arguments in (("job.remove", {"job": job.name}), ("jail.destroy", {"jail": job.name})):
-            try:
-                await self._warden.call(verb, **arguments)
-            except RefusedError as error:
-                if error.code not in ("unavailable", "job.unknown", "jail.unknown"):
-                    print(f"{verb} {job.name}: {error}", file=sys.stderr)
+        await self._clear(job.name, "job.remove", "jail.destroy")
         self._policies.unbind(job.name)
         self._store.delete_job(job.name)
         self._hub.publish()
@@ -204,15 +201,14 @@ class Jobs:
                 self._hub.jails[name] = Jail(name, self.subject(job), job.hold_ms)
             self._spawn(self._watch(job))
         for name in jails - set(known):
-            await self._orphan(name)
+            await self._clear(name, "job.kill", "job.remove", "jail.destroy")
 
-    async def _orphan(self, name: str) -> None:
-        for verb, arguments in (
-            ("job.kill", {"job": name}),
-            ("job.remove", {"job": name}),
-            ("jail.destroy", {"jail": name}),
-        ):
+    async def _clear(self, name: str, *verbs: str) -> None:
+        """Have the warden take down what is there of a job; what is not there is fine."""
+        for verb in verbs:
+            kind = verb.partition(".")[0]
             try:
-                await self._warden.call(verb, **arguments)
+                await self._warden.call(verb, (), **{kind: name})
             except RefusedError as error:
-                print(f"orphan {name}: {verb}: {error}", file=sys.stderr)
+                if error.code not in ("unavailable", "job.unknown", "jail.unknown"):
+                    print(f"control: {verb} {name}: {error}", file=sys.stderr, flush=True)

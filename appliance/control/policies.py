@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from exeat.appliance.public_suffixes import BundledSuffixes
-from exeat.policy.document import Document, PolicyError, load_policy
 
 from exeat.appliance.errors import RefusedError
+from exeat.policy.document import Document, PolicyError, load_policy
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,11 +18,10 @@ if TYPE_CHECKING:
 class Policies:
     """Documents by digest, and which project or job is judged by which."""
 
-    def __init__(self, folder: Path, hold_ms: int, store: Store) -> None:
+    def __init__(self, folder: Path, store: Store) -> None:
         self._folder = folder
         self._store = store
         self._suffixes = BundledSuffixes()
-        self.hold_ms = hold_ms
         self.documents: dict[str, Document] = {}
         self.projects: dict[str, str] = {}
         self.jobs: dict[str, str] = {}
@@ -101,6 +100,10 @@ class Policies:
     def _drop_unused(self) -> None:
         used = {*self.projects.values(), *self.jobs.values()}
         self.documents = {digest: doc for digest, doc in self.documents.items() if digest in used}
+
+    def hold_ms(self, project: str, digest: str) -> int:
+        """How long a flow of this job waits for a person."""
+        return self.documents[digest or self.projects[project]].hold_ms
 
     def document_of(self, project: str, job: str) -> Document | None:
         digest = self.jobs.get(job) or self.projects.get(project, "")

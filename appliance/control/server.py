@@ -10,21 +10,22 @@ import asyncio
 import os
 import pwd
 import signal
+import socket
 import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from exeat.appliance.control.leases import Leases
-from exeat.policy.snapshot import Snapshot
-
+from exeat.appliance.control.addresses import host_addresses
 from exeat.appliance.control.aio import Link, Requester, Server
 from exeat.appliance.control.evidence import Evidence
 from exeat.appliance.control.hub import Hub
 from exeat.appliance.control.jobs import Jobs
+from exeat.appliance.control.leases import Leases
 from exeat.appliance.control.policies import Policies
 from exeat.appliance.control.store import Store
 from exeat.appliance.errors import RefusedError
 from exeat.policy.model import Subject
+from exeat.policy.snapshot import Snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -47,10 +48,11 @@ class Control:
         self._tasks = tasks
         self._generation = time.time_ns() // 1_000_000  # grows across restarts
         self._published = 0.0
+        self._host_local = host_addresses()
         store = Store(config.state_dir / "control" / "control.sqlite")
         evidence = Evidence(config.run_dir / "ledger" / "ledger.sock", config.node.name)
         warden = Requester(config.run_dir / "warden" / "warden.sock", "warden")
-        self.policies = Policies(config.policy.dir, config.asks.hold_ms, store)
+        self.policies = Policies(config.policy.dir, store)
         self.leases = Leases(config, store, self.policies, evidence, changed=self._publish)
         self.hub = Hub(
             config.run_dir / "control" / "hub.sock",
@@ -98,6 +100,10 @@ class Control:
         while True:
             await asyncio.sleep(TICK_S)
             await self.leases.tick()
+            addresses = host_addresses()
+            if addresses != self._host_local:
+                self._host_local = addresses
+                self._publish()
             if time.monotonic() - self._published > FRESH_MS / 3000:
                 self._publish()
 
@@ -111,9 +117,8 @@ class Control:
             projects=self.policies.projects,
             jobs=self.policies.jobs,
             leases=self.leases.for_gateway(),
-            revoked=[],
             treat_as_public=self._config.lab.treat_as_public,
-            control=[],
+            host_local=self._host_local,
         )
 
     def _publish(self) -> None:
@@ -154,7 +159,17 @@ class Control:
             "jobs": len(running),
             "leases": self.leases.counts(),
             "lab": list(self._config.lab.treat_as_public),
+            "down": [name for name in ("warden", "ledger") if not self._answers(name)],
         }
+
+    def _answers(self, process: str) -> bool:
+        kind = socket.SOCK_SEQPACKET if process == "ledger" else socket.SOCK_STREAM
+        with socket.socket(socket.AF_UNIX, kind) as sock:
+            try:
+                sock.connect(str(self._config.run_dir / process / f"{process}.sock"))
+            except OSError:
+                return False
+        return True
 
     async def _run(self, message: Message, fds: list[int]) -> dict[str, Any]:
         if len(fds) != 3:

@@ -1,0 +1,312 @@
+"""Leases in force and asked for: the pure state machine, made durable and put on the ledger.
+
+Order of every change: the state machine says yes, the ledger holds it, the database holds it,
+then the gateway hears of it. A crash between two of these loses no approval that was answered:
+the answer goes out last.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+import time
+from collections import Counter
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from exeat.policy.reasons import advise, short_text
+
+from exeat.appliance.errors import RefusedError
+from exeat.policy import leases as states
+from exeat.policy.addresses import format_address
+from exeat.policy.admin import Actor
+from exeat.policy.errors import MalformedError, ScopeError
+from exeat.policy.leases import Lease, Narrowing, State
+from exeat.policy.model import Address, Request
+from exeat.policy.names import parse_authority, parse_host
+from exeat.policy.rules import Kind, Rule
+from exeat.policy.scopes import parse_scope, ports_text
+from exeat.policy.usage import Usage
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from exeat.appliance.config import Config
+    from exeat.appliance.control.evidence import Evidence
+    from exeat.appliance.control.policies import Policies
+    from exeat.appliance.control.store import Store
+    from exeat.ledger.ipc import Message
+    from exeat.policy.document import Document
+    from exeat.policy.model import Subject
+    from exeat.policy.snapshot import Snapshot
+
+PEOPLE_ROLE = "admin"  # only root reaches control.sock; roles come with the API
+_LIVE = (State.REQUESTED, State.ACTIVE, State.REVOKING)
+
+
+class Leases:
+    """All leases by id. `changed` is called after every change the gateway must hear of."""
+
+    def __init__(
+        self,
+        config: Config,
+        store: Store,
+        policies: Policies,
+        evidence: Evidence,
+        changed: Callable[[], None],
+    ) -> None:
+        self._asks = config.asks
+        self._store = store
+        self._policies = policies
+        self._evidence = evidence
+        self._changed = changed
+        self._all = {lease: Lease.from_json(json.loads(body)) for lease, body in store.load_leases()}
+        self._pending: dict[str, str] = {}  # key of an ask -> id of its request
+        self._changing = asyncio.Lock()  # a change waits for the ledger: no two may overlap
+
+    # -- what others read
+
+    def for_gateway(self) -> list[Lease]:
+        return [lease for lease in self._all.values() if lease.state is State.ACTIVE]
+
+    def counts(self) -> dict[str, int]:
+        return dict(Counter(str(lease.state) for lease in self._all.values()))
+
+    def rows(self, *, everything: bool) -> list[dict[str, Any]]:
+        return [_row(lease) for lease in self._all.values() if everything or lease.state in _LIVE]
+
+    def row(self, name: str) -> dict[str, Any]:
+        return _row(self._get(name))
+
+    # -- asking
+
+    async def ask(self, message: Message) -> str:
+        """A flow waits for a person: the id of its request, the same for equal asks."""
+        async with self._changing:
+            return await self._ask(message)
+
+    async def _ask(self, message: Message) -> str:
+        subject = message["subject"]
+        key = str(message["key"])
+        known = self._all.get(self._pending.get(key, ""))
+        if known is not None and states.settle(known, _now()).state is State.REQUESTED:
+            return known.id
+        host = parse_host(str(message["host"]))
+        lease = await self._open_request(
+            project=str(subject["project"]),
+            job=str(subject["job"]),
+            agent=str(subject["agent"]),
+            to=f"{_host_text(host)}:{int(message['port'])}",
+            proto=str(message["proto"]),
+            rule=str(message.get("rule", "")),
+        )
+        self._pending[key] = lease.id
+        return lease.id
+
+    async def request(self, message: Message, *, requester: str) -> dict[str, Any]:
+        """A person asks ahead of time."""
+        project, _ = self._policies.choose(message.get("project"), None, None)
+        ttl = message.get("ttl_ms")
+        async with self._changing:
+            lease = await self._open_request(
+                project=project,
+                to=str(message.get("to")),
+                requester=requester,
+                reason=str(message.get("reason", "")),
+                ttl_ms=ttl if isinstance(ttl, int) else None,
+            )
+        return _row(lease)
+
+    async def _open_request(
+        self,
+        *,
+        project: str,
+        to: str,
+        job: str = "",
+        agent: str = "",
+        proto: str = "tcp",
+        rule: str = "",
+        requester: str = "",
+        reason: str = "",
+        ttl_ms: int | None = None,
+    ) -> Lease:
+        if sum(1 for lease in self._all.values() if lease.state is State.REQUESTED) >= self._asks.max_pending:
+            raise RefusedError("ask.limit", f"{self._asks.max_pending} requests are waiting already")
+        document = self._policies.document_of(project, job)
+        if document is None:
+            raise RefusedError("meta.project", f"no policy for project `{project}`")
+        scope = _scopes([to])
+        asked = _rule(document, rule)
+        knobs = document.knobs
+        outcome = states.request(
+            Lease(
+                id=f"{project}/{agent or requester}/{secrets.token_hex(3)}",
+                project=project,
+                to=scope,
+                protocols=(proto,),
+                private=asked.private if asked else False,
+                agents=frozenset({agent} if agent else ()),
+                ttl_ms=ttl_ms or (asked.ttl_ms if asked and asked.ttl_ms else states.DEFAULT_TTL_MS),
+                max_ttl_ms=asked.max_ttl_ms if asked and asked.max_ttl_ms else knobs.max_ttl_ms,
+                request_ttl_ms=self._asks.request_ttl_s * 1000,
+                approvals_needed=asked.approvals if asked and asked.approvals else knobs.approvals,
+                requester=agent or requester,
+                reason=reason,
+                policy=document.digest,
+            ),
+            _now(),
+        )
+        if not outcome.ok:
+            raise RefusedError(outcome.reason, f"{to}: this cannot be asked for")
+        await self._keep(outcome.lease, agent or requester)
+        return outcome.lease
+
+    # -- deciding
+
+    async def approve(self, message: Message, person: str) -> dict[str, Any]:
+        narrowing = Narrowing(
+            to=_scopes(message["to"]) if message.get("to") else None,
+            ttl_ms=message.get("ttl_ms") if isinstance(message.get("ttl_ms"), int) else None,
+        )
+        return await self._decide(
+            message, person, lambda lease, actor, now: states.approve(lease, actor, now, narrowing)
+        )
+
+    async def deny(self, message: Message, person: str) -> dict[str, Any]:
+        return await self._decide(message, person, states.deny)
+
+    async def renew(self, message: Message, person: str) -> dict[str, Any]:
+        return await self._decide(message, person, states.renew)
+
+    async def _decide(
+        self, message: Message, person: str, step: Callable[[Lease, Actor, int], states.Outcome]
+    ) -> dict[str, Any]:
+        async with self._changing:
+            lease = self._get(message.get("lease"))
+            return await self._apply(step(lease, Actor(person, PEOPLE_ROLE), _now()), message, person)
+
+    async def revoke(self, message: Message, person: str) -> list[dict[str, Any]]:
+        """One lease, or with `prefix` all live ones whose id begins so."""
+        async with self._changing:
+            return [
+                await self._apply(states.revoke(lease, Actor(person, PEOPLE_ROLE), _now()), message, person)
+                for lease in self._chosen(str(message.get("lease")), prefix=bool(message.get("prefix")))
+            ]
+
+    def _chosen(self, name: str, *, prefix: bool) -> list[Lease]:
+        if not prefix:
+            return [self._get(name)]
+        live = (State.REQUESTED, State.ACTIVE)
+        chosen = [lease for lease in self._all.values() if lease.id.startswith(name) and lease.state in live]
+        if not chosen:
+            raise RefusedError("lease.unknown", f"no live lease begins with `{name}`")
+        return chosen
+
+    async def _apply(self, outcome: states.Outcome, message: Message, person: str) -> dict[str, Any]:
+        if not outcome.ok:
+            if outcome.lease != self._all.get(outcome.lease.id):
+                await self._keep(outcome.lease, "time")  # it had lapsed or expired meanwhile
+            raise RefusedError(outcome.reason, f"{outcome.lease.id}: {short_text(outcome.reason)}")
+        await self._keep(outcome.lease, person, str(message.get("why", "")))
+        return _row(outcome.lease)
+
+    async def _keep(self, lease: Lease, actor: str, why: str = "") -> None:
+        await self._evidence.lease(
+            lease=lease.id,
+            project=lease.project,
+            agent=",".join(sorted(lease.agents)),
+            actor=actor,
+            state=str(lease.state),
+            detail=" ".join([*map(str, lease.to), why]).strip(),
+        )
+        self._store.save_lease(lease.id, json.dumps(lease.to_json()))
+        self._all[lease.id] = lease
+        self._changed()
+
+    async def tick(self) -> None:
+        """Let time end what it has ended."""
+        async with self._changing:
+            now = _now()
+            for lease in list(self._all.values()):
+                settled = states.settle(lease, now)
+                if settled.state is not lease.state:
+                    await self._keep(settled, "time")
+
+    def _get(self, name: object) -> Lease:
+        text = str(name)
+        if text in self._all:
+            return self._all[text]
+        found = [lease for lease in self._all.values() if lease.id.endswith(f"/{text}")]
+        if len(found) != 1:
+            raise RefusedError("lease.unknown", f"no lease `{text}`: `exeat lease ls --all` lists them")
+        return found[0]
+
+    # -- explaining
+
+    def why(self, snapshot: Snapshot, subject: Subject, message: Message) -> dict[str, Any]:
+        """What would happen to a flow of `subject`, before names are resolved."""
+        text = str(message.get("to"))
+        try:
+            host, port = parse_authority(text.encode()) if _has_port(text) else (parse_host(text), 443)
+        except (MalformedError, UnicodeEncodeError) as error:
+            raise RefusedError(
+                getattr(error, "code", "malformed.host"), f"`{text}` is not HOST[:PORT]"
+            ) from None
+        decision = snapshot.decide(Request(subject, host, port), _now(), Usage())
+        name = _host_text(host)
+        return {
+            "to": f"{name}:{port}",
+            "verdict": str(decision.verdict),
+            "reason": decision.reason,
+            "rule": decision.rule,
+            "text": short_text(decision.reason),
+            "next": "" if decision.allowed else advise(decision, name, port, subject.project),
+        }
+
+
+def _now() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def _host_text(host: str | Address) -> str:
+    if isinstance(host, str):
+        return host
+    text = format_address(host)
+    return f"[{text}]" if host.family == 6 else text
+
+
+def _has_port(text: str) -> bool:
+    return ":" in text.rpartition("]")[2]
+
+
+def _scopes(texts: Iterable[str]) -> tuple[Any, ...]:
+    try:
+        return tuple(parse_scope(text) for text in texts)
+    except ScopeError as error:
+        raise RefusedError(error.code, str(error)) from None
+
+
+def _rule(document: Document, name: str) -> Rule | None:
+    return next((rule for rule in document.of_kind(Kind.ASK) if rule.id == name), None)
+
+
+def _row(lease: Lease) -> dict[str, Any]:
+    """A lease as the command line and `--json` show it; times in ms since 1970."""
+    settled = states.settle(lease, _now())
+    return {
+        "id": settled.id,
+        "state": str(settled.state),
+        "project": settled.project,
+        "to": [str(replace(scope, ports=None)) if scope.ports else str(scope) for scope in settled.to],
+        "ports": sorted({text for scope in settled.to for text in ports_text(scope.ports or settled.ports)}),
+        "requester": settled.requester,
+        "reason": settled.reason,
+        "exp": settled.exp_ms,
+        "lapses": settled.requested_ms + settled.request_ttl_ms,
+        "ttl_ms": settled.ttl_ms,
+        "approvals": [approval.by for approval in settled.approvals],
+        "approvals_needed": settled.approvals_needed,
+        "ended_by": settled.ended_by,
+        "policy": settled.policy,
+    }

@@ -1,0 +1,106 @@
+"""A running appliance in a lab of its own, driven by its command line as people drive it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from exeat.appliance.lab import manage, plan
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+
+class Running:
+    """`exeat up` in a lab made in `folder`; `prefix` keeps labs apart."""
+
+    def __init__(self, folder: Path, prefix: str) -> None:
+        self.lab = plan.Lab.named(prefix, folder / "exeat-lab-run", folder / "exeat-lab-state")
+        folder.chmod(0o755)
+        for parent in folder.parents[:3]:  # pytest's folders are 0700; the services must pass
+            if parent.name.startswith("pytest-"):
+                parent.chmod(0o755)
+        manage.up(self.lab)
+
+    def close(self) -> None:
+        manage.down(self.lab)
+
+    def command(self, *words: str) -> list[str]:
+        return [sys.executable, "-I", "-m", "exeat", "--config", str(self.lab.config), *words]
+
+    def exeat(self, *words: str, check: bool = True, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            self.command(*words), capture_output=True, text=True, timeout=timeout, check=False
+        )
+        if check and done.returncode:
+            raise AssertionError(f"exeat {' '.join(words)}: {done.returncode}\n{done.stdout}{done.stderr}")
+        return done
+
+    def json(self, *words: str) -> Any:
+        return json.loads(self.exeat(*words, "--json").stdout)
+
+    def job(self, *words: str, options: Sequence[str] = ()) -> subprocess.Popen[str]:
+        """`exeat run` in the background, with the lab's CA where clients look for it."""
+        trust = [f"--env={name}={self.lab.job}/ca.pem" for name in ("CURL_CA_BUNDLE", "SSL_CERT_FILE")]
+        return subprocess.Popen(
+            self.command(
+                "run", "--project", plan.PROJECT, "--ro", str(self.lab.job), *trust, *options, "--", *words
+            ),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(
+        self, *words: str, options: Sequence[str] = (), timeout: float = 60
+    ) -> subprocess.CompletedProcess[str]:
+        """`exeat run` to its end."""
+        process = self.job(*words, options=options)
+        out, err = process.communicate(timeout=timeout)
+        return subprocess.CompletedProcess(words, process.returncode, out, err)
+
+    def pid(self, process: str) -> int:
+        """The process that `exeat up` started as `exeat serve PROCESS`, found in /proc."""
+        return self._find(f"--config\0{self.lab.config}\0serve\0{process}\0".encode())
+
+    def _find(self, wanted: bytes) -> int:
+        for entry in os.listdir("/proc"):
+            if entry.isdigit():
+                try:
+                    with open(f"/proc/{entry}/cmdline", "rb") as handle:
+                        if wanted in handle.read():
+                            return int(entry)
+                except OSError:
+                    continue
+        return 0
+
+    def kill(self, process: str) -> None:
+        os.kill(self.pid(process), signal.SIGKILL)
+
+    def supervisor(self) -> int:
+        """The process of `exeat up`."""
+        return self._find(f"--config\0{self.lab.config}\0up\0".encode())
+
+    def healed(self) -> bool:
+        return self.exeat("status", check=False).returncode == 0
+
+    def records(self) -> list[dict[str, Any]]:
+        lines = self.exeat(
+            "ledger", "tail", "--json", "--state-dir", str(self.lab.state_dir)
+        ).stdout.splitlines()
+        return [json.loads(line) for line in lines]
+
+
+def wait_for(check: Callable[[], Any], seconds: float = 15.0) -> Any:
+    """The first true answer within `seconds`; fails the test when there is none."""
+    deadline = time.monotonic() + seconds
+    while not (found := check()):
+        assert time.monotonic() < deadline, "it never happened"
+        time.sleep(0.02)
+    return found
