@@ -62,14 +62,14 @@ class Cidr(NamedTuple):
     value: int
     length: int
 
-    def __contains__(self, address: object) -> bool:
-        if not isinstance(address, Address) or address.family != self.family:
+    def holds(self, address: Address) -> bool:
+        if address.family != self.family:
             return False
         shift = WIDTH[self.family] - self.length
         return address.value >> shift == self.value >> shift
 
     def covers(self, other: Cidr) -> bool:
-        return other.length >= self.length and Address(other.family, other.value) in self
+        return other.length >= self.length and self.holds(Address(other.family, other.value))
 
     def __str__(self) -> str:
         return f"{format_address(Address(self.family, self.value))}/{self.length}"
@@ -262,7 +262,7 @@ def _intervals(family: int) -> tuple[list[int], list[AddressClass]]:
     starts = sorted(edge for edge in edges if edge < 1 << WIDTH[family])
     classes = []
     for start in starts:
-        covering = [(cidr.length, name) for cidr, name in rows if Address(family, start) in cidr]
+        covering = [(cidr.length, name) for cidr, name in rows if cidr.holds(Address(family, start))]
         classes.append(max(covering)[1])
     return starts, classes
 

@@ -9,10 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from exeat.policy.addresses import format_address
 from exeat.policy.errors import PolicyError
@@ -32,14 +31,32 @@ from exeat.policy.rules import Budget, Kind, Rule
 from exeat.policy.tree import Node, parse_json, parse_yaml
 from exeat.policy.units import format_time, parse_duration, parse_time
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
 __all__ = ["Document", "Endpoint", "PolicyError", "PublicSuffixes", "Warn", "format_endpoint", "load_policy"]
 
 DEFAULT_HOLD_MS = 2500
 MAX_HOLD_MS = 55_000
 _PROJECT = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 _KEYS = frozenset(
-    "egress project posture preset default expires acknowledge hold groups allow ask deny ceiling budgets"
-    " control".split()
+    [
+        "egress",
+        "project",
+        "posture",
+        "preset",
+        "default",
+        "expires",
+        "acknowledge",
+        "hold",
+        "groups",
+        "allow",
+        "ask",
+        "deny",
+        "ceiling",
+        "budgets",
+        "control",
+    ]
 )
 
 Endpoint = tuple[str | Address, int]
@@ -140,7 +157,11 @@ def _load(root: Node, suffixes: PublicSuffixes | None) -> Document:
     _check_version(root, root.mapping())
     keys = root.mapping(_KEYS)
     posture, default = _posture(root, keys)
-    preset = Preset(one_of(keys["preset"], tuple(Preset), "preset.unknown")) if "preset" in keys else Preset.STANDARD
+    preset = (
+        Preset(one_of(keys["preset"], tuple(Preset), "preset.unknown"))
+        if "preset" in keys
+        else Preset.STANDARD
+    )
     budgets = load_budgets(keys["budgets"]) if "budgets" in keys else {}
     groups = load_groups(keys["groups"]) if "groups" in keys else {}
     context = Context(groups, budgets, KNOBS[preset], suffixes)
@@ -211,7 +232,7 @@ def _rules(
     keys: Mapping[str, Node], kinds: tuple[Kind, ...], context: Context
 ) -> tuple[tuple[Rule, ...], tuple[Warn, ...]]:
     rules: dict[str, Rule] = {}
-    warnings = []
+    warnings: list[Warn] = []
     for kind in kinds:
         for node in keys[str(kind)].sequence() if str(kind) in keys else []:
             rule = load_rule(node, kind, len(rules), context)

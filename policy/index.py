@@ -7,13 +7,15 @@ because any deny must win.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 from exeat.policy.addresses import WIDTH
 from exeat.policy.model import Address
 from exeat.policy.rules import Grantable, excepted
 from exeat.policy.scopes import Ports, Reach, Scope, port_in
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
 
 ItemT = TypeVar("ItemT", bound=Grantable)
 

@@ -11,17 +11,20 @@ wall-clock milliseconds; a caller that guards against clock steps passes the lat
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from exeat.policy.admin import OK, Actor, authorize
 from exeat.policy.errors import ScopeError
-from exeat.policy.model import Subject
 from exeat.policy.postures import HOUR_MS, KNOBS, Preset
 from exeat.policy.rules import PROTOCOLS
 from exeat.policy.scopes import HTTPS, Ports, Scope, parse_ports, parse_scope, ports_cover, ports_text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from exeat.policy.model import Subject
 
 HOME = "home"
 DEFAULT_TTL_MS = HOUR_MS // 2
@@ -158,17 +161,39 @@ class Lease:
             for name in ("agents", "nodes"):
                 values[name] = frozenset(map(_text, values.get(name, ())))
             values["state"] = State(values.get("state", State.ACTIVE))
-            values["approvals"] = tuple(Approval(_text(a["by"]), _ms(a["at_ms"])) for a in values.get("approvals", ()))
+            values["approvals"] = tuple(
+                Approval(_text(a["by"]), _ms(a["at_ms"])) for a in values.get("approvals", ())
+            )
             values["pending"] = tuple(map(_text, values.get("pending", ())))
             return _checked(cls(**values))
         except (TypeError, KeyError) as error:
             raise ValueError(f"not a lease: {error}") from None
 
 
-_INTEGERS = (
-    "nbf_ms exp_ms ttl_ms max_ttl_ms request_ttl_ms requested_ms activated_ms approvals_needed epoch seq".split()
-)
-_TEXTS = "id project job budget requester on_behalf_of ended_by reason policy issuer".split()
+_INTEGERS = [
+    "nbf_ms",
+    "exp_ms",
+    "ttl_ms",
+    "max_ttl_ms",
+    "request_ttl_ms",
+    "requested_ms",
+    "activated_ms",
+    "approvals_needed",
+    "epoch",
+    "seq",
+]
+_TEXTS = [
+    "id",
+    "project",
+    "job",
+    "budget",
+    "requester",
+    "on_behalf_of",
+    "ended_by",
+    "reason",
+    "policy",
+    "issuer",
+]
 
 
 def _text(value: object) -> str:
@@ -198,8 +223,10 @@ def _checked(lease: Lease) -> Lease:
     for limit in (lease.max_bytes, lease.max_uses):
         if limit is not None:
             _ms(limit)
-    if not isinstance(lease.private, bool) or not lease.id or not lease.project or not lease.ports:
-        raise ValueError("not a lease: id, project, ports or private is wrong")
+    if type(lease.private) is not bool:
+        raise TypeError("`private` is not true or false")
+    if not lease.id or not lease.project or not lease.ports:
+        raise ValueError("not a lease: id, project and ports must not be empty")
     return lease
 
 

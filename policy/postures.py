@@ -80,8 +80,23 @@ KNOBS = {
 
 # Special-use names (RFC 6761 and the IANA registry) and names that people use for inside.
 SPECIAL_LABELS = frozenset(
-    "localhost local internal test example invalid onion arpa alt lan home corp intranet private"
-    " localdomain".split()
+    [
+        "localhost",
+        "local",
+        "internal",
+        "test",
+        "example",
+        "invalid",
+        "onion",
+        "arpa",
+        "alt",
+        "lan",
+        "home",
+        "corp",
+        "intranet",
+        "private",
+        "localdomain",
+    ]
 )
 
 

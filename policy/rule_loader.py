@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from exeat.policy.errors import ScopeError, UnitError
 from exeat.policy.model import Address
-from exeat.policy.postures import Knobs
 from exeat.policy.rules import (
     COUNTERS,
     DAY_MINUTES,
@@ -25,7 +23,6 @@ from exeat.policy.rules import (
     When,
 )
 from exeat.policy.scopes import Ports, Reach, Scope, parse_ports, parse_scope
-from exeat.policy.tree import Node
 from exeat.policy.units import (
     parse_count,
     parse_duration,
@@ -34,6 +31,12 @@ from exeat.policy.units import (
     parse_rate_usd,
     parse_time,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from exeat.policy.postures import Knobs
+    from exeat.policy.tree import Node
 
 MAX_WHY = 500
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -100,10 +103,10 @@ def load_rule(node: Node, kind: Kind, order: int, context: Context) -> Rule:
     rule = Rule(
         id=identifier(keys["id"]) if "id" in keys else "",
         kind=kind,
-        to=load_scopes(keys["to"], context, broad=broad),
+        to=load_scopes(keys["to"], context, broad=broad or kind is Kind.DENY),
         ports=_ports(keys["ports"]) if "ports" in keys else DEFAULT_PORTS[kind],
         protocols=_protocols(keys["proto"]) if "proto" in keys else DEFAULT_PROTOCOLS[kind],
-        except_=load_scopes(keys["except"], context, broad=broad) if "except" in keys else (),
+        except_=load_scopes(keys["except"], context, broad=True) if "except" in keys else (),
         agents=_words(keys.get("agent")),
         nodes=_words(keys.get("node")),
         when=_when(keys["when"]) if "when" in keys else None,
@@ -120,7 +123,11 @@ def load_rule(node: Node, kind: Kind, order: int, context: Context) -> Rule:
 
 
 def load_scopes(node: Node, context: Context, *, broad: bool) -> tuple[Scope, ...]:
-    """A scope or a list of them; `$name` is the scopes of a group. Order and repeats mean nothing."""
+    """A scope or a list of them; `$name` is the scopes of a group. Order and repeats mean nothing.
+
+    `broad` permits wildcards over public suffixes. Only what grants must ask for that: a wide deny
+    or except refuses more, and the shared-hosting suffixes are exactly what people want to deny.
+    """
     found: dict[Scope, None] = {}
     for item in node.one_or_more():
         text = item.scalar()
@@ -161,7 +168,9 @@ def _budget(name: str, node: Node) -> Budget:
     soft = "on_exceed" in keys and one_of(keys["on_exceed"], ("deny", "ask"), "budget.on_exceed") == "ask"
     limits = tuple(_limit(counter, keys[counter]) for counter in COUNTERS if counter in keys)
     if not limits:
-        raise node.error("doc.missing_key", f"budget `{name}` limits nothing: set one of {', '.join(COUNTERS)}")
+        raise node.error(
+            "doc.missing_key", f"budget `{name}` limits nothing: set one of {', '.join(COUNTERS)}"
+        )
     return Budget(name, limits, soft)
 
 
@@ -243,7 +252,9 @@ def _lease_times(keys: Mapping[str, Node], knobs: Knobs) -> tuple[int | None, in
     if longest is not None and longest > knobs.max_ttl_ms:
         raise keys["max_ttl"].error("lease.max_ttl", "`max_ttl` is longer than the preset permits")
     if ttl is not None and ttl > (longest or knobs.max_ttl_ms):
-        raise keys["ttl"].error("lease.max_ttl", "`ttl` is longer than `max_ttl` (or what the preset permits)")
+        raise keys["ttl"].error(
+            "lease.max_ttl", "`ttl` is longer than `max_ttl` (or what the preset permits)"
+        )
     return ttl, longest
 
 

@@ -6,11 +6,13 @@ import hashlib
 import json
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from exeat.policy.model import Address, Subject
 from exeat.policy.scopes import ANY_PORT, HTTPS, Ports, Scope, port_in, ports_cover, ports_text
 from exeat.policy.units import format_time, format_usd
+
+if TYPE_CHECKING:
+    from exeat.policy.model import Address, Subject
 
 DAY_MINUTES = 1440
 WEEK_MINUTES = 7 * DAY_MINUTES

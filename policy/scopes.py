@@ -5,9 +5,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 import idna
 
@@ -15,6 +15,9 @@ from exeat.policy.addresses import WIDTH, Cidr, format_address, parse_cidr, pars
 from exeat.policy.errors import MalformedError, ScopeError
 from exeat.policy.model import Address
 from exeat.policy.names import parse_host
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 Ports = tuple[tuple[int, int], ...]
 ANY_PORT: Ports = ((1, 65535),)
@@ -62,7 +65,7 @@ class Scope:
     def reaches(self, target: str | Address) -> bool:
         """Whether the target, ports aside, is inside. Names and addresses never mix."""
         if isinstance(target, Address):
-            return self.net is not None and target in self.net
+            return self.net is not None and self.net.holds(target)
         match self.reach:
             case Reach.HOST:
                 return target == self.name
@@ -88,7 +91,9 @@ class Scope:
         return self.reach is not Reach.HOST and other.name.endswith("." + self.name)
 
     def __str__(self) -> str:
-        text = {Reach.TREE: f".{self.name}", Reach.BELOW: f"*.{self.name}", Reach.ANY: "*"}.get(self.reach, self.name)
+        text = {Reach.TREE: f".{self.name}", Reach.BELOW: f"*.{self.name}", Reach.ANY: "*"}.get(
+            self.reach, self.name
+        )
         if self.net is not None:
             text = self._net_text()
         return text if self.ports is None else f"{text}:{_ports_text(self.ports)[0]}"
@@ -197,7 +202,9 @@ def _name(base: str, text: str) -> str:
 
 def _host(base: str, text: str) -> str | Address:
     if "*" in base:
-        raise ScopeError("scope.wildcard", f"`{text}`: a wildcard is only the whole first label, as in `*.host`")
+        raise ScopeError(
+            "scope.wildcard", f"`{text}`: a wildcard is only the whole first label, as in `*.host`"
+        )
     if not base.isascii() or "xn--" in base.lower():
         base = _to_a_labels(base, text)
     try:

@@ -7,13 +7,15 @@ Every scalar stays the text that was written: YAML 1.1 would read `off` as False
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from exeat.policy.errors import PolicyError, ScopeError, UnitError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 MAX_DEPTH = 12
 MAX_TEXT = 64 * 1024 * 1024  # characters
@@ -77,8 +79,10 @@ def parse_yaml(text: str, file: str) -> Node:
     try:
         roots = list(_documents(text, file))
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
+        line, column = (1, 1)
+        mark = error.problem_mark
+        if mark is not None:
+            line, column = mark.line + 1, mark.column + 1
         raise PolicyError("doc.yaml", f"not YAML: {_one_line(error)}", file, line, column) from None
     except yaml.YAMLError as error:
         raise PolicyError("doc.yaml", f"not YAML: {_one_line(error)}", file, 1, 1) from None

@@ -21,7 +21,9 @@ _SIZES = {
 }
 _SIZES["KB"] = _SIZES["kB"]
 _DURATIONS = {"d": 86_400_000, "h": 3_600_000, "m": 60_000, "s": 1000, "ms": 1}
-_DURATION = re.compile("".join(rf"(?:({_WHOLE}){unit}(?!s))?" for unit in "dhm") + rf"(?:({_WHOLE})s)?(?:({_WHOLE})ms)?")
+_DURATION = re.compile(
+    "".join(rf"(?:({_WHOLE}){unit}(?!s))?" for unit in "dhm") + rf"(?:({_WHOLE})s)?(?:({_WHOLE})ms)?"
+)
 _COUNT = re.compile(_WHOLE)
 _USD = re.compile(rf"({_WHOLE})(?:\.([0-9]{{1,6}}))?")
 _TIME = re.compile(r"([0-9]{4})-([0-9]{2})-([0-9]{2})T([0-9]{2}):([0-9]{2}):([0-9]{2})(?:\.([0-9]{1,3}))?Z")

@@ -6,13 +6,16 @@ earlier window the counters stay as they are: nothing is handed out twice.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from exeat.policy.index import ScopeIndex
-from exeat.policy.leases import Lease
-from exeat.policy.rules import Budget
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from exeat.policy.leases import Lease
+    from exeat.policy.rules import Budget
 
 
 class Counters(Protocol):

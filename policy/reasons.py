@@ -1,0 +1,133 @@
+"""Every reason code with a short text for people, and the command that would change the answer."""
+
+from __future__ import annotations
+
+from exeat.policy.addresses import Address, format_address
+from exeat.policy.model import Decision, Verdict
+
+MAX_ADVICE = 160
+
+TEXTS: dict[str, str] = {
+    "ok": "permitted",
+    # 0: what was asked is not a host and port
+    "malformed.host": "not a valid host name",
+    "malformed.host_length": "host name longer than 253 characters",
+    "malformed.non_ascii_host": "host name is not ASCII: use its xn-- form",
+    "malformed.ip": "not a valid IP address",
+    "malformed.ip_zone": "IPv6 zones are not permitted",
+    "malformed.legacy_ip": "not a dotted quad: write addresses in full",
+    "malformed.port": "not a port from 1 to 65535",
+    # 1: built in, no policy can lift these
+    "meta.attribution": "no known job or agent asked for this",
+    "meta.project": "no policy is bound to this project",
+    "meta.proto": "only tcp and udp can be let out",
+    "meta.dns_bypass": "DNS goes through the guard only",
+    "meta.loopback": "this machine's own addresses are never reachable",
+    "meta.metadata": "cloud metadata services are never reachable",
+    "meta.special_address": "link-local, multicast and reserved addresses are never reachable",
+    "meta.control_plane": "exeat's own control plane is never reachable",
+    "meta.self_grant": "agents, workers and drivers cannot grant",
+    "meta.sod": "nobody approves their own request",
+    "meta.role": "this role may not do that",
+    "meta.ledger": "the ledger cannot be changed, and agents cannot read it",
+    "meta.second_reviewer": "a widening policy change needs a second reviewer",
+    "meta.unknown_action": "unknown action",
+    "policy.expired": "the policy has expired or is stale",
+    "policy.changed": "the policy no longer permits this flow",
+    "sni.mismatch": "the TLS server name is not the host that was asked for",
+    "sni.missing": "the TLS ClientHello carries no server name",
+    # 2-4
+    "rule.deny": "a deny rule matches",
+    "ceiling.exceeded": "outside the organisation's ceiling",
+    "budget.exceeded": "a budget is used up",
+    "budget.ask": "a budget is used up and needs a person",
+    "budget.state": "a budget's counter cannot be trusted",
+    # 5-8
+    "lease.active": "an active lease permits this",
+    "address.not_public": "the name resolves to an address that is not public",
+    "rule.ask": "needs a person's approval",
+    "rule.allow": "a rule permits this",
+    "posture.off": "the posture is off: nothing is enforced",
+    "posture.public": "a public host on a permitted port",
+    "posture.not_public_name": "not a public host name",
+    "posture.port": "this port or protocol is not open to public hosts",
+    "posture.ask": "unknown host: needs a person's approval",
+    "posture.ask_ip": "unknown address: needs a person's approval",
+    "posture.default_deny": "no rule allows this host",
+    "ip_literal.denied": "no rule allows this address",
+    "internal.error": "the decision failed, so nothing is opened",
+    # leases and their requests
+    "lease.expired": "the lease has ended",
+    "lease.exhausted": "the lease's bytes or uses are spent",
+    "lease.revoked": "the lease was revoked",
+    "lease.max_ttl": "longer than max_ttl permits",
+    "lease.max_ttl_capped": "prolonged, but only up to max_ttl",
+    "lease.invalid": "not a request for a lease",
+    "review.widened": "an approver may narrow a request, never widen it",
+    "state.requested": "the lease is still waiting for approval",
+    "state.active": "the lease is already active",
+    "state.expired": "the lease has ended",
+    "state.exhausted": "the lease's bytes or uses are spent",
+    "state.revoking": "the lease is being revoked",
+    "state.revoked": "the lease was revoked",
+    "state.denied": "the request was denied",
+    "state.lapsed": "nobody answered the request in time",
+    # the doors around the core
+    "dns.nxdomain": "the name does not exist",
+    "dns.no_address": "the name has no address",
+    "dns.unavailable": "the upstream resolver does not answer",
+    "dns.refused": "the upstream resolver refused",
+    "ledger.unavailable": "the ledger cannot record, so nothing is opened",
+    "kill": "stopped by the kill switch",
+}
+
+# Where a person's lease could open the door: what deny, meta and ceiling refuse, no lease can.
+_LEASABLE = frozenset(
+    {"posture.default_deny", "posture.not_public_name", "posture.port", "ip_literal.denied"}
+)
+
+
+def text(reason: str) -> str:
+    """The short text of a code; the code itself where there is none."""
+    return TEXTS.get(reason, reason)
+
+
+def advise(decision: Decision, host: str | Address, port: int, project: str) -> str:
+    """Why, and the next command: one line of printable ASCII, at most 160 characters.
+
+    Fit for an HTTP reason phrase. `host` may be anything a client sent; it is shown only if it is
+    plain and short.
+    """
+    why = text(decision.reason)
+    return _plain(f"{why}; {_next(decision, _shown(host, port), project)}" if _shown(host, port) else why)
+
+
+def _next(decision: Decision, place: str, project: str) -> str:
+    if decision.verdict is Verdict.ALLOW:
+        return "nothing to do"
+    if decision.verdict is Verdict.ASK:
+        return f"run: exeat lease ls --project {project}, then exeat lease approve ID"
+    if decision.reason == "rule.deny":
+        return f"an operator must change rule {decision.rule}"
+    if decision.reason == "address.not_public":
+        return f"an operator must set private: true on {decision.rule or 'a rule for it'}"
+    if decision.reason.startswith("budget."):
+        return f"wait for the next window, or an operator must raise budget {decision.rule}"
+    if decision.reason == "ceiling.exceeded":
+        return "an operator must change the ceiling"
+    if decision.reason in _LEASABLE:
+        return f"run: exeat lease request --project {project} {place}"
+    return f"run: exeat why --project {project} {place}"
+
+
+def _shown(host: str | Address, port: int) -> str:
+    if isinstance(host, Address):
+        literal = format_address(host)
+        host = f"[{literal}]" if host.family == 6 else literal
+    plain = host.isascii() and host.isprintable() and " " not in host and len(host) <= 64
+    return f"{host}:{port}" if plain else ""
+
+
+def _plain(line: str) -> str:
+    kept = "".join(char if " " <= char <= "~" else "?" for char in line)
+    return kept if len(kept) <= MAX_ADVICE else kept[: MAX_ADVICE - 3] + "..."

@@ -1,0 +1,186 @@
+"""The whole truth that control sends to the gateway, ready to decide. Immutable.
+
+Shape of the message: docs/architecture.md, hub.sock, `snapshot`; `min_epoch` and `host_local`
+(list of addresses) may be left out. The caller watches freshness (`fresh_ms`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from exeat.policy.addresses import Address, Cidr, parse_address, parse_cidr
+from exeat.policy.decide import CompiledPolicy, compile_policy, decide, decide_lookup
+from exeat.policy.document import Document, Endpoint, PolicyError
+from exeat.policy.index import ScopeIndex
+from exeat.policy.leases import Lease
+from exeat.policy.model import Decision, Request, Subject, Verdict
+from exeat.policy.scopes import parse_scope
+from exeat.policy.usage import Overlay, Usage
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+
+class SnapshotError(ValueError):
+    """The message is not a snapshot. The receiver keeps its old one, until that is stale."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    generation: int
+    fresh_ms: int
+    policies: Mapping[str, CompiledPolicy]  # by digest
+    projects: Mapping[str, str]  # project -> digest
+    jobs: Mapping[str, str]  # job -> digest; beats the project's
+    leases: Mapping[str, Lease]
+    revoked: frozenset[str]
+    min_epoch: int
+    _index: ScopeIndex[Lease]
+    _place: tuple[tuple[Cidr, ...], frozenset[Endpoint], frozenset[Address]]
+
+    @classmethod
+    def load(cls, message: Mapping[str, Any], previous: Snapshot | None = None) -> Snapshot:
+        """Raises SnapshotError. `previous` lends its compiled policies where nothing changed."""
+        try:
+            return _load(message, previous)
+        except SnapshotError:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError, PolicyError) as error:
+            raise SnapshotError(f"not a snapshot: {error}") from None
+
+    @staticmethod
+    def message(
+        *,
+        generation: int,
+        fresh_ms: int,
+        documents: Iterable[Document],
+        projects: Mapping[str, str],
+        jobs: Mapping[str, str] | None = None,
+        leases: Iterable[Lease] = (),
+        revoked: Iterable[str] = (),
+        treat_as_public: Iterable[str] = (),
+        control: Iterable[str] = (),
+        host_local: Iterable[str] = (),
+        min_epoch: int = 0,
+    ) -> dict[str, Any]:
+        """The message to send; `projects` and `jobs` map to digests of `documents`."""
+        return {
+            "t": "snapshot",
+            "generation": generation,
+            "fresh_ms": fresh_ms,
+            "policies": {document.digest: document.to_canonical_json() for document in documents},
+            "projects": dict(projects),
+            "jobs": dict(jobs or {}),
+            "leases": [lease.to_json() for lease in leases],
+            "revoked": sorted(revoked),
+            "treat_as_public": list(treat_as_public),
+            "control": list(control),
+            "host_local": list(host_local),
+            "min_epoch": min_epoch,
+        }
+
+    def policy_for(self, subject: Subject) -> CompiledPolicy | None:
+        digest = self.jobs.get(subject.job) if subject.job else None
+        if digest is None:
+            digest = self.projects.get(subject.project)
+        return None if digest is None else self.policies.get(digest)
+
+    def document_for(self, subject: Subject) -> Document | None:
+        policy = self.policy_for(subject)
+        return None if policy is None else policy.document
+
+    def decide(self, request: Request, now_ms: int, usage: Usage) -> Decision:
+        """The answer under the policy bound to the subject; no bound policy is `meta.project`."""
+        policy = self.policy_for(request.subject)
+        if policy is None:
+            return _unbound(request.subject)
+        return decide(policy, request, now_ms, self._overlay(policy, usage))
+
+    def decide_lookup(
+        self,
+        subject: Subject,
+        host: str,
+        now_ms: int,
+        usage: Usage,
+        resolved: tuple[Address, ...] = (),
+    ) -> Decision:
+        """May the subject resolve `host`; with `resolved`, may it have those addresses."""
+        policy = self.policy_for(subject)
+        if policy is None:
+            return _unbound(subject)
+        return decide_lookup(policy, subject, host, now_ms, self._overlay(policy, usage), resolved)
+
+    def _overlay(self, policy: CompiledPolicy, usage: Usage) -> Overlay:
+        if policy.document.budgets:
+            usage.define(policy.document.project, policy.document.budgets)
+        return Overlay(self._index, self.revoked, self.min_epoch, usage)
+
+
+def _unbound(subject: Subject) -> Decision:
+    known = subject.agent and subject.project
+    return Decision(Verdict.DENY, "meta.project" if known else "meta.attribution")
+
+
+def _load(message: Mapping[str, Any], previous: Snapshot | None) -> Snapshot:
+    place = (
+        tuple(_cidr(text) for text in message.get("treat_as_public", ())),
+        frozenset(_endpoint(text) for text in message.get("control", ())),
+        frozenset(parse_address(text) for text in message.get("host_local", ())),
+    )
+    known = previous.policies if previous is not None and previous._place == place else {}
+    policies = {
+        digest: known.get(digest) or _compile(digest, text, place)
+        for digest, text in message["policies"].items()
+    }
+    projects, jobs = dict(message["projects"]), dict(message["jobs"])
+    missing = {*projects.values(), *jobs.values()} - policies.keys()
+    if missing:
+        raise SnapshotError(f"bound policies are missing: {sorted(missing)}")
+    leases = [Lease.from_json(item) for item in message["leases"]]
+    return Snapshot(
+        generation=_count(message["generation"]),
+        fresh_ms=_count(message["fresh_ms"]),
+        policies=policies,
+        projects=projects,
+        jobs=jobs,
+        leases={lease.id: lease for lease in leases},
+        revoked=frozenset(message["revoked"]),
+        min_epoch=_count(message.get("min_epoch", 0)),
+        _index=ScopeIndex(leases),
+        _place=place,
+    )
+
+
+def _compile(
+    digest: str, text: str, place: tuple[tuple[Cidr, ...], frozenset[Endpoint], frozenset[Address]]
+) -> CompiledPolicy:
+    if hashlib.sha256(text.encode()).hexdigest() != digest:
+        raise SnapshotError(f"policy {digest} does not have that digest")
+    document = Document.from_canonical_json(text, file=f"policy {digest[:12]}")
+    treat_as_public, control, host_local = place
+    return compile_policy(document, treat_as_public=treat_as_public, control=control, host_local=host_local)
+
+
+def _count(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise SnapshotError(f"{value!r} is not a whole number from 0")
+    return value
+
+
+def _cidr(text: str) -> Cidr:
+    cidr = parse_cidr(text)
+    if cidr is None:
+        raise SnapshotError(f"`{text}` is not a network")
+    return cidr
+
+
+def _endpoint(text: str) -> Endpoint:
+    scope = parse_scope(text)
+    if scope.wide or scope.ports is None or len(scope.ports) != 1 or len(set(scope.ports[0])) != 1:
+        raise SnapshotError(f"`{text}` is not HOST:PORT")
+    port = scope.ports[0][0]
+    if scope.net is not None:
+        return Address(scope.net.family, scope.net.value), port
+    return scope.name, port
