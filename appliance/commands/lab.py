@@ -66,6 +66,6 @@ def _down(args: argparse.Namespace) -> int:
 
 
 def _demo(args: argparse.Namespace) -> int:
-    from exeat.appliance.lab import demo  # only here: the other two need none of it
+    from exeat.appliance.lab.demo import run  # only here: the other two need none of it
 
-    return demo.run(_lab(args), as_json=args.json, keep=args.keep)
+    return run(_lab(args), as_json=args.json, keep=args.keep)

@@ -44,7 +44,19 @@ def _curl(host: str, path: str, want: str, reason: str = "", *more: str, **named
     host, _, port = host.partition(":")
     number = int(port or {"https": 443, "http": 80}[scheme])
     url = f"{scheme}://{host}{':' + port if port else ''}{path}"
-    command = ("curl", "-sS", "-f", "--max-time", "12", "-o", "/dev/null", "-w", "%{size_download}", *more, url)
+    command = (
+        "curl",
+        "-sS",
+        "-f",
+        "--max-time",
+        "12",
+        "-o",
+        "/dev/null",
+        "-w",
+        "%{size_download}",
+        *more,
+        url,
+    )
     return Attempt(named.get("client", "curl"), named.get("what", url), host, number, want, reason, command)
 
 
@@ -85,6 +97,11 @@ def _lookup(host: str, want: str, reason: str = "") -> Attempt:
     return Attempt("getent", f"look up {host}", host, 0, want, reason, ("getent", "ahosts", host))
 
 
+def _direct(address: str) -> Attempt:
+    command = ("curl", "-sS", "-g", "--noproxy", "*", "--max-time", "12", f"http://{address}/")
+    return Attempt("curl", f"http://{address}/ without the proxy", address, 80, REFUSED, NO_ROUTE, command)
+
+
 _UDP = "import socket, sys; socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'x', (sys.argv[1], 53))"
 
 ATTEMPTS = (
@@ -97,7 +114,8 @@ ATTEMPTS = (
     _curl("plain.example.org", "/bytes/5000", ALLOWED, scheme="http"),
     _curl("six.cdn.example.org", "/", ALLOWED, what="https://six.cdn.example.org/ (IPv6 only)"),
     _curl("many.cdn.example.org", "/", ALLOWED, what="https://many.cdn.example.org/ (112 addresses)"),
-    _curl("api.example.org", "/upload", ALLOWED, "", "-T", str(WORK / "upload"), what="upload 3 MB to api.example.org"),
+    _curl("api.example.org", "/upload", ALLOWED, "", "-T", str(WORK / "upload"),
+          what="upload 3 MB to api.example.org"),
     _curl("pages.cdn.example.org", "/bytes/8000000", ALLOWED, "", "--proxy", "socks5h://127.0.0.1:3128",
           client="curl socks5h"),
     _lookup("index.example.org", ALLOWED),
@@ -117,18 +135,17 @@ ATTEMPTS = (
     _curl("169.254.169.254", "/latest/meta-data/", REFUSED, "meta.metadata", scheme="http"),
     _curl("index.example.org", "/", REFUSED, "sni.mismatch", "--connect-to", "::api.example.org:443",
           what="index.example.org inside a tunnel to api.example.org"),
-    _curl("private.cdn.example.org", "/", REFUSED, "rule.deny", what="https://private.cdn.example.org/ (10.20.0.5)"),
+    _curl("private.cdn.example.org", "/", REFUSED, "rule.deny",
+          what="https://private.cdn.example.org/ (10.20.0.5)"),
     _curl("metadata.cdn.example.org", "/", REFUSED, "meta.metadata",
           what="https://metadata.cdn.example.org/ (169.254.169.254)"),
-    _curl("loopback.cdn.example.org", "/", REFUSED, "meta.loopback", what="https://loopback.cdn.example.org/ (127.0.0.1)"),
+    _curl("loopback.cdn.example.org", "/", REFUSED, "meta.loopback",
+          what="https://loopback.cdn.example.org/ (127.0.0.1)"),
     _curl("nat64.cdn.example.org", "/", REFUSED, "meta.metadata",
           what="https://nat64.cdn.example.org/ (64:ff9b::a9fe:a9fe)"),
     # Round the proxy.
-    _curl("203.0.113.10", "/", REFUSED, NO_ROUTE, "--noproxy", "*", scheme="http", what="203.0.113.10:80 directly"),
-    _curl("[2001:db8:0:1::10]", "/", REFUSED, NO_ROUTE, "-g", "--noproxy", "*", scheme="http",
-          what="[2001:db8:0:1::10]:80 directly") if False else
-    Attempt("curl", "[2001:db8:0:1::10]:80 directly", "2001:db8:0:1::10", 80, REFUSED, NO_ROUTE,
-            ("curl", "-sS", "-g", "--noproxy", "*", "--max-time", "12", "http://[2001:db8:0:1::10]/")),
+    _direct("203.0.113.10"),
+    _direct("[2001:db8:0:1::10]"),
     Attempt("socket", "a query to the resolver 203.0.113.53 itself", "203.0.113.53", 53, REFUSED, NO_ROUTE,
             ("python3", "-I", "-c", _UDP, "203.0.113.53")),
 )  # fmt: skip
@@ -182,7 +199,7 @@ def download(url: str) -> int:
         if client.stdout is None or client.stderr is None:
             raise RuntimeError("no pipes")
         count = 0
-        while data := client.stdout.read1(65_536):
+        while data := os.read(client.stdout.fileno(), 65_536):
             if not count:
                 say(at="first byte")
             count += len(data)
