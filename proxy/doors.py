@@ -1,0 +1,116 @@
+"""The two ways to name a destination, behind one face: HTTP and SOCKS5 on the same port.
+
+Told apart by the first byte. Sans-I/O: bytes in, `Arrival` out; the answers of each door are its
+own (a status line, a reply code).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Protocol
+
+from exeat.proxy import refusal, socks5
+from exeat.proxy.connect import HeadParser, HttpError
+from exeat.proxy.socks5 import SocksError, SocksParser
+
+if TYPE_CHECKING:
+    from exeat.policy.model import Address
+    from exeat.proxy.refusal import Refusal
+
+ESTABLISHED: Final = b"HTTP/1.1 200 Connection established\r\n\r\n"
+
+
+class DoorError(Exception):
+    """Not a request. `answer` is to be sent before closing, None for the door's own refusal."""
+
+    def __init__(self, code: str, answer: bytes | None = None) -> None:
+        super().__init__(code)
+        self.code = code
+        self.answer = answer
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """Where the client wants to go.
+
+    `rest` is what it sent after asking. For absolute-form HTTP `head` is the rewritten request
+    and `length` its body's length (None: chunked); for a tunnel `head` is empty.
+    """
+
+    source: str  # connect, http, socks5
+    host: str | Address
+    port: int
+    rest: bytes
+    consumed: int  # bytes of the client that were the asking itself
+    head: bytes = b""
+    length: int | None = 0
+
+    @property
+    def tunnel(self) -> bool:
+        return not self.head
+
+
+class Door(Protocol):
+    def feed(self, data: bytes) -> tuple[bytes, Arrival | None]:
+        """Bytes to send back now, and the arrival when it is complete. Raises DoorError."""
+        ...
+
+    def established(self) -> bytes: ...
+
+    def refused(self, why: Refusal) -> bytes: ...
+
+
+class HttpDoor:
+    def __init__(self) -> None:
+        self._parser = HeadParser()
+
+    def feed(self, data: bytes) -> tuple[bytes, Arrival | None]:
+        try:
+            head = self._parser.feed(data)
+        except HttpError as error:
+            raise DoorError(error.code) from None
+        if head is None:
+            return b"", None
+        parser = self._parser
+        source = "connect" if head.connect else "http"
+        return b"", Arrival(
+            source, head.host, head.port, parser.rest, parser.consumed, head.upstream, head.length
+        )
+
+    def established(self) -> bytes:
+        return ESTABLISHED
+
+    def refused(self, why: Refusal) -> bytes:
+        return refusal.http_answer(why)
+
+
+class SocksDoor:
+    def __init__(self) -> None:
+        self._parser = SocksParser()
+
+    def feed(self, data: bytes) -> tuple[bytes, Arrival | None]:
+        try:
+            out, request = self._parser.feed(data)
+        except SocksError as error:
+            raise DoorError(error.code, error.answer) from None
+        if request is None:
+            return out, None
+        parser = self._parser
+        return out, Arrival("socks5", request.host, request.port, parser.rest, parser.consumed)
+
+    def established(self) -> bytes:
+        return socks5.reply(socks5.SUCCEEDED)
+
+    def refused(self, why: Refusal) -> bytes:
+        return refusal.socks_answer(why)
+
+
+def open_door(first: int) -> Door:
+    """By the first byte. Raises DoorError for what neither door takes (SOCKS4, TLS, noise)."""
+    if first == socks5.VERSION:
+        return SocksDoor()
+    if first == 4:
+        raise DoorError("socks.version", b"")
+    if not 0x21 <= first <= 0x7E:
+        raise DoorError("http.request_line")
+    return HttpDoor()

@@ -1,0 +1,149 @@
+"""What a client may say first inside a tunnel, judged before the other side hears it (sans-I/O).
+
+On TLS ports the first bytes must be one complete ClientHello. Elsewhere a client that begins
+like TLS is held to the same; on port 80 one that begins like an HTTP request must name the
+tunnel's own host. Anything else on such a port is some other protocol and passes as it is.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import TYPE_CHECKING
+
+from exeat.policy.names import MalformedError, parse_authority, parse_host
+from exeat.proxy.client_hello import ClientHello, HelloError, HelloParser
+
+if TYPE_CHECKING:
+    from exeat.policy.model import Address
+
+TLS_PORTS = frozenset({443, 8443})
+HTTP_PORT = 80
+MAX_HTTP = 16 * 1024
+
+_TLS_RECORD = 0x16
+_TEXT = re.compile(rb"[\t\r\x20-\xff]*")
+_REQUEST_LINE = re.compile(rb"([A-Z]{1,32}) ([\x21-\x7e]+) HTTP/1\.[01]\r\n")
+
+
+class TunnelError(Exception):
+    """These first bytes must not go out; `code` is a reason code."""
+
+    def __init__(self, code: str) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+class Kind(Enum):
+    TLS = auto()
+    OTHER = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class FirstBytes:
+    """Judged: what they are, the hello when they are TLS, and all bytes read so far, to be sent on."""
+
+    kind: Kind
+    data: bytes
+    hello: ClientHello | None = None
+
+
+class FirstBytesJudge:
+    """`feed` client bytes until it returns FirstBytes; raises TunnelError, then feed no more."""
+
+    def __init__(self, host: str | Address, port: int) -> None:
+        self._host = host
+        self._port = port
+        self._data = bytearray()
+        self._hello: HelloParser | None = HelloParser() if port in TLS_PORTS else None
+
+    def feed(self, data: bytes) -> FirstBytes | None:
+        if not data:
+            return None
+        if not self._data and data[0] == _TLS_RECORD and self._hello is None:
+            self._hello = HelloParser()
+        self._data += data
+        if self._hello is not None:
+            return self._feed_hello(self._hello, data)
+        if self._port != HTTP_PORT or not _may_be_http(self._data):
+            return self._passed(Kind.OTHER)
+        return self._feed_http()
+
+    @property
+    def tls(self) -> bool:
+        """The client began to speak TLS: an alert is something it can read."""
+        return self._hello is not None and self._data[:1] == bytes((_TLS_RECORD,))
+
+    @property
+    def incomplete(self) -> str:
+        """The reason code for a client that stops in the middle, "" if it has said nothing."""
+        if not self._data:
+            return ""
+        return "http.request_line" if self._hello is None else "tls.malformed"
+
+    def _passed(self, kind: Kind, hello: ClientHello | None = None) -> FirstBytes:
+        return FirstBytes(kind, bytes(self._data), hello)
+
+    def _feed_hello(self, parser: HelloParser, data: bytes) -> FirstBytes | None:
+        try:
+            hello = parser.feed(data)
+        except HelloError as error:
+            raise TunnelError(error.code) from None
+        return None if hello is None else self._passed(Kind.TLS, hello)
+
+    def _feed_http(self) -> FirstBytes | None:
+        end = self._data.find(b"\r\n\r\n", 0, MAX_HTTP)
+        if end < 0:
+            if len(self._data) >= MAX_HTTP:
+                raise TunnelError("http.head_too_large")
+            return None
+        self._judge_http(bytes(self._data[: end + 2]))
+        return self._passed(Kind.OTHER)
+
+    def _judge_http(self, head: bytes) -> None:
+        line = _REQUEST_LINE.match(head)
+        if line is None:
+            raise TunnelError("http.request_line")
+        if line[1] == b"CONNECT":
+            raise TunnelError("http.nested_connect")
+        if not line[2].startswith((b"/", b"*")):
+            raise TunnelError("http.target_form")
+        hosts = _hosts(head[line.end() :])
+        if len(hosts) > 1:
+            raise TunnelError("http.host_twice")
+        if hosts and not self._names_target(hosts[0]):
+            raise TunnelError("http.host_mismatch")
+
+    def _names_target(self, raw: bytes) -> bool:
+        try:
+            if re.fullmatch(rb".*:[0-9]+", raw) and not raw.endswith(b"]"):
+                return parse_authority(raw) == (self._host, self._port)
+            return parse_host(raw) == self._host
+        except MalformedError:
+            return False
+
+
+def _may_be_http(data: bytearray) -> bool:
+    """True while the first line may still be, or is, one that any HTTP server would take.
+
+    Generous on purpose: servers skip empty lines and take bare LF, so what only resembles a
+    request line is caught here and then refused for not being exactly one.
+    """
+    text = bytes(data[:MAX_HTTP]).lstrip(b"\r\n \t")
+    line, newline, _ = text.partition(b"\n")
+    if newline:
+        return b"HTTP/" in line.upper()
+    return _TEXT.fullmatch(line) is not None
+
+
+def _hosts(fields: bytes) -> list[bytes]:
+    """Values of all Host fields. Folded lines and bare line ends are not one field to everybody."""
+    if re.search(rb"\r(?!\n)|(?<!\r)\n|\0|\n[ \t]", fields):
+        raise TunnelError("http.line_ending")
+    out = []
+    for line in fields.split(b"\r\n"):
+        name, _, value = line.partition(b":")
+        if name.strip(b" \t").lower() == b"host":
+            out.append(value.strip(b" \t"))
+    return out

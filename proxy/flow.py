@@ -1,0 +1,422 @@
+"""One client connection, from accept to a judged tunnel or a refusal (docs/architecture.md).
+
+A method per state; the state is which method hears the client's bytes. Every wait has a
+deadline, which the gateway's sweep checks, so no flow needs a timer of its own. Whatever goes
+wrong, there are two ways out: `_refuse`, which answers and records, and `_drop`, which does not
+answer because nobody is there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import socket
+from typing import TYPE_CHECKING, Final
+
+from exeat.ledger.reactor import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLRDHUP
+from exeat.policy.model import Address, Decision, Request, Sni, Verdict
+from exeat.proxy import refusal
+from exeat.proxy.asks import MAX_PER_JAIL, ask_key
+from exeat.proxy.body import BodyFramer
+from exeat.proxy.connect import HttpError
+from exeat.proxy.dial import Dialer
+from exeat.proxy.doors import Arrival, Door, DoorError, HttpDoor, open_door
+from exeat.proxy.evidence import Evidence
+from exeat.proxy.first_bytes import TLS_PORTS, FirstBytes, FirstBytesJudge, TunnelError
+from exeat.proxy.refusal import Refusal, host_text
+from exeat.proxy.relay import abort
+from exeat.proxy.tunnel import Tunnel
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from exeat.proxy.gateway import Gateway
+    from exeat.proxy.jails import Jail
+
+READ_BYTES: Final = 64 * 1024
+MAX_EARLY: Final = 512 * 1024  # bytes a client may send before it is told anything
+DRAIN_S: Final = 2.0
+DRAIN_BYTES: Final = 256 * 1024
+
+
+class Flow:
+    """Owns the client's socket until a Tunnel takes it, or until it is closed."""
+
+    def __init__(self, gateway: Gateway, jail: Jail, sock: socket.socket, door: str) -> None:
+        self.gateway = gateway
+        self.jail = jail
+        self.client = sock
+        self.evidence = Evidence(os.urandom(16), jail.subject, f"{jail.name}/{door}")
+        self.deadline = gateway.reactor.now() + gateway.settings.head_timeout_s
+        self.closed = False
+        self.handshake_out = 0  # bytes we sent to the client that are not payload
+        self._door: Door | None = None
+        self._arrival: Arrival | None = None
+        self._request: Request | None = None
+        self._judge: FirstBytesJudge | None = None
+        self._upstream: socket.socket | None = None
+        self._cancel: Callable[[], None] | None = None  # of the guard or the dial in flight
+        self._ask_key = ""
+        self._hold_until: float | None = None
+        self._timeout_code = "http.timeout"
+        self._in_tunnel = False  # the client has been told that its tunnel is there
+        self._drained = 0
+        self._hear: Callable[[bytes], None] = self._hear_request
+        gateway.reactor.add(sock.fileno(), EPOLLIN | EPOLLRDHUP, self._on_client)
+
+    # -- the client's socket
+
+    def _on_client(self, events: int) -> None:
+        if events & EPOLLIN:
+            self._read()
+        elif events & (EPOLLHUP | EPOLLERR):
+            self._drop()
+
+    def _read(self) -> None:
+        try:
+            data = self.client.recv(READ_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            self._drop()
+            return
+        if data:
+            self._hear(data)
+        else:
+            self._drop()
+
+    def _listen(self, *, wanted: bool) -> None:
+        """Stop or start reading. While deaf only a reset is noticed: bytes wait in the kernel."""
+        self.gateway.reactor.modify(self.client.fileno(), EPOLLIN | EPOLLRDHUP if wanted else 0)
+
+    def _send(self, data: bytes) -> bool:
+        """Send a short answer. The socket buffer of a client that has had nothing yet is empty."""
+        try:
+            sent = self.client.send(data)
+        except OSError:
+            self._drop()
+            return False
+        self.handshake_out += sent
+        if sent < len(data):
+            self._drop()
+        return not self.closed
+
+    # -- state: the request
+
+    def _hear_request(self, data: bytes) -> None:
+        try:
+            if self._door is None:
+                self._door = open_door(data[0])
+            out, arrival = self._door.feed(data)
+        except DoorError as error:
+            self._refuse(refusal.from_code(error.code), answer=error.answer)
+            return
+        if out and not self._send(out):
+            return
+        if arrival is not None:
+            self._arrived(arrival)
+
+    def _arrived(self, arrival: Arrival) -> None:
+        self._arrival = arrival
+        evidence = self.evidence
+        evidence.name_source, evidence.host, evidence.port = arrival.source, arrival.host, arrival.port
+        self._request = Request(self.jail.subject, arrival.host, arrival.port)
+        self._listen(wanted=False)
+        if not arrival.tunnel and arrival.port in TLS_PORTS:
+            self._refuse(self._own("tls.not_tls"))
+            return
+        self._hear = self._hear_nothing
+        self._admit()
+
+    def _hear_nothing(self, data: bytes) -> None:
+        """Not listening: nothing is read in these states."""
+
+    # -- state: decision, hold, addresses, dial
+
+    def decide(self, request: Request) -> Decision:
+        decision = self.gateway.decide(request)
+        self.gateway.describe_policy(self.evidence)
+        self.evidence.decision = decision
+        return decision
+
+    def _admit(self) -> None:
+        request = self._need_request()
+        decision = self.decide(request)
+        if decision.verdict is Verdict.ASK:
+            self._park(decision)
+        elif not decision.allowed:
+            self._refuse(self._denied(decision))
+        elif not self.gateway.ledger.available:
+            self._refuse(self._own("ledger.unavailable"))
+        else:
+            self._resolve(request, decision)
+
+    def _resolve(self, request: Request, decision: Decision) -> None:
+        self._until(self.gateway.settings.dial_timeout_s, "dns.unavailable")
+        if isinstance(request.host, Address):
+            self._resolved((request.host,))
+            return
+        self._cancel = self.gateway.guard.resolve(
+            request.subject, request.host, request.port, decision.lease, self._resolved
+        )
+
+    def _resolved(self, answer: tuple[Address, ...] | str) -> None:
+        self._cancel = None
+        if self.closed:
+            return
+        if isinstance(answer, str):
+            self._refuse(self._own(answer))
+            return
+        self._request = dataclasses.replace(self._need_request(), resolved=answer)
+        decision = self.decide(self._request)
+        if decision.verdict is Verdict.ASK:
+            self._park(decision)
+        elif not decision.allowed:
+            self._refuse(self._denied(decision))
+        else:
+            self._dial(answer)
+
+    def _dial(self, addresses: tuple[Address, ...]) -> None:
+        self._until(self.gateway.settings.dial_timeout_s, "dial.timeout")
+        dialer = Dialer(
+            self.gateway.reactor, addresses, self.evidence.port, self._connected, self._dial_failed
+        )
+        self._cancel = dialer.cancel
+
+    def _dial_failed(self, code: str) -> None:
+        self._cancel = None
+        if not self.closed:
+            self._refuse(self._own(code))
+
+    def _connected(self, sock: socket.socket, address: Address) -> None:
+        self._cancel = None
+        self._upstream = sock
+        self.evidence.address = address
+        arrival = self._need_arrival()
+        if not arrival.tunnel:
+            self._open_http(arrival)
+            return
+        self._in_tunnel = True
+        if self._door is None or not self._send(self._door.established()):
+            return
+        self._judge = FirstBytesJudge(arrival.host, arrival.port)
+        if arrival.port in TLS_PORTS:
+            self._until(self.gateway.settings.hello_timeout_s, "tls.timeout")
+            self._hear = self._hear_hello
+            self._listen(wanted=True)
+        if arrival.rest:
+            self._hear_hello(arrival.rest)
+        elif arrival.port not in TLS_PORTS:
+            self._open(b"", self._judge)
+
+    # -- state: asking a person
+
+    def _park(self, decision: Decision) -> None:
+        gateway, request = self.gateway, self._need_request()
+        host = host_text(request.host)
+        key = ask_key(request, host)
+        if self._hold_until is None:
+            self._hold_until = gateway.reactor.now() + self.jail.hold_s
+        if self._ask_key:
+            return  # already waiting
+        if self.jail.parked >= MAX_PER_JAIL:
+            self._refuse(self._own("limit.asks"))
+            return
+        if not gateway.asks.park(key, self, request, host, decision):
+            self._refuse(self._denied(decision))
+            return
+        self._ask_key = key
+        self.jail.parked += 1
+        self.deadline = self._hold_until
+
+    def _unpark(self) -> None:
+        if self._ask_key:
+            self.gateway.asks.leave(self._ask_key, self)
+            self._ask_key = ""
+            self.jail.parked -= 1
+
+    def reconsider(self) -> None:
+        """Something changed while we wait for a person."""
+        request = dataclasses.replace(self._need_request(), resolved=())
+        decision = self.decide(request)
+        if decision.verdict is Verdict.ASK:
+            return
+        self._request = request
+        self._unpark()
+        if decision.allowed:
+            self._admit()
+        else:
+            self._refuse(self._denied(decision))
+
+    # -- state: first bytes
+
+    def _hear_hello(self, data: bytes) -> None:
+        judge = self._judge
+        if judge is None:
+            return
+        try:
+            first = judge.feed(data)
+        except TunnelError as error:
+            self._refuse(self._own(error.code))
+            return
+        if first is not None:
+            code = self.judge_first_bytes(first)
+            if code:
+                self._refuse(self._own(code))
+            else:
+                self._open(first.data, None)
+        elif self.evidence.port not in TLS_PORTS:
+            self._open(b"", judge)
+
+    def judge_first_bytes(self, first: FirstBytes) -> str:
+        """A reason code why these may not go out, "" if they may."""
+        if first.hello is None:
+            return ""
+        # No lease carries a permission for ECH yet, so every ECH, greased or real, ends here.
+        if first.hello.ech:
+            return "tls.ech"
+        self.evidence.sni = first.hello.sni or Sni.ABSENT
+        self._request = dataclasses.replace(self._need_request(), sni=self.evidence.sni)
+        decision = self.decide(self._request)
+        return "" if decision.allowed else decision.reason
+
+    # -- the ways out
+
+    def _open_http(self, arrival: Arrival) -> None:
+        framer = BodyFramer(arrival.length)
+        try:
+            body = arrival.rest[: framer.take(arrival.rest)]
+        except HttpError as error:
+            self._refuse(self._own(error.code))
+            return
+        self._open(arrival.head + body, framer)
+
+    def _open(self, first: bytes, watch: FirstBytesJudge | BodyFramer | None) -> None:
+        """Hand both sockets to a Tunnel, if policy still says yes at this very moment.
+
+        Deciding and charging are one step here, so that flows in parallel cannot spend a budget
+        twice.
+        """
+        decision = self.decide(self._need_request())
+        upstream = self._upstream
+        if not decision.allowed or upstream is None:
+            self._refuse(self._denied(decision))
+            return
+        self._listen(wanted=False)
+        self._hear = self._hear_nothing
+        self._until(self.gateway.settings.dial_timeout_s, "ledger.unavailable")
+        arrival = self._need_arrival()
+        consumed = arrival.consumed if arrival.tunnel else 0
+        tunnel = Tunnel(self, upstream, self._need_request(), decision, watch, consumed)
+        self._cancel = tunnel.forget
+        tunnel.open(first)
+
+    def opened(self) -> None:
+        """The tunnel's open record is durable: the sockets are the tunnel's from here."""
+        self._cancel = None
+        self._upstream = None
+        self.deadline = float("inf")
+        self.gateway.promote(self)
+
+    def refuse_opening(self, code: str) -> None:
+        """The tunnel could not be opened: nothing has passed."""
+        self._cancel = None
+        if not self.closed:
+            self._refuse(self._own(code))
+
+    def refuse_limit(self, code: str) -> None:
+        """Too many of these: say so at once, without reading."""
+        self._door = HttpDoor()
+        self._refuse(self._own(code))
+
+    def expire(self) -> None:
+        """The deadline of this state has passed."""
+        if self._hear == self._hear_nothing_more:
+            self._close()
+        elif self._ask_key and self.evidence.decision is not None:
+            self._refuse(self._denied(self.evidence.decision))
+        else:
+            self._refuse(self._own(self._timeout_code))
+
+    def cut(self, reason: str) -> None:
+        """Control ends this flow before it became a tunnel."""
+        self._refuse(self._own(reason))
+
+    def _refuse(self, why: Refusal, answer: bytes | None = None) -> None:
+        if self.closed or self._hear == self._hear_nothing_more:
+            return
+        self._release()
+        self.gateway.refused(self, why)
+        if answer is None:
+            answer = self._answer(why)
+        self._hear = self._hear_nothing_more
+        self.deadline = self.gateway.reactor.now() + DRAIN_S
+        if answer and not self._send(answer):
+            return
+        self._listen(wanted=True)
+        with contextlib.suppress(OSError):
+            # Close only after the client has read its answer and closed: closing with unread
+            # bytes sends RST, which throws the answer away at the other end.
+            self.client.shutdown(socket.SHUT_WR)
+
+    def _answer(self, why: Refusal) -> bytes:
+        if not self._in_tunnel:
+            return (self._door or HttpDoor()).refused(why)
+        return refusal.tls_alert(why.reason) if self._judge and self._judge.tls else b""
+
+    def _hear_nothing_more(self, data: bytes) -> None:
+        self._drained += len(data)
+        if self._drained > DRAIN_BYTES:
+            self._close()
+
+    def _drop(self) -> None:
+        self._release()
+        self._close()
+
+    def _release(self) -> None:
+        """Let go of everything but the client."""
+        self._unpark()
+        if self._cancel is not None:
+            self._cancel()
+            self._cancel = None
+        if self._upstream is not None:
+            abort(self._upstream)  # it has seen no byte: nothing to end in good order
+            self._upstream = None
+
+    def _close(self) -> None:
+        if self.closed:
+            return
+        self.closed = True
+        self.gateway.reactor.remove(self.client.fileno())
+        self.client.close()
+        self.gateway.forget(self)
+
+    # -- helpers
+
+    def _until(self, seconds: float, code: str) -> None:
+        self.deadline = self.gateway.reactor.now() + seconds
+        self._timeout_code = code
+
+    def _own(self, code: str) -> Refusal:
+        return refusal.from_code(code, self.evidence.host, self.evidence.port)
+
+    def _denied(self, decision: Decision) -> Refusal:
+        request = self._need_request()
+        key = ask_key(request, host_text(request.host))
+        self.evidence.request_id = (
+            self.gateway.asks.request_id(key) if decision.verdict is Verdict.ASK else ""
+        )
+        return refusal.from_decision(
+            decision, request.host, request.port, request.subject.project, self.evidence.request_id
+        )
+
+    def _need_request(self) -> Request:
+        if self._request is None:
+            raise RuntimeError("no request in this state")
+        return self._request
+
+    def _need_arrival(self) -> Arrival:
+        if self._arrival is None:
+            raise RuntimeError("no arrival in this state")
+        return self._arrival

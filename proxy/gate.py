@@ -1,0 +1,76 @@
+"""The reservation gate of one flow: no byte passes that the ledger has not been told of (D3).
+
+The ceiling counts both directions together. The next reservation is asked for while half of the
+current one is unused, so that a healthy ledger is never waited for; when it does not answer, the
+flow stops at the last durable ceiling. Steps double from 64 KiB to 4 MiB: O(log) records for a
+small flow, one per 4 MiB for a large one.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+FIRST_STEP = 64 * 1024  # bytes
+LAST_STEP = 4 * 1024 * 1024
+
+
+class Gate:
+    """`take` what was read from either side, never more than `room`; `grant` what became durable.
+
+    `request(ceiling)` is called when a higher ceiling is wanted; at most one is outstanding.
+    """
+
+    __slots__ = ("_asked", "_last", "_request", "_step", "reserved", "taken")
+
+    def __init__(self, request: Callable[[int], None]) -> None:
+        self.reserved = 0
+        self.taken = 0
+        self._step = FIRST_STEP // 2
+        self._asked = False
+        self._last = False
+        self._request = request
+
+    def first_ceiling(self, waiting: int) -> int:
+        """The ceiling of the first reservation, given the bytes already waiting to go out."""
+        self._asked = True
+        self._step = FIRST_STEP
+        return max(FIRST_STEP, waiting + FIRST_STEP // 2)
+
+    @property
+    def room(self) -> int:
+        return self.reserved - self.taken
+
+    def take(self, count: int) -> None:
+        self.taken += count
+        if self._asked:
+            return
+        if self._last:
+            if self.reserved <= self.taken:
+                self._ask()
+        elif (self.reserved - self.taken) * 2 < self._step:
+            self._ask()
+
+    def _ask(self) -> None:
+        self._asked = True
+        self._last = False
+        self._step = min(self._step * 2, LAST_STEP)
+        self._request(self.reserved + self._step)
+
+    def retry(self) -> None:
+        """Ask again for what was refused (the ledger was away)."""
+        self._asked = True
+        self._request(self.reserved + self._step)
+
+    def exhaust(self) -> None:
+        """Nothing more can be had now: ask once more only when all that is granted is used."""
+        self._asked = False
+        self._last = True
+
+    def grant(self, ceiling: int) -> None:
+        self.reserved = max(self.reserved, ceiling)
+        self._asked = False
+        if (self.reserved - self.taken) * 2 < self._step:
+            self._ask()

@@ -1,0 +1,357 @@
+"""The proxy process: jails, policy, and every flow, on one loop.
+
+It is the HubHandler (control's messages), and it is what a Flow or Tunnel asks for everything
+that is not its own: a decision, an address, a record, a place in the table.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import resource
+import socket
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from exeat.ledger.client import LedgerClient
+from exeat.ledger.hub import HubClient
+from exeat.ledger.reactor import EPOLLIN, Reactor
+from exeat.ledger.records import Kind
+from exeat.policy.model import Decision, Request, Verdict
+from exeat.policy.snapshot import Snapshot, SnapshotError
+from exeat.proxy import jails
+from exeat.proxy.asks import AskBook
+from exeat.proxy.clock import Clock
+from exeat.proxy.flow import Flow
+from exeat.proxy.guard_client import GuardClient
+from exeat.proxy.jails import Jail
+from exeat.proxy.pipes import PipePool
+from exeat.proxy.refusal import Refusal, host_text
+from exeat.proxy.relay import abort
+from exeat.proxy.spending import Spending
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from exeat.ledger.ipc import Message
+    from exeat.policy.model import Subject
+    from exeat.proxy.evidence import Evidence
+    from exeat.proxy.tunnel import Tunnel
+
+SWEEP_S: Final = 0.2
+SLOW_SWEEPS: Final = 5  # every so many sweeps, the live tunnels too
+SETTLE_POLL_S: Final = 0.005
+SPARE_FDS: Final = 128  # for pipes, sockets to our siblings, and saying no
+ACCEPT_BATCH: Final = 64
+CLOSE_RETRY_S: Final = 1.0
+
+
+@dataclass(frozen=True)
+class ProxySettings:
+    """`control_uid` is who must serve the hub socket. Times in seconds."""
+
+    run_dir: Path
+    node: str
+    control_uid: int
+    hello_timeout_s: float = 10
+    head_timeout_s: float = 10
+    dial_timeout_s: float = 10
+    idle_timeout_s: float = 600
+
+
+class Gateway:
+    """All state of the process. Nothing in here blocks."""
+
+    def __init__(self, settings: ProxySettings, reactor: Reactor) -> None:
+        self.settings = settings
+        self.reactor = reactor
+        self.clock = Clock()
+        self.pipes = PipePool()
+        self.spending = Spending(lambda: self.snapshot, self.clock.now_ms)
+        self.snapshot: Snapshot | None = None
+        self._stale_at = 0.0  # reactor time
+        self._jails: dict[str, Jail] = {}
+        self._waiting: set[Flow] = set()  # not (or no longer) a tunnel: they have a deadline
+        self._tunnels: dict[Flow, Tunnel] = {}
+        self._settling: set[Tunnel] = set()
+        self._settle_timer = False
+        self._sweeps = 0
+        self._max_fds = _raise_fd_limit()
+        run = settings.run_dir
+        self.ledger = LedgerClient(reactor, run / "ledger" / "ledger.sock")
+        self.ledger.on_reconnect = self._resume
+        self.guard = GuardClient(reactor, run / "guard" / "guard.sock")
+        self.hub = HubClient(reactor, run / "control" / "hub.sock", "proxy", self)
+        self.asks = AskBook(self.hub.send)
+        reactor.call_later(SWEEP_S, self._sweep)
+
+    # -- control's messages (HubHandler)
+
+    def on_snapshot(self, message: Message) -> None:
+        try:
+            snapshot = Snapshot.load(message, self.snapshot)
+        except SnapshotError as error:
+            print(f"exeat proxy: snapshot refused, the old one stays: {error}", file=sys.stderr)
+            return
+        changed = self.snapshot is None or snapshot.generation != self.snapshot.generation
+        self.snapshot = snapshot
+        self._stale_at = self.reactor.now() + snapshot.fresh_ms / 1000
+        if changed:
+            self._end_leases()
+            for tunnel in list(self._tunnels.values()):
+                tunnel.recheck()
+            self.asks.reconsider()
+
+    def on_jail(
+        self, jail: str, subject: Subject, sockets: dict[str, socket.socket], message: Message
+    ) -> None:
+        listeners = {name: sockets.pop(name) for name in jails.DOORS if name in sockets}
+        for other in sockets.values():
+            other.close()
+        known = self._jails.get(jail)
+        if known is not None and not known.removed:
+            for sock in listeners.values():
+                sock.close()
+            return
+        added = Jail(jail, subject, jails.hold_seconds(message.get("hold_ms")), listeners)
+        self._jails[jail] = added
+        for name, sock in listeners.items():
+            self._watch(added, name, sock)
+
+    def on_jail_removed(self, jail: str) -> None:
+        removed = self._jails.get(jail)
+        if removed is None:
+            self.hub.send({"t": "jail.removed", "jail": jail})
+            return
+        removed.removed = True
+        for sock in removed.listeners.values():
+            self.reactor.remove(sock.fileno())
+            sock.close()
+        removed.listeners.clear()
+        self._cut(list(removed.flows), "jail.removed")
+        self._check_removed(removed)
+
+    def on_cut(self, message: Message) -> None:
+        reason = message.get("reason")
+        flows = [
+            flow for jail in self._jails.values() for flow in jail.flows if self._cut_hits(flow, message)
+        ]
+        self._cut(flows, reason if isinstance(reason, str) and reason else "cut")
+
+    def on_other(self, message: Message) -> None:
+        key, request = message.get("key"), message.get("request")
+        if message.get("t") == "ask.pending" and isinstance(key, str) and isinstance(request, str):
+            self.asks.pending(key, request)
+
+    def _cut_hits(self, flow: Flow, message: Message) -> bool:
+        subject = flow.jail.subject
+        decision = flow.evidence.decision
+        return bool(
+            message.get("all")
+            or (message.get("job") and message["job"] == subject.job)
+            or (message.get("project") and message["project"] == subject.project)
+            or (message.get("lease") and decision is not None and message["lease"] == decision.lease)
+        )
+
+    def _cut(self, flows: list[Flow], reason: str) -> None:
+        for flow in flows:
+            tunnel = self._tunnels.get(flow)
+            if tunnel is not None:
+                tunnel.end(reason)
+            elif flow in self._waiting:
+                flow.cut(reason)
+
+    # -- accepting
+
+    def _watch(self, jail: Jail, name: str, sock: socket.socket) -> None:
+        self.reactor.add(sock.fileno(), EPOLLIN, lambda _: self._accept(jail, name, sock))
+
+    def _accept(self, jail: Jail, name: str, listener: socket.socket) -> None:
+        for _ in range(ACCEPT_BATCH):
+            try:
+                sock, _peer = listener.accept()
+            except (BlockingIOError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                # Out of descriptors in spite of the headroom: a level-triggered listener would spin.
+                self.reactor.remove(listener.fileno())
+                self.reactor.call_later(SWEEP_S, lambda: self._rewatch(jail, name, listener))
+                print(f"exeat proxy: accept: {errno.errorcode.get(error.errno or 0, error)}", file=sys.stderr)
+                return
+            self._take(jail, name, sock)
+
+    def _rewatch(self, jail: Jail, name: str, listener: socket.socket) -> None:
+        if not jail.removed:
+            self._watch(jail, name, listener)
+
+    def _take(self, jail: Jail, name: str, sock: socket.socket) -> None:
+        here = len(jail.flows)
+        if here >= 2 * jails.MAX_CONNECTIONS or sock.fileno() > self._max_fds - SPARE_FDS // 2:
+            abort(sock)
+            return
+        sock.setblocking(False)
+        if sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        flow = Flow(self, jail, sock, name)
+        jail.flows.add(flow)
+        self._waiting.add(flow)
+        if here >= jails.MAX_CONNECTIONS:
+            flow.refuse_limit("limit.connections")
+        elif sock.fileno() > self._max_fds - SPARE_FDS:
+            flow.refuse_limit("limit.descriptors")
+
+    # -- what flows ask
+
+    def decide(self, request: Request) -> Decision:
+        snapshot = self.snapshot
+        if snapshot is None:
+            return Decision(Verdict.DENY, "policy.unavailable")
+        if self.reactor.now() >= self._stale_at:
+            return Decision(Verdict.DENY, "policy.expired")
+        return snapshot.decide(request, self.clock.now_ms(), self.spending.usage)
+
+    def describe_policy(self, evidence: Evidence) -> None:
+        """Write down under which policy a decision was made."""
+        snapshot = self.snapshot
+        document = snapshot.document_for(evidence.subject) if snapshot else None
+        if snapshot is None or document is None:
+            return
+        evidence.generation = snapshot.generation
+        evidence.policy_digest = bytes.fromhex(document.digest)
+        evidence.posture = str(document.posture)
+
+    def promote(self, flow: Flow) -> None:
+        """A flow became a tunnel: its time limits are the tunnel's now."""
+        self._waiting.discard(flow)
+
+    def live(self, tunnel: Tunnel) -> None:
+        self._tunnels[tunnel.flow] = tunnel
+        self.announce("open", tunnel.flow, "allow", tunnel.decision.reason, 0, 0)
+
+    def settling(self, tunnel: Tunnel) -> None:
+        self._tunnels.pop(tunnel.flow, None)
+
+    def settle_later(self, tunnel: Tunnel) -> None:
+        self._settling.add(tunnel)
+        if not self._settle_timer:
+            self._settle_timer = True
+            self.reactor.call_later(SETTLE_POLL_S, self._settle)
+
+    def closed(self, tunnel: Tunnel) -> None:
+        tunnel.flow.closed = True
+        self._settling.discard(tunnel)
+        self.forget(tunnel.flow)
+
+    def forget(self, flow: Flow) -> None:
+        """The flow's sockets are closed."""
+        self._waiting.discard(flow)
+        flow.jail.flows.discard(flow)
+        self._check_removed(flow.jail)
+
+    def append_close(self, flow: Flow, record: bytes, done: Callable[[], None], tries: int) -> None:
+        """Keep a close until it is durable; the flow's reservation covers it until then.
+
+        `tries` bounds that: a ledger that was away for so long has settled the flow by itself.
+        """
+        jail = flow.jail
+        jail.closing += 1
+
+        def written(seq: int | None) -> None:
+            nonlocal tries
+            tries -= 1
+            if seq is None and tries > 0:
+                self.reactor.call_later(CLOSE_RETRY_S, lambda: self.ledger.append([record], written))
+                return
+            jail.closing -= 1
+            done()
+            self._check_removed(jail)
+
+        self.ledger.append([record], written)
+
+    def refused(self, flow: Flow, why: Refusal) -> None:
+        """Write a refusal down, and tell who watches."""
+        self.ledger.append([flow.evidence.deny(why.reason)], lambda _: None)
+        verdict = flow.evidence.decision.verdict.value if flow.evidence.decision else "deny"
+        self.announce("deny", flow, "deny" if verdict == "allow" else verdict, why.reason, 0, 0)
+
+    def denied_in_tunnel(self, flow: Flow, reason: str) -> None:
+        self.ledger.append([flow.evidence.deny(reason)], lambda _: None)
+        self.announce("deny", flow, "deny", reason, 0, 0)
+
+    def announce(self, event: str, flow: Flow, verdict: str, reason: str, out: int, back: int) -> None:
+        """For live views only; control may be away."""
+        evidence = flow.evidence
+        message: dict[str, Any] = {
+            "t": "flow",
+            "ev": event,
+            "flow": evidence.flow.hex(),
+            "job": evidence.subject.job,
+            "dest": f"{host_text(evidence.host)}:{evidence.port}",
+            "verdict": verdict,
+            "reason": reason,
+            "bytes_in": back,
+            "bytes_out": out,
+        }
+        self.hub.send(message)
+
+    # -- time
+
+    def _sweep(self) -> None:
+        self.reactor.call_later(SWEEP_S, self._sweep)
+        now = self.reactor.now()
+        for flow in [flow for flow in self._waiting if flow.deadline <= now]:
+            flow.expire()
+        self._end_leases()
+        self._sweeps += 1
+        if self._sweeps % SLOW_SWEEPS == 0:
+            for tunnel in list(self._tunnels.values()):
+                tunnel.sweep(now)
+
+    def _end_leases(self) -> None:
+        snapshot = self.snapshot
+        now_ms = self.clock.now_ms()
+        for tunnel in [tunnel for tunnel in self._tunnels.values() if tunnel.lease]:
+            lease = snapshot.leases.get(tunnel.lease) if snapshot else None
+            if snapshot is not None and (lease is None or tunnel.lease in snapshot.revoked):
+                tunnel.end("lease.revoked")
+            elif lease is not None and now_ms >= lease.exp_ms:
+                tunnel.end("lease.expired")
+            elif lease is not None and lease.state != "active":
+                tunnel.end(
+                    "lease.revoked" if str(lease.state).startswith("revok") else f"lease.{lease.state}"
+                )
+
+    def _settle(self) -> None:
+        self._settle_timer = False
+        for tunnel in list(self._settling):
+            self._settling.discard(tunnel)
+            tunnel.settle()
+
+    def _resume(self) -> None:
+        """A new connection to the ledger: claim the flows that are still open, before anything else."""
+        for tunnel in [*self._tunnels.values(), *self._settling]:
+            self.ledger.append([tunnel.progress(Kind.RESUME)], lambda _: None)
+
+    def _check_removed(self, jail: Jail) -> None:
+        if jail.removed and jail.quiet and self._jails.get(jail.name) is jail:
+            del self._jails[jail.name]
+            self.hub.send({"t": "jail.removed", "jail": jail.name})
+
+    def shut_down(self) -> None:
+        """Stop accepting and cut what runs; the ledger settles what we cannot tell it any more."""
+        for jail in list(self._jails.values()):
+            self.on_jail_removed(jail.name)
+
+    @property
+    def drained(self) -> bool:
+        return not self._jails
+
+
+def _raise_fd_limit() -> int:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]

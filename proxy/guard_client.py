@@ -1,0 +1,141 @@
+"""Asking the guard for vetted addresses (docs/architecture.md, guard.sock)."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+from exeat.ledger.ipc import Channel, IpcError, Message
+from exeat.ledger.reactor import EPOLLIN, EPOLLOUT, Reactor
+from exeat.policy.model import Address, Subject
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+RECONNECT_S: Final = 0.1
+MAX_PENDING: Final = 8192
+
+# Addresses in dial order, or a reason code.
+Answer = tuple[Address, ...] | str
+OnAnswer = Callable[[Answer], None]
+
+
+class GuardClient:
+    """Connects to `path` and keeps doing so. When the guard is away, every answer is a refusal."""
+
+    def __init__(self, reactor: Reactor, path: Path) -> None:
+        self._reactor = reactor
+        self._path = path
+        self._channel: Channel | None = None
+        self._pending: dict[int, OnAnswer] = {}
+        self._numbers = itertools.count(1)
+        reactor.call_soon(self._connect)
+
+    def resolve(
+        self, subject: Subject, host: str, port: int, lease: str, on_answer: OnAnswer
+    ) -> Callable[[], None]:
+        """Ask; `on_answer` is called once, later. The returned call forgets the question."""
+        number = next(self._numbers)
+        if self._channel is None or len(self._pending) >= MAX_PENDING:
+            self._pending[number] = on_answer
+            self._reactor.call_soon(lambda: self._answer(number, "dns.unavailable"))
+            return lambda: self._forget(number)
+        self._pending[number] = on_answer
+        self._send(
+            {
+                "id": number,
+                "verb": "resolve",
+                "subject": subject._asdict(),
+                "host": host,
+                "port": port,
+                "proto": "tcp",
+                "lease": lease,
+            }
+        )
+        return lambda: self._forget(number)
+
+    def _forget(self, number: int) -> None:
+        self._pending.pop(number, None)
+
+    def _answer(self, number: int, answer: Answer) -> None:
+        on_answer = self._pending.pop(number, None)
+        if on_answer is not None:
+            on_answer(answer)
+
+    def _send(self, message: Message) -> None:
+        if self._channel is None:
+            return
+        try:
+            self._channel.send(message)
+        except (OSError, IpcError):
+            self._lost()
+            return
+        self._watch()
+
+    def _watch(self) -> None:
+        if self._channel is not None and self._channel.wants_write:
+            self._reactor.modify(self._channel.fileno(), EPOLLIN | EPOLLOUT)
+
+    def _connect(self) -> None:
+        try:
+            channel = Channel.connect(self._path)
+        except OSError:
+            self._reactor.call_later(RECONNECT_S, self._connect)
+            return
+        channel.sock.setblocking(False)
+        self._channel = channel
+        self._reactor.add(channel.fileno(), EPOLLIN, self._on_event)
+
+    def _lost(self) -> None:
+        if self._channel is None:
+            return
+        self._reactor.remove(self._channel.fileno())
+        self._channel.close()
+        self._channel = None
+        # The answers may reach flows that are in the middle of asking: not from inside here.
+        for number in list(self._pending):
+            self._reactor.call_soon(lambda number=number: self._answer(number, "dns.unavailable"))  # type: ignore[misc]
+        self._reactor.call_later(RECONNECT_S, self._connect)
+
+    def _on_event(self, events: int) -> None:
+        channel = self._channel
+        if channel is None:
+            return
+        try:
+            if events & EPOLLOUT:
+                channel.flush()
+                if not channel.wants_write:
+                    self._reactor.modify(channel.fileno(), EPOLLIN)
+            messages = channel.receive() if events & ~EPOLLOUT else []
+        except (OSError, IpcError):
+            self._lost()
+            return
+        for message, _ in messages:
+            number = message.get("id")
+            if isinstance(number, int):
+                self._answer(number, parse_answer(message))
+
+
+def parse_answer(message: Message) -> Answer:
+    """The guard's reply as addresses or a reason code; anything odd is `dns.unavailable`."""
+    if message.get("ok") is not True:
+        error = message.get("error")
+        return error if isinstance(error, str) and error else "dns.unavailable"
+    found = message.get("addresses")
+    if not isinstance(found, list) or not found:
+        return "dns.no_address"
+    addresses = tuple(_address(item) for item in found)
+    whole = tuple(address for address in addresses if address is not None)
+    return whole if len(whole) == len(addresses) else "dns.unavailable"
+
+
+def _address(item: Any) -> Address | None:
+    if not isinstance(item, dict):
+        return None
+    family, value = item.get("family"), item.get("value")
+    if isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) <= 39:
+        value = int(value)
+    if family not in (4, 6) or type(value) is not int or not 0 <= value < 1 << (32 if family == 4 else 128):
+        return None
+    return Address(family, value)

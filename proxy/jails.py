@@ -1,0 +1,40 @@
+"""The jails whose connections this process accepts: the socket a client came in by is who it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    import socket
+
+    from exeat.policy.model import Subject
+    from exeat.proxy.flow import Flow
+
+MAX_CONNECTIONS: Final = 256  # per jail, refused ones that are still being told so included
+DEFAULT_HOLD_MS: Final = 2500
+MAX_HOLD_MS: Final = 55_000
+DOORS: Final[tuple[str, ...]] = ("proxy4", "proxy6", "proxyu", "socks4", "socks6")
+
+
+@dataclass(eq=False, slots=True)
+class Jail:
+    name: str
+    subject: Subject
+    hold_s: float
+    listeners: dict[str, socket.socket]
+    flows: set[Flow] = field(default_factory=set)
+    parked: int = 0
+    closing: int = 0  # close records not yet durable
+    removed: bool = False
+
+    @property
+    def quiet(self) -> bool:
+        return not self.flows and not self.closing
+
+
+def hold_seconds(hold_ms: object) -> float:
+    """How long an ask is held: the project's choice within the limits, in seconds."""
+    if type(hold_ms) is not int or hold_ms < 0:
+        hold_ms = DEFAULT_HOLD_MS
+    return min(hold_ms, MAX_HOLD_MS) / 1000

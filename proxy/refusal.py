@@ -1,0 +1,168 @@
+"""A refusal, said so that the client can read it. Pure: reason in, bytes out.
+
+Most clients show only the status line of a refused CONNECT, so the reason phrase carries the
+short why and the next command. Who can read more finds `Proxy-Status` (RFC 9209) and a
+problem document (RFC 9457). SOCKS has only a code, and inside a TLS tunnel there is an alert.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Final
+
+from exeat.policy.addresses import format_address
+from exeat.policy.model import Address, Decision
+from exeat.policy.reasons import advise, text
+from exeat.proxy import socks5
+
+MAX_PHRASE: Final = 160  # characters
+
+# Reasons that are the proxy's own: status, Proxy-Status error type (RFC 9209 section 2.3), text.
+_OWN: Final[dict[str, tuple[int, str, str]]] = {
+    "http.line_ending": (400, "http_request_error", "line endings must be CRLF, without NUL"),
+    "http.request_line": (400, "http_request_error", "not an HTTP/1.1 request line"),
+    "http.version": (505, "http_request_error", "only HTTP/1.0 and HTTP/1.1 are spoken here"),
+    "http.target_form": (400, "http_request_error", "send CONNECT host:port or an absolute http:// URL"),
+    "http.scheme": (400, "http_request_error", "only http:// URLs; use CONNECT for anything else"),
+    "http.header": (400, "http_request_error", "malformed header field"),
+    "http.head_too_large": (431, "http_request_error", "request head is over 16 KiB"),
+    "http.host_twice": (400, "http_request_error", "more than one Host field"),
+    "http.host_missing": (400, "http_request_error", "no Host field"),
+    "http.host_mismatch": (403, "http_request_denied", "Host differs from the tunnel's target"),
+    "http.framing": (400, "http_request_error", "ambiguous or unknown body framing"),
+    "http.connect_body": (400, "http_request_error", "CONNECT takes no body"),
+    "http.upgrade": (400, "http_request_error", "Upgrade is not passed on; use CONNECT"),
+    "http.body": (400, "http_request_error", "malformed chunked body"),
+    "http.nested_connect": (403, "http_request_denied", "CONNECT inside a tunnel"),
+    "http.timeout": (408, "http_request_error", "no complete request in time"),
+    "tls.not_tls": (403, "http_request_denied", "this port takes TLS only"),
+    "tls.malformed": (403, "http_request_denied", "malformed TLS ClientHello"),
+    "tls.ech": (403, "http_request_denied", "encrypted ClientHello hides the server name"),
+    "tls.two_names": (403, "http_request_denied", "more than one server name in the ClientHello"),
+    "tls.name_type": (403, "http_request_denied", "unknown server name type in the ClientHello"),
+    "tls.sni_ip": (403, "http_request_denied", "the server name is an IP address"),
+    "tls.sslv2": (403, "http_request_denied", "SSLv2 hello"),
+    "tls.too_large": (403, "http_request_denied", "ClientHello is too large"),
+    "tls.early_data": (403, "http_request_denied", "data before a complete ClientHello"),
+    "tls.timeout": (403, "http_request_denied", "no ClientHello in time"),
+    "dns.nxdomain": (502, "dns_error", "the name does not exist"),
+    "dns.no_address": (502, "dns_error", "the name has no address"),
+    "dns.unavailable": (503, "dns_error", "the DNS guard or its resolver does not answer"),
+    "dns.refused": (502, "dns_error", "the resolver refused the name"),
+    "dial.refused": (502, "connection_refused", "the destination refused the connection"),
+    "dial.timeout": (504, "connection_timeout", "the destination did not answer in time"),
+    "dial.unreachable": (502, "destination_ip_unroutable", "the destination is not reachable"),
+    "ledger.unavailable": (503, "proxy_internal_error", "the ledger cannot record this flow"),
+    "limit.connections": (503, "connection_limit_reached", "too many open connections of this job"),
+    "limit.descriptors": (503, "connection_limit_reached", "the gateway is full"),
+    "limit.asks": (503, "connection_limit_reached", "too many requests wait for approval"),
+    "policy.unavailable": (503, "proxy_internal_error", "no policy has been loaded yet"),
+}
+_UNAVAILABLE: Final = frozenset({"policy.expired", "internal.error", "budget.state"})
+_RETRY_AFTER_S: Final = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """What a client is told. `advice` is the next command to run, "" if there is none."""
+
+    reason: str
+    status: int
+    error: str  # RFC 9209 error type
+    text: str
+    advice: str = ""
+    request: str = ""  # id under which the ask can be approved
+    host: str = ""
+    port: int = 0
+
+
+def host_text(host: str | Address) -> str:
+    return format_address(host) if isinstance(host, Address) else host
+
+
+def from_code(code: str, host: str | Address = "", port: int = 0) -> Refusal:
+    """A refusal for one of the proxy's own reasons, or for bytes that are no target at all."""
+    status, error, words = _OWN.get(code, (0, "", ""))
+    if not status:
+        status = 400 if code.startswith(("malformed.", "socks.")) else 403
+        error = "http_request_error" if status == 400 else "http_request_denied"
+        words = text(code)
+    return Refusal(code, status, error, words, host=host_text(host), port=port)
+
+
+def from_decision(
+    decision: Decision, host: str | Address, port: int, project: str, request: str = ""
+) -> Refusal:
+    """A refusal for what the policy core said (deny, or an ask nobody answered in time)."""
+    own = from_code(decision.reason, host, port)
+    if decision.reason in _OWN:
+        return own
+    status = 503 if decision.reason in _UNAVAILABLE else own.status
+    error = "proxy_internal_error" if status == 503 else own.error
+    if request:
+        advice = f"run: exeat lease approve {request}"
+    else:
+        _, _, advice = advise(decision, host, port, project).partition("; ")
+    return Refusal(decision.reason, status, error, own.text, advice, request, own.host, port)
+
+
+def phrase(refusal: Refusal) -> str:
+    """The reason phrase: printable ASCII, at most MAX_PHRASE characters."""
+    words = f"{refusal.text}; {refusal.advice}" if refusal.advice else refusal.text
+    clean = "".join(c if " " <= c <= "~" else "?" for c in words)
+    code = f" [{refusal.reason}]"
+    room = MAX_PHRASE - len(code)
+    return (clean if len(clean) <= room else clean[: room - 3] + "...") + code
+
+
+def http_answer(refusal: Refusal) -> bytes:
+    """The complete HTTP/1.1 response."""
+    body = json.dumps(_problem(refusal), separators=(",", ":")).encode() + b"\n"
+    lines = [
+        f"HTTP/1.1 {refusal.status} {phrase(refusal)}",
+        "Content-Type: application/problem+json",
+        f"Content-Length: {len(body)}",
+        f'Proxy-Status: exeat; error={refusal.error}; details="{refusal.reason}"',
+        "Cache-Control: no-store",
+        "Connection: close",
+    ]
+    if refusal.status == 503 or refusal.request or refusal.reason == "rule.ask":
+        lines.append(f"Retry-After: {_RETRY_AFTER_S}")
+    return "\r\n".join(lines).encode("ascii") + b"\r\n\r\n" + body
+
+
+def _problem(refusal: Refusal) -> dict[str, str | int]:
+    document: dict[str, str | int] = {
+        "type": f"urn:exeat:reason:{refusal.reason}",
+        "title": refusal.text,
+        "status": refusal.status,
+        "reason_code": refusal.reason,
+    }
+    if refusal.host:
+        document |= {"host": refusal.host, "port": refusal.port}
+    if refusal.advice:
+        document["next"] = refusal.advice
+    if refusal.request:
+        document["request"] = refusal.request
+    return document
+
+
+def socks_answer(refusal: Refusal) -> bytes:
+    """A SOCKS5 reply (RFC 1928 section 6): 02 for policy, else the code that fits."""
+    codes = {"dial.refused": socks5.CONNECTION_REFUSED}
+    if refusal.reason.startswith("dns."):
+        code = socks5.HOST_UNREACHABLE
+    elif refusal.reason.startswith(("ledger.", "limit.", "policy.", "internal.")):
+        code = socks5.GENERAL_FAILURE
+    elif refusal.reason.startswith("dial."):
+        code = codes.get(refusal.reason, socks5.HOST_UNREACHABLE)
+    else:
+        code = socks5.NOT_ALLOWED
+    return socks5.reply(code)
+
+
+def tls_alert(reason: str) -> bytes:
+    """A fatal alert record (RFC 8446 section 6): unrecognized_name for a wrong name, else access_denied."""
+    description = 112 if reason.startswith("sni.") else 49
+    return bytes((21, 3, 3, 0, 2, 2, description))

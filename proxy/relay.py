@@ -1,0 +1,332 @@
+"""Moves the bytes of one tunnel between two sockets, in the kernel when there are many.
+
+Per direction: while messages are small, `recv_into` a shared buffer and `send`; when a read
+fills the buffer, `splice` through a pipe, until splices get small again. Both sockets are
+registered edge-triggered, so what is readable or writable is remembered here.
+
+The rules that keep it honest:
+- A pipe is empty before anything is spliced into it, so EAGAIN always names the source.
+- Bytes count when the destination's kernel took them. What was read but not written at a cut
+  was not delivered; it was covered by the reservation all the same.
+- EOF passes on (SHUT_WR) only after everything before it was written; RST passes on as RST.
+- After a short read the source counts as drained, unless a hang-up was seen: no further edge
+  would announce the EOF behind the data.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from typing import TYPE_CHECKING, Final, Protocol
+
+from exeat.ledger.reactor import EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP, Reactor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from exeat.proxy.gate import Gate
+    from exeat.proxy.pipes import Pipe, PipePool
+
+COPY_BYTES: Final = 16 * 1024  # a read that fills this much is bulk
+SMALL_SPLICE: Final = 2 * 1024  # splices below this are not
+SPLICE_BYTES: Final = 1024 * 1024
+TURN_BYTES: Final = 1024 * 1024  # per direction and turn of the loop: keeps tunnels fair
+EVENTS: Final = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET
+
+_buffer = memoryview(bytearray(COPY_BYTES))  # one loop, one thread: shared by all tunnels
+
+
+class StopRelay(Exception):
+    """Raised by an Intake: the tunnel ends here, with `reason`, before the bytes in hand pass."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class Intake(Protocol):
+    """Looks at a client's bytes before they pass: what it returns goes on, the rest does not.
+
+    `take` and `end` raise StopRelay to cut the tunnel.
+    """
+
+    @property
+    def done(self) -> bool:
+        """True when nothing more needs looking at; the relay then forgets it."""
+        ...
+
+    def take(self, data: memoryview) -> bytes | memoryview: ...
+
+    def end(self) -> None:
+        """The client's side ended here."""
+        ...
+
+
+class _Direction:
+    """One way through the tunnel. Raises OSError from the socket that failed."""
+
+    __slots__ = (
+        "bulk",
+        "count",
+        "eof",
+        "gate",
+        "hangup",
+        "held",
+        "intake",
+        "pending",
+        "pipe",
+        "pipes",
+        "readable",
+        "shut",
+        "sink",
+        "source",
+        "writable",
+    )
+
+    def __init__(self, source: socket.socket, sink: socket.socket, gate: Gate, pipes: PipePool) -> None:
+        self.source, self.sink, self.gate, self.pipes = source, sink, gate, pipes
+        self.readable = self.writable = True
+        self.eof = self.shut = self.bulk = self.hangup = False
+        self.pending: memoryview | None = None
+        self.pipe: Pipe | None = None
+        self.held = 0  # bytes in the pipe
+        self.count = 0  # bytes the sink's kernel took
+        self.intake: Intake | None = None
+
+    def pump(self, budget: int) -> bool:
+        """Move what can be moved; True when only the budget stopped it."""
+        while True:
+            if self.pending is not None and not self._flush():
+                return False
+            if self.held and not self._drain():
+                return False
+            if self.eof:
+                self._finish()
+                return False
+            if not self.readable or self.gate.room <= 0:
+                self._release()
+                return False
+            if budget <= 0:
+                return True
+            budget -= self._splice() if self.bulk and self.intake is None else self._copy()
+
+    def _copy(self) -> int:
+        want = min(COPY_BYTES, self.gate.room)
+        try:
+            got = self.source.recv_into(_buffer, want)
+        except BlockingIOError:
+            self.readable = False
+            return 0
+        if got < want and not self.hangup:
+            self.readable = False
+        if not got:
+            self._ended()
+            return 0
+        self.bulk = got == COPY_BYTES
+        self._offer(_buffer[:got])
+        return got
+
+    def _offer(self, data: memoryview) -> None:
+        if self.intake is None:
+            self.pass_on(data)
+            return
+        passing = self.intake.take(data)
+        if self.intake.done:
+            self.intake = None
+        if passing:
+            self.pass_on(passing)
+
+    def pass_on(self, passing: bytes | memoryview) -> None:
+        """Send judged bytes; what the sink does not take now stays pending."""
+        self.gate.take(len(passing))
+        sent = 0
+        if self.writable:
+            try:
+                sent = self.sink.send(passing)
+            except BlockingIOError:
+                self.writable = False
+        self.count += sent
+        if sent < len(passing):
+            self.pending = memoryview(bytes(passing[sent:]))
+
+    def _flush(self) -> bool:
+        while self.pending is not None:
+            if not self.writable:
+                return False
+            try:
+                sent = self.sink.send(self.pending)
+            except BlockingIOError:
+                self.writable = False
+                return False
+            self.count += sent
+            self.pending = self.pending[sent:] if sent < len(self.pending) else None
+        return True
+
+    def _splice(self) -> int:
+        if self.pipe is None:
+            try:
+                self.pipe = self.pipes.take()
+            except OSError:  # out of descriptors: copying needs none
+                return self._copy()
+        try:
+            got = os.splice(
+                self.source.fileno(),
+                self.pipe[1],
+                min(SPLICE_BYTES, self.gate.room),
+                flags=os.SPLICE_F_NONBLOCK | os.SPLICE_F_MOVE,
+            )
+        except BlockingIOError:
+            self.readable = False
+            return 0
+        if not got:
+            self._ended()
+            return 0
+        self.bulk = got >= SMALL_SPLICE
+        self.held = got
+        self.gate.take(got)
+        return got
+
+    def _drain(self) -> bool:
+        while self.held and self.pipe is not None:
+            if not self.writable:
+                return False
+            try:
+                sent = os.splice(
+                    self.pipe[0],
+                    self.sink.fileno(),
+                    self.held,
+                    flags=os.SPLICE_F_NONBLOCK | os.SPLICE_F_MOVE,
+                )
+            except BlockingIOError:
+                self.writable = False
+                return False
+            self.held -= sent
+            self.count += sent
+        return True
+
+    def _ended(self) -> None:
+        if self.intake is not None:
+            self.intake.end()
+        self.eof = True
+
+    def _finish(self) -> None:
+        self._release()
+        if not self.shut:
+            self.shut = True
+            self.sink.shutdown(socket.SHUT_WR)
+
+    def _release(self) -> None:
+        if self.pipe is not None and not self.held:
+            self.pipes.give(self.pipe)
+            self.pipe = None
+
+    def drop(self) -> None:
+        if self.pipe is not None:
+            self.pipes.drop(self.pipe) if self.held else self.pipes.give(self.pipe)
+            self.pipe = None
+
+
+class Relay:
+    """A tunnel. `on_end(reason)` is called once: `eof`, `reset`, or what `end` was told.
+
+    It neither closes the sockets nor forgets them in the reactor before that call; after it,
+    both are out of the reactor and the owner's to count and close. `activity` is the reactor
+    time of the last event.
+    """
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        pipes: PipePool,
+        client: socket.socket,
+        upstream: socket.socket,
+        gate: Gate,
+        on_end: Callable[[str], None],
+    ) -> None:
+        self._reactor = reactor
+        self._on_end = on_end
+        self._queued = False
+        self.client, self.upstream = client, upstream
+        self.up = _Direction(client, upstream, gate, pipes)
+        self.down = _Direction(upstream, client, gate, pipes)
+        self.activity = reactor.now()
+        self.ended = False
+
+    def start(self, first: bytes = b"") -> None:
+        """Take over both sockets and send `first`, bytes of the client that are already judged.
+
+        The client's socket is in the reactor already, the upstream one is not yet.
+        """
+        self._reactor.modify(self.client.fileno(), EVENTS, self._on_client)
+        self._reactor.add(self.upstream.fileno(), EVENTS, self._on_upstream)
+        if first:
+            self._guarded(lambda: self.up.pass_on(first))
+        self.kick()
+
+    def kick(self) -> None:
+        """Go on after something other than a socket changed, such as the reservation."""
+        if not self._queued and not self.ended:
+            self._queued = True
+            self._reactor.call_soon(self._turn)
+
+    def end(self, reason: str) -> None:
+        """Stop moving bytes. What to do with the sockets is up to the owner's `on_end`."""
+        if self.ended:
+            return
+        self.ended = True
+        self._reactor.remove(self.client.fileno())
+        self._reactor.remove(self.upstream.fileno())
+        self.up.drop()
+        self.down.drop()
+        self._on_end(reason)
+
+    def _on_client(self, events: int) -> None:
+        self._event(self.up, self.down, events)
+
+    def _on_upstream(self, events: int) -> None:
+        self._event(self.down, self.up, events)
+
+    def _event(self, reading: _Direction, writing: _Direction, events: int) -> None:
+        self.activity = self._reactor.now()
+        if events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR):
+            reading.readable = True
+            reading.hangup = reading.hangup or bool(events & ~(EPOLLIN | EPOLLOUT))
+        if events & (EPOLLOUT | EPOLLHUP | EPOLLERR):
+            writing.writable = True
+        self._turn()
+        # The reset's own data has been moved by now; a direction that was finished before would
+        # never touch this socket again and so never learn of it.
+        if events & EPOLLERR and not self.ended:
+            self.end("reset")
+
+    def _turn(self) -> None:
+        self._queued = False
+        if not self.ended:
+            self._guarded(self._pump)
+
+    def _pump(self) -> None:
+        more = self.up.pump(TURN_BYTES)
+        if not self.ended:
+            more = self.down.pump(TURN_BYTES) or more
+        if self.ended:
+            return
+        if self.up.shut and self.down.shut:
+            self.end("eof")
+        elif more:
+            self.kick()
+
+    def _guarded(self, move: Callable[[], None]) -> None:
+        try:
+            move()
+        except StopRelay as stop:
+            self.end(stop.reason)
+        except OSError:
+            self.end("reset")
+
+
+def abort(sock: socket.socket) -> None:
+    """Close at once with RST (SO_LINGER 0): the peer must not mistake a cut for an end."""
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
+    sock.close()

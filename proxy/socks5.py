@@ -1,0 +1,157 @@
+"""SOCKS5 as a server reads it (RFC 1928, RFC 1929), sans-I/O.
+
+CONNECT only. A user name and password are taken and thrown away: who asks is known from the
+socket, never from what the client says. BIND and UDP ASSOCIATE get reply 07, SOCKS4 gets
+nothing but a closed connection.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import TYPE_CHECKING
+
+from exeat.policy.addresses import from_packed
+from exeat.policy.names import MalformedError, parse_host
+
+if TYPE_CHECKING:
+    from exeat.policy.model import Address
+
+VERSION = 5
+NO_AUTH, USER_PASS, NONE_ACCEPTABLE = 0x00, 0x02, 0xFF
+CONNECT = 1
+IPV4, DOMAIN, IPV6 = 1, 3, 4
+
+SUCCEEDED = 0
+GENERAL_FAILURE = 1
+NOT_ALLOWED = 2
+HOST_UNREACHABLE = 4
+CONNECTION_REFUSED = 5
+COMMAND_NOT_SUPPORTED = 7
+ADDRESS_TYPE_NOT_SUPPORTED = 8
+
+
+class SocksError(Exception):
+    """Not a request we take: a reason code, and the last bytes to send before closing."""
+
+    def __init__(self, code: str, answer: bytes = b"") -> None:
+        super().__init__(code)
+        self.code = code
+        self.answer = answer
+
+
+@dataclass(frozen=True, slots=True)
+class SocksRequest:
+    host: str | Address
+    port: int
+
+
+def reply(code: int) -> bytes:
+    """A reply (RFC 1928 section 6) that discloses no bound address."""
+    return bytes((VERSION, code, 0, IPV4, 0, 0, 0, 0, 0, 0))
+
+
+class _State(Enum):
+    GREETING = auto()
+    AUTH = auto()
+    REQUEST = auto()
+    DONE = auto()
+
+
+class SocksParser:
+    """`feed` bytes: returns what to send back now, and the request once it is complete.
+
+    `rest` then holds what followed the request. Raises SocksError, after which the parser must
+    not be fed again.
+    """
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+        self._state = _State.GREETING
+        self.consumed = 0
+        self.rest = b""
+
+    def feed(self, data: bytes) -> tuple[bytes, SocksRequest | None]:
+        self._buffer += data
+        out = b""
+        while True:
+            before = self._state
+            try:
+                if before is _State.REQUEST:
+                    return out, self._request()
+                out += self._greeting() if before is _State.GREETING else self._auth()
+            except SocksError as error:  # what was owed before the error is still owed
+                raise SocksError(error.code, out + error.answer) from None
+            if self._state is before:
+                return out, None
+
+    def _drop(self, count: int) -> None:
+        del self._buffer[:count]
+        self.consumed += count
+
+    def _greeting(self) -> bytes:
+        data = self._buffer
+        if data and data[0] != VERSION:
+            raise SocksError("socks.version")
+        if len(data) < 2 or len(data) < 2 + data[1]:
+            return b""
+        methods = bytes(data[2 : 2 + data[1]])
+        self._drop(2 + data[1])
+        if NO_AUTH in methods:
+            self._state = _State.REQUEST
+            return bytes((VERSION, NO_AUTH))
+        if USER_PASS in methods:
+            self._state = _State.AUTH
+            return bytes((VERSION, USER_PASS))
+        raise SocksError("socks.method", bytes((VERSION, NONE_ACCEPTABLE)))
+
+    def _auth(self) -> bytes:
+        data = self._buffer
+        if data and data[0] != 1:
+            raise SocksError("socks.auth")
+        if len(data) < 2 or len(data) < 3 + data[1]:
+            return b""
+        end = 3 + data[1] + data[2 + data[1]]
+        if len(data) < end:
+            return b""
+        self._drop(end)
+        self._state = _State.REQUEST
+        return b"\x01\x00"
+
+    def _request(self) -> SocksRequest | None:
+        data = self._buffer
+        if data and data[0] != VERSION:
+            raise SocksError("socks.version", reply(GENERAL_FAILURE))
+        if len(data) >= 2 and data[1] != CONNECT:
+            raise SocksError("socks.command", reply(COMMAND_NOT_SUPPORTED))
+        if len(data) >= 3 and data[2] != 0:
+            raise SocksError("socks.malformed", reply(GENERAL_FAILURE))
+        if len(data) < 5:
+            self._check_address_type()
+            return None
+        self._check_address_type()
+        start, size = {IPV4: (4, 4), IPV6: (4, 16), DOMAIN: (5, data[4])}[data[3]]
+        end = start + size + 2
+        if len(data) < end:
+            return None
+        raw, port = bytes(data[start : start + size]), int.from_bytes(data[end - 2 : end], "big")
+        host = _domain(raw) if data[3] == DOMAIN else from_packed(raw)
+        if port == 0:
+            raise SocksError("malformed.port", reply(NOT_ALLOWED))
+        self._drop(end)
+        self.rest = bytes(data)
+        data.clear()
+        self._state = _State.DONE
+        return SocksRequest(host, port)
+
+    def _check_address_type(self) -> None:
+        if len(self._buffer) >= 4 and self._buffer[3] not in (IPV4, DOMAIN, IPV6):
+            raise SocksError("socks.address_type", reply(ADDRESS_TYPE_NOT_SUPPORTED))
+
+
+def _domain(raw: bytes) -> str | Address:
+    """The same grammar as everywhere: a domain field that is an IP literal counts as that address."""
+    try:
+        return parse_host(raw)
+    except MalformedError as error:
+        raise SocksError(error.code, reply(NOT_ALLOWED)) from None

@@ -1,0 +1,100 @@
+"""What flows have used of budgets and leases, and what has been promised to them.
+
+Limits on the sum of both directions (a lease's `max_bytes`, a budget's `bytes`) are exact: what
+one flow has reserved and not yet used is not offered to another. Limits on one direction
+(`bytes_up`, `bytes_down`) cannot be held by a reservation that covers both; near them, flows get
+the smallest step, so each overshoots by at most that.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from exeat.policy.usage import Usage
+from exeat.proxy.gate import FIRST_STEP
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from exeat.policy.model import Decision, Subject
+    from exeat.policy.rules import Limit
+    from exeat.policy.snapshot import Snapshot
+
+_EXACT: Final = "bytes"
+_DIRECTED: Final = frozenset({"bytes_up", "bytes_down"})
+
+
+class Allowance(NamedTuple):
+    """`free`: bytes that may be promised now. `left`: before subtracting what others hold."""
+
+    free: int
+    left: int
+    reason: str  # the reason code once nothing is left
+
+
+class Spending:
+    """One table for all flows of this process."""
+
+    def __init__(self, snapshot: Callable[[], Snapshot | None], now_ms: Callable[[], int]) -> None:
+        self.usage = Usage()
+        self._snapshot = snapshot
+        self._now_ms = now_ms
+        self._promised: dict[tuple[str, str], int] = {}
+
+    def charge_open(self, project: str, decision: Decision) -> None:
+        self.usage.charge(project, decision.budgets, connections=1, now_ms=self._now_ms())
+        if decision.lease:
+            self.usage.charge_lease(decision.lease, uses=1)
+
+    def charge_bytes(self, project: str, decision: Decision, up: int, down: int) -> None:
+        self.usage.charge(project, decision.budgets, bytes_up=up, bytes_down=down, now_ms=self._now_ms())
+        if decision.lease:
+            self.usage.charge_lease(decision.lease, bytes=up + down)
+
+    def promise(self, project: str, decision: Decision, change: int) -> None:
+        """A flow holds `change` more (or less) bytes that it may pass and has not."""
+        for key in _keys(project, decision):
+            held = self._promised.get(key, 0) + change
+            if held > 0:
+                self._promised[key] = held
+            else:
+                self._promised.pop(key, None)
+
+    def allowance(self, subject: Subject, decision: Decision) -> Allowance | None:
+        """The tightest limit on bytes, None when there is none."""
+        found: list[Allowance] = []
+        snapshot = self._snapshot()
+        lease = snapshot.leases.get(decision.lease) if snapshot and decision.lease else None
+        if lease is not None and lease.max_bytes is not None:
+            left = lease.max_bytes - self.usage.lease_bytes(lease.id)
+            found.append(self._free(("", lease.id), left, "lease.exhausted"))
+        now_ms = self._now_ms()
+        for budget, limit in self._limits(subject, decision):
+            used = self.usage.used(subject.project, budget, limit.counter, limit.window_ms, now_ms)
+            left = limit.amount - used
+            if limit.counter == _EXACT:
+                found.append(self._free((subject.project, budget), left, "budget.exceeded"))
+            elif limit.counter in _DIRECTED:
+                least = max(left, FIRST_STEP) if left > 0 else 0
+                found.append(Allowance(least, left, "budget.exceeded"))
+        return min(found) if found else None
+
+    def _free(self, key: tuple[str, str], left: int, reason: str) -> Allowance:
+        return Allowance(max(0, left - self._promised.get(key, 0)), left, reason)
+
+    def _limits(self, subject: Subject, decision: Decision) -> Iterator[tuple[str, Limit]]:
+        snapshot = self._snapshot()
+        document = snapshot.document_for(subject) if snapshot else None
+        if document is None:
+            return
+        for name in decision.budgets:
+            budget = document.budgets.get(name)
+            for limit in budget.limits if budget else ():
+                yield name, limit
+
+
+def _keys(project: str, decision: Decision) -> Iterator[tuple[str, str]]:
+    if decision.lease:
+        yield ("", decision.lease)
+    for name in decision.budgets:
+        yield (project, name)
