@@ -87,9 +87,12 @@ _LEASABLE = frozenset(
 )
 
 
-def text(reason: str) -> str:
+def short_text(reason: str) -> str:
     """The short text of a code; the code itself where there is none."""
     return TEXTS.get(reason, reason)
+
+
+text = short_text
 
 
 def advise(decision: Decision, host: str | Address, port: int, project: str) -> str:
@@ -98,8 +101,8 @@ def advise(decision: Decision, host: str | Address, port: int, project: str) -> 
     Fit for an HTTP reason phrase. `host` may be anything a client sent; it is shown only if it is
     plain and short.
     """
-    why = text(decision.reason)
-    return _plain(f"{why}; {_next(decision, _shown(host, port), project)}" if _shown(host, port) else why)
+    why, place = short_text(decision.reason), _shown(host, port)
+    return _plain(f"{why}; {_next(decision, place, project)}" if place else why)
 
 
 def _next(decision: Decision, place: str, project: str) -> str:

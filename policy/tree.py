@@ -115,7 +115,8 @@ def _step(event: yaml.Event, stack: list[_Open], file: str) -> Node | None:
     """Open a collection, or hand back the node that this event completes."""
     if isinstance(event, yaml.CollectionEndEvent):
         return stack.pop().node
-    node = Node(file, event.start_mark.line + 1, event.start_mark.column + 1)
+    mark = event.start_mark
+    node = Node(file, 1, 1) if mark is None else Node(file, mark.line + 1, mark.column + 1)
     if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
         raise node.error("doc.alias", "anchors and aliases are not part of the language: write it out")
     if getattr(event, "tag", None) is not None:
