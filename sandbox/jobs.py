@@ -18,146 +18,96 @@ from typing import TYPE_CHECKING, Any, Final
 
 from exeat.ledger.reactor import EPOLLIN, Reactor
 from exeat.sandbox import cgroup, netns, oci
-from exeat.sandbox.names import JailName, SpecError
-from exeat.sandbox.spec import GATEWAY, WORK, JobSpec, Limits
+from exeat.sandbox.launcher import Places, Runtime
+from exeat.sandbox.names import SpecError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from exeat.sandbox.spec import JobSpec, Limits
+
     Answer = Callable[[dict[str, Any] | SpecError], None]
 
 START_S: Final = 20.0
-LOST: Final = 128 + signal.SIGKILL  # the code of a job whose launcher vanished
-# $1 is a mount to hide from crun in the launcher's own mount namespace, $2 the job's folder. The
-# exclusive creation of `launcher` decides between a late start and a warden that gave the job up.
-_HIDE: Final = '[ -z "$1" ] || umount -l "$1"; d=$2; shift 2; '
-_LAUNCH: Final = (
-    _HIDE + 'set -C; echo $$ >"$d/launcher" || exit; "$@"; echo $? >"$d/exit.new"; mv "$d/exit.new" "$d/exit"'
-)
+KILLED: Final = 128 + signal.SIGKILL  # also the code of a job whose launcher vanished
 _ENV: Final = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
 
 
 @dataclass
 class Job:
-    name: JailName
-    folder: Path
+    name: str
     uid: int
-    process: subprocess.Popen[bytes] | None = None
+    process: subprocess.Popen[bytes] | None = None  # the launcher, when it is our child
     launcher: int = -1  # pidfd
     init: int = -1  # pidfd of the container's first process
     killed: bool = False
     code: int | None = None
     oom: bool = False
+    oom_kills: int = 0  # of the whole machine, when the job began
     waiters: list[Callable[[], None]] = field(default_factory=list)
 
 
 class Jobs:
-    def __init__(self, run: Path, work: Path, runtime: str, limits: Limits, reactor: Reactor) -> None:
+    def __init__(self, places: Places, runtime: str, limits: Limits, reactor: Reactor) -> None:
         self.all: dict[str, Job] = {}
-        self._run, self._work, self._runtime, self._limits = run, work, runtime, limits
-        self._reactor = reactor
+        self._places, self._limits, self._reactor = places, limits, reactor
         unified = Path("/sys/fs/cgroup/cgroup.controllers")
         controllers = unified.read_text() if unified.exists() else ""
-        self._layout = cgroup.layout(Path("/proc/self/mountinfo").read_text(), controllers)
-        self._host = oci.Host(
-            machine=os.uname().machine,
-            links=oci.merged_links(name for name in os.listdir("/") if os.path.islink(f"/{name}")),
-            etc=tuple(path for path in oci.HOST_ETC if os.path.exists(path)),
-            cgroups=self._layout.limits,
-            max_open_files=resource.getrlimit(resource.RLIMIT_NOFILE)[1],
-        )
+        layout = cgroup.layout(Path("/proc/self/mountinfo").read_text(), controllers)
+        self._runtime = Runtime(runtime, places, layout.mask, layout.limits)
+        links = oci.merged_links(path.name for path in Path("/").iterdir() if path.is_symlink())
+        etc = tuple(path for path in oci.HOST_ETC if os.path.exists(path))
+        max_files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        self._host = oci.Host(os.uname().machine, links, etc, layout.limits, max_files)
 
     def start(self, spec: JobSpec, uid: int, fds: list[int], answer: Answer) -> None:
         """Start a job in its jail; `answer` gets pid and work folder, or why not."""
         if spec.job in self.all:
             raise SpecError("job.exists", f"job {spec.job} exists")
-        job = self.all[spec.job] = Job(spec.job, self._run / "jobs" / spec.job, uid)
+        job = self.all[spec.job] = Job(spec.job, uid, oom_kills=_oom_kills())
         try:
-            self._prepare(job, spec)
-            self._launch(job, fds)
+            self._prepare(
+                job, oci.plan(spec, uid=uid, host=self._host, limits=self._limits, places=self._places)
+            )
+            stdin, stdout, stderr = fds
+            job.process = subprocess.Popen(
+                self._runtime.run(job.name), env=_ENV, cwd="/", start_new_session=True,
+                stdin=stdin, stdout=stdout, stderr=stderr,
+            )  # fmt: skip
+            self._watch(job, os.pidfd_open(job.process.pid))
         except OSError as error:
             self.discard(job)
             raise SpecError("start", str(error)) from error
         self._await_pid(job, answer, self._reactor.now() + START_S)
 
-    def _prepare(self, job: Job, spec: JobSpec) -> None:
-        binds = [
-            oci.Bind(str(self._run / "jails" / job.name), GATEWAY),
-            oci.Bind(str(self._work / job.name), WORK, True),
-        ]
-        job.folder.mkdir(mode=0o700)
-        os.mkdir(binds[1].source, 0o700)
-        os.chown(binds[1].source, job.uid, job.uid)
-        for number, mount in enumerate(spec.mounts):
-            staged = self._run / "mounts" / f"{job.name}.{number}"
-            fd = netns.open_beneath(mount.path, uid=job.uid if mount.writable else None)
-            try:
-                netns.bind(fd, staged)
-            finally:
-                os.close(fd)
-            binds.append(oci.Bind(str(staged), mount.path, mount.writable))
-        root, tree = job.folder / "rootfs", oci.skeleton(spec, job.uid, self._host)
-        for path in ("", *tree.dirs):
-            (root / path).mkdir()
-        for path, target in tree.links:
-            (root / path).symlink_to(target)
-        for path, text in tree.files:
-            (root / path).write_text(text)
-        config = oci.config(
-            spec,
-            uid=job.uid,
-            host=self._host,
-            limits=self._limits,
-            binds=binds,
-            netns=str(self._run / "netns" / job.name),
-            cgroup=f"/exeat-{self._run.stat().st_ino:x}-{job.name}",
-        )
-        (job.folder / "config.json").write_text(json.dumps(config))
-
-    def _crun(self, text: str, job: Job, *arguments: str) -> list[str]:
-        manager = [] if self._layout.limits else ["--cgroup-manager=disabled"]
-        crun = [self._runtime, "--root", str(self._run / "crun"), "--log", str(job.folder / "log"), *manager]
-        return [
-            "unshare",
-            "-m",
-            "/bin/sh",
-            "-c",
-            text,
-            "exeat-job",
-            self._layout.mask,
-            str(job.folder),
-            *crun,
-            *arguments,
-        ]
-
-    def _launch(self, job: Job, fds: list[int]) -> None:
-        folder = str(job.folder)
-        command = self._crun(_LAUNCH, job, "run", "--bundle", folder, "--pid-file", f"{folder}/pid", job.name)
-        job.process = subprocess.Popen(
-            command, stdin=fds[0], stdout=fds[1], stderr=fds[2], env=_ENV, cwd="/", start_new_session=True
-        )
-        self._watch(job, os.pidfd_open(job.process.pid))
+    def _prepare(self, job: Job, plan: oci.Plan) -> None:
+        folder, output = self._places.job(job.name), self._places.output(job.name)
+        root = folder / "rootfs"
+        for path in (folder, output, root, *(root / name for name in plan.tree.dirs)):
+            path.mkdir(mode=0o755)
+        os.chown(output, job.uid, job.uid)
+        for mount, held in plan.staged:
+            netns.bind(mount.path, held, owner=job.uid if mount.writable else None)
+        for name, target in plan.tree.links:
+            (root / name).symlink_to(target)
+        for name, text in plan.tree.files:
+            (root / name).write_text(text)
+        (folder / "config.json").write_text(plan.config)
 
     def _watch(self, job: Job, launcher: int) -> None:
         job.launcher = launcher
         self._reactor.add(launcher, EPOLLIN, lambda _: self._ended(job))
 
-    def _await_pid(self, job: Job, answer: Answer | None, deadline: float) -> None:
-        pid = _number(job.folder / "pid")
+    def _await_pid(self, job: Job, answer: Answer, deadline: float) -> None:
+        folder = self._places.job(job.name)
+        pid = _number(folder / "pid")
         if pid is not None:
             self._started(job, pid)
-            if answer:
-                answer({"pid": pid, "work": str(self._work / job.name), "limits": self._layout.limits})
+            answer({"pid": pid, "work": str(self._places.output(job.name)), "limits": self._runtime.limits})
         elif job.code is not None:
-            if answer:
-                log = job.folder / "log"
-                answer(
-                    SpecError(
-                        "start",
-                        log.read_text(errors="replace")[-500:].strip() if log.exists() else "no reason",
-                    )
-                )
-                self.discard(job)
+            log = (folder / "log").read_text(errors="replace") if (folder / "log").exists() else ""
+            self.discard(job)
+            answer(SpecError("start", log[-500:].strip() or "the container runtime ended without a reason"))
         else:
             if self._reactor.now() > deadline:
                 signal.pidfd_send_signal(job.launcher, signal.SIGKILL)
@@ -167,8 +117,8 @@ class Jobs:
         self._unstage(job)
         with contextlib.suppress(OSError):
             job.init = os.pidfd_open(pid)
-            # A process id may have a new owner; only this job's processes are in its jail.
-            if os.stat(f"/proc/{pid}/ns/net").st_ino != os.stat(self._run / "netns" / job.name).st_ino:
+            # A process id may have a new owner by now; only this job's processes are in its jail.
+            if not os.path.samefile(f"/proc/{pid}/ns/net", self._places.netns(job.name)):
                 job.init = _closed(job.init)
         if job.killed:
             self.kill(job)
@@ -195,17 +145,13 @@ class Jobs:
         self._settle(job)
 
     def _settle(self, job: Job) -> None:
-        job.code = _number(job.folder / "exit")
-        if job.code is None:
-            self.kill(job)
-            subprocess.run(
-                self._crun(_HIDE + '"$@"', job, "delete", "--force", job.name),
-                env=_ENV,
-                timeout=20,
-                check=False,
-            )
-            (job.folder / "exit").write_text(str(LOST))
-            job.code = LOST
+        end = self._places.job(job.name) / "exit"
+        if _number(end) is None:
+            subprocess.run(self._runtime.delete(job.name), env=_ENV, timeout=20, check=False)
+            end.write_text(str(KILLED))
+        job.code = _number(end)
+        # The cgroup and its counters are gone with crun, so this is an inference (see docs).
+        job.oom = job.code == KILLED and not job.killed and _oom_kills() > job.oom_kills
         self._unstage(job)
         job.init = _closed(job.init)
         waiters, job.waiters = job.waiters, []
@@ -213,8 +159,8 @@ class Jobs:
             waiter()
 
     def _unstage(self, job: Job) -> None:
-        for path in (self._run / "mounts").glob(f"{job.name}.*"):
-            with contextlib.suppress(OSError):  # EINVAL: it was made, but not yet mounted
+        for path in self._places.staged(job.name, "").parent.glob(f"{job.name}.*"):
+            with contextlib.suppress(OSError):  # EINVAL: made, but not yet mounted
                 netns.unmount(path)
             path.rmdir() if path.is_dir() else path.unlink()
 
@@ -222,7 +168,7 @@ class Jobs:
         """Remove all traces of a job that does not run."""
         self._unstage(job)
         # rm, not shutil.rmtree: a job may leave folders nested deeper than Python recurses.
-        paths = [str(job.folder), str(self._work / job.name)]
+        paths = [str(self._places.job(job.name)), str(self._places.output(job.name))]
         subprocess.run(["rm", "-rf", "--one-file-system", "--", *paths], env=_ENV, check=True)
         del self.all[job.name]
 
@@ -231,54 +177,56 @@ class Jobs:
         deadline = self._reactor.now() + seconds
         for job in self.all.values():
             self.kill(job)
-        while any(job.launcher >= 0 for job in self.all.values()):
+        while running := [job for job in self.all.values() if job.launcher >= 0]:
             if self._reactor.now() > deadline:
-                for job in self.all.values():
-                    if job.launcher >= 0:
-                        signal.pidfd_send_signal(job.launcher, signal.SIGKILL)
+                for job in running:
+                    signal.pidfd_send_signal(job.launcher, signal.SIGKILL)
             self._reactor.turn(0.05)
         for job in list(self.all.values()):
             self.discard(job)
 
     def adopt(self) -> None:
         """Take back what an earlier warden left: watch what runs, settle what does not."""
-        for folder in sorted((self._run / "jobs").iterdir()):
-            try:
-                uid = int(json.loads((folder / "config.json").read_text())["process"]["user"]["uid"])
-            except (OSError, ValueError):
-                uid = 0  # not even written: it never started
-            job = self.all[folder.name] = Job(JailName(folder.name), folder, uid)
-            launcher = -1 if (folder / "exit").exists() else self._find_launcher(folder)
-            if launcher < 0:
+        for folder in sorted(self._places.job("").iterdir()):
+            job = self.all[folder.name] = Job(folder.name, _uid(folder), oom_kills=_oom_kills())
+            job.launcher = -1 if (folder / "exit").exists() else _find_launcher(folder)
+            if job.launcher < 0:
                 self._settle(job)
             else:
-                self._watch(job, launcher)
-                self._await_pid(job, None, self._reactor.now() + START_S)
-
-    def _find_launcher(self, folder: Path) -> int:
-        claim = folder / "launcher"
-        with contextlib.suppress(FileExistsError):
-            claim.open("x").close()
-        pid = _number(claim)
-        try:
-            fd = os.pidfd_open(pid or 0)
-        except OSError:
-            return -1
-        mine = Path(f"/proc/{pid}").stat().st_uid == 0 and os.fsencode(folder) in _command_line(pid)
-        return fd if mine else _closed(fd)
+                self._watch(job, job.launcher)
+                self._await_pid(job, lambda _: None, self._reactor.now() + START_S)
 
 
-def _command_line(pid: int | None) -> list[bytes]:
-    return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+def _find_launcher(folder: Path) -> int:
+    """A pidfd of the job's launcher, or -1; in that case it can no longer start, either."""
+    with contextlib.suppress(FileExistsError):
+        (folder / "launcher").open("x").close()
+    pid = _number(folder / "launcher") or 0
+    with contextlib.suppress(OSError):
+        fd, proc = os.pidfd_open(pid), Path(f"/proc/{pid}")
+        if proc.stat().st_uid == 0 and os.fsencode(folder) in (proc / "cmdline").read_bytes().split(b"\0"):
+            return fd
+        os.close(fd)
+    return -1
+
+
+def _uid(folder: Path) -> int:
+    try:
+        return int(json.loads((folder / "config.json").read_text())["process"]["user"]["uid"])
+    except (OSError, ValueError):
+        return 0  # a half-written job, which never started
 
 
 def _number(path: Path) -> int | None:
     """The decimal number a file of ours holds; None while there is none."""
-    try:
-        text = path.read_text().strip()
-    except FileNotFoundError:
-        return None
-    return int(text) if text.isascii() and text.isdigit() else None
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        return int(path.read_text())
+    return None
+
+
+def _oom_kills() -> int:
+    counters = dict(line.split() for line in Path("/proc/vmstat").read_text().splitlines())
+    return int(counters.get("oom_kill", 0))
 
 
 def _closed(fd: int) -> int:

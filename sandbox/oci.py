@@ -7,14 +7,20 @@ socket. Shapes: OCI runtime specification 1.0.2, config.md and config-linux.md.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from exeat.sandbox.seccomp import profile
-from exeat.sandbox.spec import GATEWAY, WORK, JobSpec, Limits
+from exeat.sandbox.spec import GATEWAY, WORK
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from pathlib import Path
+
+    from exeat.sandbox.launcher import Places
+    from exeat.sandbox.spec import JobSpec, Limits, Mount
 
 _DIRS: Final = ("usr", "etc", "etc/ssl", "proc", "dev", "tmp", "run", "run/exeat", "work")
 _MERGED: Final = ("bin", "sbin", "lib", "lib64", "lib32", "libx32")
@@ -30,10 +36,16 @@ HOST_ETC: Final = (
     "/etc/mime.types",
 )
 
-# The first process of a pid namespace is deaf to signals without a handler and inherits every
-# orphan. This one does nothing but wait, so that the command has a normal process's signals and
-# its death by signal n is seen as 128+n. Its own stderr is closed: the shell would say "Killed".
-_INIT: Final = 'exec 3>&2 2>/dev/null; (exec 2>&3 3>&-; exec "$@"); exit $?'
+# The runtime gives its own standard descriptors to the job's user (fchown), whatever they are, so
+# the caller's never get there: they come in as 3, 4 and 5 and are moved into place inside.
+# Then: the first process of a pid namespace is deaf to signals without a handler and inherits
+# every orphan. This one does nothing but wait, so that the command has a normal process's signals
+# and its death by signal n is seen as 128+n. Its own stderr is closed: the shell would say "Killed".
+_INIT: Final = """
+exec 0<&3 1>&4 3<&- 4>&- 2>/dev/null
+(exec 2>&5 5>&-; exec "$@")
+exit $?
+"""
 
 # Below /proc: what tells about the whole machine, and what would change it.
 _MASKED: Final = """
@@ -77,6 +89,27 @@ def merged_links(names: Iterable[str]) -> tuple[tuple[str, str], ...]:
     return tuple((name, f"usr/{name}") for name in names if name in _MERGED)
 
 
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All that must be made for one job."""
+
+    tree: Skeleton
+    staged: tuple[tuple[Mount, Path], ...]  # host paths to hold, once they have been checked
+    config: str  # config.json
+
+
+def plan(job: JobSpec, *, uid: int, host: Host, limits: Limits, places: Places) -> Plan:
+    """What makes the job a container. Mounts come last and in order."""
+    staged = tuple((mount, places.staged(job.job, number)) for number, mount in enumerate(job.mounts))
+    binds = [
+        Bind(str(places.sockets(job.job)), GATEWAY),
+        Bind(str(places.output(job.job)), WORK, writable=True),
+        *(Bind(str(held), mount.path, mount.writable) for mount, held in staged),
+    ]
+    text = json.dumps(config(job, uid=uid, host=host, limits=limits, binds=binds, places=places))
+    return Plan(skeleton(job, uid, host), staged, text)
+
+
 def skeleton(job: JobSpec, uid: int, host: Host) -> Skeleton:
     """The read-only tree around the mounts; the same for every job but for its names."""
     files = {
@@ -91,9 +124,9 @@ def skeleton(job: JobSpec, uid: int, host: Host) -> Skeleton:
 
 
 def config(
-    job: JobSpec, *, uid: int, host: Host, limits: Limits, binds: Iterable[Bind], netns: str, cgroup: str
+    job: JobSpec, *, uid: int, host: Host, limits: Limits, binds: Iterable[Bind], places: Places
 ) -> dict[str, Any]:
-    """The `config.json` of a job. `binds` come last, in order; `cgroup` is used if the host has them."""
+    """The `config.json` of a job."""
     return {
         "ociVersion": "1.0.2",
         "hostname": job.job,
@@ -103,15 +136,20 @@ def config(
         "linux": {
             "namespaces": [
                 *({"type": kind} for kind in ("pid", "mount", "ipc", "uts", "cgroup")),
-                {"type": "network", "path": netns},
+                {"type": "network", "path": str(places.netns(job.job))},
             ],
             "resources": _resources(limits) if host.cgroups else {},
-            "cgroupsPath": cgroup,
+            "cgroupsPath": f"/exeat-{_tag(places)}-{job.job}",
             "seccomp": profile(job.profile, host.machine),
             "maskedPaths": [f"/proc/{name}" for name in _MASKED],
             "readonlyPaths": [f"/proc/{name}" for name in _READ_ONLY],
         },
     }
+
+
+def _tag(places: Places) -> str:
+    # Two appliances on one machine (other run directories) must not share a cgroup.
+    return hashlib.sha256(str(places.run).encode()).hexdigest()[:8]
 
 
 def _process(job: JobSpec, uid: int, open_files: int) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import posixpath
 import re
+import socket  # constants only
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from exeat.sandbox.names import JailName, SpecError, parse_name
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from pathlib import PurePath
 
 WORK: Final = "/work"  # the job's own folder, inside the container
@@ -38,9 +39,19 @@ _TAKEN: Final = tuple(
 )
 _EXACT: Final = ("/", "/run", "/tmp", WORK)  # noqa: S108 - the container's own
 
-SOCKETS: Final = tuple(
-    "proxy4 proxy6 proxyu socks4 socks6 dnsu4 dnsu6 dnst4 dnst6".split()  # noqa: SIM905
-)
+# name -> (family, type, address, port). DNS over UDP is bound to one address, so that an answer
+# leaves from the address that was asked.
+INET_SOCKETS: Final = {
+    f"{name}{version}": (family, kind, address, port)
+    for name, kind, port in (
+        ("proxy", socket.SOCK_STREAM, 3128),
+        ("socks", socket.SOCK_STREAM, 1080),
+        ("dnsu", socket.SOCK_DGRAM, 53),
+        ("dnst", socket.SOCK_STREAM, 53),
+    )
+    for version, family, address in ((4, socket.AF_INET, "127.0.0.1"), (6, socket.AF_INET6, "::1"))
+}
+SOCKETS: Final = ("proxy4", "proxy6", "proxyu", "socks4", "socks6", "dnsu4", "dnsu6", "dnst4", "dnst6")
 
 # verb -> (arguments that must be there, arguments that may be there)
 VERBS: Final[dict[str, tuple[frozenset[str], frozenset[str]]]] = {
@@ -96,11 +107,19 @@ class Limits:
     open_files: int = 4096
 
 
-def parse_request(message: Mapping[str, Any]) -> tuple[int, str]:
-    """(id, verb) of a request whose verb and argument names are known. Raises SpecError."""
-    number, verb = message.get("id"), message.get("verb")
-    if type(number) is not int or not 0 <= number < 2**63:
-        raise SpecError("argument", "id must be a whole number")
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A judged request. `name` is the jail or job it is about ("" for the lists)."""
+
+    verb: str
+    name: JailName
+    sockets: tuple[str, ...] = SOCKETS
+    job: JobSpec | None = None
+
+
+def parse_request(message: Mapping[str, Any], fds: int, roots: Sequence[PurePath]) -> Request:
+    """A message that came with `fds` descriptors, as a Request. Raises SpecError."""
+    verb = message.get("verb")
     if not isinstance(verb, str) or verb not in VERBS:
         raise SpecError("verb", "unknown verb")
     must, may = VERBS[verb]
@@ -109,9 +128,34 @@ def parse_request(message: Mapping[str, Any]) -> tuple[int, str]:
         raise SpecError("argument", f"missing: {', '.join(sorted(must - given))}")
     if given - must - may:
         raise SpecError("argument", f"{len(given - must - may)} unknown argument(s)")
-    if message.get("fds", 0) != (3 if verb == "job.start" else 0):
+    if fds != (3 if verb == "job.start" else 0):
         raise SpecError("argument", "wrong number of descriptors")
-    return number, verb
+    if verb == "job.start":
+        job = parse_job(message, roots)
+        return Request(verb, job.job, job=job)
+    about = next((key for key in ("jail", "job") if key in must), "")
+    name = parse_name(message[about]) if about else JailName("")
+    return Request(verb, name, parse_socket_names(message.get("names")))
+
+
+def parse_id(message: Mapping[str, Any]) -> int:
+    """The request's id, which the reply repeats. Raises SpecError."""
+    number = message.get("id")
+    if type(number) is not int or not 0 <= number < 2**63:
+        raise SpecError("argument", "id must be a whole number")
+    return number
+
+
+def choose_uid(asked: int | None, taken: Collection[int], fresh: range, control: int) -> int:
+    """The uid of a job: the one asked for, or one of `fresh` that no job has. Raises SpecError."""
+    if asked is None:
+        free = next((uid for uid in fresh if uid not in taken), None)
+        if free is None:
+            raise SpecError("uid.exhausted", f"all {len(fresh)} uids for jobs are in use")
+        return free
+    if asked in fresh or asked == control:
+        raise SpecError("argument", "that user is exeat's own")
+    return asked
 
 
 def parse_socket_names(raw: object) -> tuple[str, ...]:

@@ -1,0 +1,92 @@
+"""Where the warden keeps things, and the command lines it runs (pure).
+
+A job is started through a small fixed shell text which outlives the warden and writes the exit
+code. All that changes reaches it as a positional argument.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+# The caller's descriptors move out of crun's way (see oci._INIT). $1 is a mount to hide from crun
+# in the launcher's own mount namespace ("" for none), $2 the job's folder.
+_ENTER: Final = """
+exec 3<&0 4>&1 5>&2 </dev/null >/dev/null 2>&1
+[ -z "$1" ] || umount -l "$1"
+folder=$2
+shift 2
+"""
+# Created exclusively (set -C): either this start owns the job, or a warden that gave it up does.
+_RUN: Final = (
+    _ENTER
+    + """
+set -C
+echo $$ >"$folder/launcher" || exit
+"$@"
+echo $? >"$folder/exit.new"
+mv "$folder/exit.new" "$folder/exit"
+"""
+)
+_ONCE: Final = _ENTER + 'exec "$@" 3<&- 4>&- 5>&-'
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """`run` is RUN/warden, `work` is STATE/work."""
+
+    run: Path
+    work: Path
+
+    def folders(self) -> tuple[Path, ...]:
+        """Those below `run`, which only root may enter."""
+        return tuple(self.run / name for name in ("netns", "jails", "jobs", "mounts", "crun"))
+
+    def netns(self, jail: str) -> Path:
+        """Where the jail's namespace is mounted; is there exactly as long as the jail."""
+        return self.run / "netns" / jail
+
+    def sockets(self, jail: str) -> Path:
+        """The folder of proxy.sock, which the jail's job sees."""
+        return self.run / "jails" / jail
+
+    def job(self, job: str) -> Path:
+        """The bundle: config.json, rootfs, launcher, pid, log, exit."""
+        return self.run / "jobs" / job
+
+    def output(self, job: str) -> Path:
+        """The job's work folder."""
+        return self.work / job
+
+    def staged(self, job: str, number: int | str) -> Path:
+        """Where a checked host path is held until the container has it. No name contains a dot."""
+        return self.run / "mounts" / f"{job}.{number}"
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """How crun is called on this machine. `mask` and `limits` are cgroup.Layout's."""
+
+    binary: str
+    places: Places
+    mask: str
+    limits: bool
+
+    def run(self, job: str) -> list[str]:
+        """Run the job's bundle to its end. Standard descriptors are the job's."""
+        folder = self.places.job(job)
+        options = ["--preserve-fds", "3", "--bundle", str(folder), "--pid-file", str(folder / "pid")]
+        return self._command(_RUN, job, "run", *options, job)
+
+    def delete(self, job: str) -> list[str]:
+        """Kill and forget a container whose launcher has vanished."""
+        return self._command(_ONCE, job, "delete", "--force", job)
+
+    def _command(self, text: str, job: str, *arguments: str) -> list[str]:
+        folder, root = self.places.job(job), self.places.run / "crun"
+        manager = () if self.limits else ("--cgroup-manager=disabled",)
+        crun = (self.binary, "--root", str(root), "--log", str(folder / "log"), *manager, *arguments)
+        return ["unshare", "-m", "/bin/sh", "-c", text, "exeat-job", self.mask, str(folder), *crun]
