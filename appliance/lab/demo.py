@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -237,7 +238,8 @@ class Demo:
 
         def quiet() -> bool:
             events = self._events("origin")
-            return sum(e["ev"] == "open" for e in events) == sum(e["ev"] == "close" for e in events)
+            ends = Counter(event["ev"] for event in events)
+            return ends["open"] == ends["close"]
 
         wait_until(quiet, 15, "the origins to finish")
 
