@@ -169,8 +169,8 @@ class Client:
         if not journal.ready:
             done(False)
             return
-        digest = self._desk.judge.digest(asker.subject)
-        journal.note(Lookup.of(asker.subject, host, decision, "proxy", digest), done)
+        binding = self._desk.judge.binding(asker.subject)
+        journal.note(Lookup.of(asker.subject, host, decision, "proxy", binding), done)
 
     def _look_up(self, ident: int, asker: Asker, host: str, decision: Decision) -> None:
         if decision.allowed:

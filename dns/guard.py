@@ -11,8 +11,6 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from exeat.policy.snapshot import Snapshot
-
 from exeat.dns.desk import Desk
 from exeat.dns.doors import TcpDoor, UdpDoor
 from exeat.dns.journal import Journal
@@ -23,6 +21,7 @@ from exeat.dns.upstream import Upstream
 from exeat.ledger.client import LedgerClient
 from exeat.ledger.hub import HubClient
 from exeat.ledger.reactor import Reactor
+from exeat.policy.snapshot import Snapshot
 
 if TYPE_CHECKING:
     import socket
@@ -69,7 +68,7 @@ class Guard:
         if message == self._last:
             self._judge.refresh()
             return
-        snapshot = Snapshot.load(message)
+        snapshot = Snapshot.load(message, self._judge.snapshot)
         self._journal.turn(snapshot.generation)
         self._judge.replace(snapshot)
         self._last = message

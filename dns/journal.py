@@ -7,14 +7,16 @@ that cannot be recorded does not take place, so the counts leave nothing out.
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, NamedTuple
 
 from exeat.ledger.client import LedgerClient, stamps
-from exeat.ledger.records import Dest, Kind, Record, encode
+from exeat.ledger.records import Dest, Kind, Record, RecordError, encode
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from exeat.dns.judge import Binding
     from exeat.ledger.reactor import Reactor
     from exeat.policy.model import Decision, Subject
 
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 FLUSH_S = 1.0
 MAX_SIGHTS = 2048  # remembered per job; an older one is flushed and would be a first sight again
 MAX_SUBJECTS = 1024
-MAX_BATCH = 128  # records of at most about 400 octets in a datagram of 64 KiB
+MAX_BATCH = 60_000  # octets of records in one datagram of 64 KiB
 
 
 class Lookup(NamedTuple):
@@ -39,12 +41,12 @@ class Lookup(NamedTuple):
     rule: str
     lease: str
     source: str
-    digest: str
+    binding: Binding
 
     @classmethod
-    def of(cls, subject: Subject, host: str, decision: Decision, source: str, digest: str) -> Lookup:
+    def of(cls, subject: Subject, host: str, decision: Decision, source: str, binding: Binding) -> Lookup:
         verdict = str(decision.verdict)
-        return cls(subject, host, verdict, decision.reason, decision.rule, decision.lease, source, digest)
+        return cls(subject, host, verdict, decision.reason, decision.rule, decision.lease, source, binding)
 
 
 class Sight:
@@ -116,7 +118,13 @@ class Journal:
         if len(table) >= MAX_SIGHTS:
             del table[next(iter(table))]  # its count, if any, stays in `_dirty` until flushed
         sight = table[lookup] = Sight(lookup)
-        self._client.append([_record(lookup, 1, self._generation)], lambda seq: self._on_first(sight, seq))
+        try:
+            record = _record(lookup, 1, self._generation)
+        except RecordError as error:  # a subject that no record can hold
+            print(f"guard: a lookup cannot be recorded: {error}", file=sys.stderr)
+            self._reactor.call_soon(lambda: self._on_first(sight, None))
+        else:
+            self._client.append([record], lambda seq: self._on_first(sight, seq))
         return sight
 
     def _on_first(self, sight: Sight, seq: int | None) -> None:
@@ -138,21 +146,28 @@ class Journal:
             self._flush(list(self._dirty))
 
     def _flush(self, sights: list[Sight]) -> None:
-        for start in range(0, len(sights), MAX_BATCH):
-            batch = [(sight, sight.count) for sight in sights[start : start + MAX_BATCH] if sight.durable]
-            for sight, _ in batch:
-                sight.count = 0
-                del self._dirty[sight]
-            if batch:
-                self._send(batch)
+        batch: list[tuple[Sight, int]] = []
+        records: list[bytes] = []
+        room = MAX_BATCH
+        for sight in sights:
+            if not sight.durable:
+                continue
+            record = _record(sight.lookup, sight.count, self._generation)
+            if room < len(record) + 2:
+                self._send(batch, records)
+                batch, records, room = [], [], MAX_BATCH
+            batch.append((sight, sight.count))
+            records.append(record)
+            room -= len(record) + 2
+            sight.count = 0
+            del self._dirty[sight]
+        if batch:
+            self._send(batch, records)
 
-    def _send(self, batch: list[tuple[Sight, int]]) -> None:
+    def _send(self, batch: list[tuple[Sight, int]], records: list[bytes]) -> None:
         def done(seq: int | None) -> None:
             for sight, count in batch:
-                job = sight.lookup.subject.job
-                self._in_flight[job] -= 1
-                if not self._in_flight[job]:
-                    del self._in_flight[job]
+                self._in_flight[sight.lookup.subject.job] -= 1
                 if seq is None:  # perhaps stored, perhaps not: rather counted twice than never
                     sight.count += count
                     self._dirty[sight] = None
@@ -160,12 +175,13 @@ class Journal:
         for sight, _ in batch:
             job = sight.lookup.subject.job
             self._in_flight[job] = self._in_flight.get(job, 0) + 1
-        self._client.append([_record(sight.lookup, count, self._generation) for sight, count in batch], done)
+        self._client.append(records, done)
 
     def forget(self, job: str, done: Callable[[], None]) -> None:
         """Flush what is known of `job`; `done` once all of it is durable, however long that takes."""
         mine = [sight for sight in self._dirty if sight.lookup.subject.job == job]
-        if not mine and job not in self._in_flight:
+        if not mine and not self._in_flight.get(job):
+            self._in_flight.pop(job, None)
             for subject in [subject for subject in self._sights if subject.job == job]:
                 del self._sights[subject]
             done()
@@ -194,7 +210,8 @@ def _record(lookup: Lookup, count: int, generation: int) -> bytes:
             rule_id=lookup.rule,
             lease_id=lookup.lease,
             generation=generation,
-            policy_digest=bytes.fromhex(lookup.digest),
+            policy_digest=bytes.fromhex(lookup.binding.digest),
+            posture=lookup.binding.posture,
             name_source=lookup.source,
             count=count,
         )

@@ -9,15 +9,18 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
+from exeat.dns.wire import host_text
+from exeat.policy.model import Address, Decision, Request, Subject, Verdict
+from exeat.policy.names import MalformedError, parse_host
 from exeat.policy.usage import Usage
 
-from exeat.policy.model import Address, Decision, Request, Subject, Verdict
-
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from exeat.policy.snapshot import Snapshot
 
+# Codes that forbid a name as the target of an alias, beside `rule.deny`; a posture does not.
+FORBIDDING = ("meta.", "malformed.", "policy.", "internal.")
 EXPIRED = Decision(Verdict.DENY, "policy.expired")
 
 
@@ -27,6 +30,13 @@ class Asker(NamedTuple):
     subject: Subject
     port: int = 0
     proto: str = "tcp"
+
+
+class Binding(NamedTuple):
+    """Which policy decides for a subject."""
+
+    digest: str = ""
+    posture: str = ""
 
 
 def wall_ms() -> int:
@@ -42,6 +52,11 @@ class Judge:
         self._fresh_until = 0.0
         self._usage = Usage()
 
+    @property
+    def snapshot(self) -> Snapshot | None:
+        """The newest one, fresh or not."""
+        return self._snapshot
+
     def replace(self, snapshot: Snapshot) -> None:
         self._snapshot = snapshot
         self.refresh()
@@ -55,28 +70,55 @@ class Judge:
     def fresh(self) -> bool:
         return self._snapshot is not None and self._now() < self._fresh_until
 
-    @property
-    def generation(self) -> int:
-        return self._snapshot.generation if self._snapshot is not None else 0
-
     def knows_lease(self, lease: str) -> bool:
         return self._snapshot is not None and lease in self._snapshot.leases
 
-    def digest(self, subject: Subject) -> str:
-        """The digest of the policy that binds `subject`, "" without one."""
+    def binding(self, subject: Subject) -> Binding:
+        """The policy that binds `subject`; an empty one without."""
         document = self._snapshot.document_for(subject) if self._snapshot is not None else None
-        return document.digest if document is not None else ""
+        return Binding(document.digest, str(document.posture)) if document is not None else Binding()
 
     def admit(self, asker: Asker, host: str) -> Decision:
         """May `host` be resolved for this asker at all? Asked before anything leaves the node."""
+        return self._ask(asker, host, ())
+
+    def verdict(
+        self, asker: Asker, host: str, targets: Sequence[bytes], addresses: tuple[Address, ...]
+    ) -> Decision:
+        """May `host` lead by way of `targets` (wire names) to `addresses`?
+
+        A target need not be allowed (a CDN's name differs from the leased one), but it must not be
+        denied; all addresses are judged as the asked name's.
+        """
+        decision = self.admit(asker, host)
+        if not decision.allowed:
+            return decision
+        for target in targets:
+            refusal = self._target(asker, target)
+            if refusal is not None:
+                return refusal
+        return self._ask(asker, host, addresses) if addresses else decision
+
+    def _target(self, asker: Asker, target: bytes) -> Decision | None:
+        try:
+            text = host_text(target)
+            host = parse_host(text) if text is not None else None
+        except MalformedError as error:
+            return Decision(Verdict.DENY, error.code)
+        if not isinstance(host, str):
+            return Decision(Verdict.DENY, "dns.refused")
+        decision = self.admit(asker, host)
+        forbidden = decision.reason == "rule.deny" or decision.reason.startswith(FORBIDDING)
+        return decision if forbidden and not decision.allowed else None
+
+    def charge(self, asker: Asker, decision: Decision) -> None:
+        """Count one upstream query against the budgets that the decision named."""
+        self._usage.charge(asker.subject.project, decision.budgets, now_ms=wall_ms(), lookups=1)
+
+    def _ask(self, asker: Asker, host: str, addresses: tuple[Address, ...]) -> Decision:
         if self._snapshot is None or not self.fresh:
             return EXPIRED
-        if asker.port:
-            return self._decide(asker, host, ())
-        return self._snapshot.decide_lookup(asker.subject, host, wall_ms(), self._usage)
-
-    def _decide(self, asker: Asker, host: str, addresses: tuple[Address, ...]) -> Decision:
-        if self._snapshot is None:
-            return EXPIRED
+        if not asker.port:
+            return self._snapshot.decide_lookup(asker.subject, host, wall_ms(), self._usage, addresses)
         request = Request(asker.subject, host, asker.port, asker.proto, addresses)
         return self._snapshot.decide(request, wall_ms(), self._usage)

@@ -102,7 +102,7 @@ class Resolver:
             self.find(asker, host, qtype, both.arrived)
 
     def _key(self, asker: Asker, host: str, qtype: int) -> Key:
-        return self._judge.digest(asker.subject), host, qtype
+        return self._judge.binding(asker.subject).digest, host, qtype
 
     def _cached(self, key: Key) -> Chain | None:
         entry = self._cache.get(key)

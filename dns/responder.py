@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from exeat.dns import build, wire
 from exeat.dns.journal import Journal, Lookup, Sight
-from exeat.dns.judge import Asker, Judge
+from exeat.dns.judge import Asker, Binding, Judge
 from exeat.dns.limits import TokenBucket
 from exeat.dns.vet import Status
 from exeat.dns.wire import Ede, Qtype, Query, Rcode
@@ -158,7 +158,7 @@ class Responder:
 class _Turn:
     """One query on its way to its reply."""
 
-    __slots__ = ("_data", "_digest", "_host", "_jail", "_query", "_reply", "_responder", "_sight", "_udp")
+    __slots__ = ("_binding", "_data", "_host", "_jail", "_query", "_reply", "_responder", "_sight", "_udp")
 
     def __init__(
         self, responder: Responder, jail: Jail, data: bytes, query: Query, reply: Reply, udp: bool
@@ -171,7 +171,7 @@ class _Turn:
         self._udp = udp
         self._sight: Sight | None = None
         self._host = ""
-        self._digest = ""
+        self._binding = Binding()
 
     def build(self, rcode: Rcode, ede: Blocked | None = None) -> bytes:
         return build.build_reply(self._query, rcode, ede=ede, limit=self._limit())
@@ -185,7 +185,7 @@ class _Turn:
     def start(self) -> None:
         judge = self._responder._judge
         asker = Asker(self._jail.subject)
-        self._digest = judge.digest(asker.subject)
+        self._binding = judge.binding(asker.subject)
         ruling = rule(self._query, lambda host: judge.admit(asker, host))
         self._host = ruling.host
         lookup = self._lookup(ruling.decision)
@@ -203,7 +203,7 @@ class _Turn:
         self._note(lookup, lambda: self._end(reply, build.NEGATIVE_S))
 
     def _lookup(self, decision: Decision) -> Lookup:
-        return Lookup.of(self._jail.subject, self._host, decision, "dns", self._digest)
+        return Lookup.of(self._jail.subject, self._host, decision, "dns", self._binding)
 
     def _is_miss(self, asker: Asker, ruling: Ruling, lookup: Lookup) -> bool:
         if not self._responder._journal.known(lookup):
