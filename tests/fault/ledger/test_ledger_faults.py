@@ -7,11 +7,11 @@ import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.support.ledgers import deny
 
 from exeat.ledger import reader
 from exeat.ledger.store import Store, StoreError
 from exeat.ledger.verify import verify
-from tests.support.ledgers import deny
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -42,7 +42,7 @@ class FaultyOs:
             return os.pwrite(fd, data[: max(1, len(data) // 3)], offset)
         if self.error and name in ("fdatasync", "fsync"):
             self._bad_fd = args[0]
-        if name == "close":
+        if self.error and name == "close":
             os.close(*args)
         if self.error:
             raise OSError(self.error, os.strerror(self.error))

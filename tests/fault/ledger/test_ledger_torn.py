@@ -10,10 +10,11 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING
 
+from tests.support.ledgers import deny
+
 from exeat.ledger import reader
 from exeat.ledger.store import Store
 from exeat.ledger.verify import verify
-from tests.support.ledgers import deny
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

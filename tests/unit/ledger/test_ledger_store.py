@@ -6,12 +6,12 @@ import os
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.support.ledgers import deny
 
 from exeat.ledger import headfile, reader, segment
 from exeat.ledger.merkle import Frontier
 from exeat.ledger.store import Store, StoreError
 from exeat.ledger.verify import verify
-from tests.support.ledgers import deny
 
 if TYPE_CHECKING:
     from pathlib import Path
