@@ -103,7 +103,10 @@ class _Runner:
         judge = self._kinds.get(kind)
         if judge is None:
             return Result(str(case["id"]), kind, "not built", expected, {})
-        got = judge(case)
+        try:
+            got = judge(case)
+        except (KeyError, TypeError, ValueError, AttributeError, PolicyError) as error:
+            got = {"unusable": repr(error)}  # this case fails; the others still run
         passed = all(_agrees(key, value, got) for key, value in expected.items())
         return Result(str(case["id"]), kind, "passed" if passed else "failed", expected, got)
 
@@ -255,7 +258,7 @@ def _flow_step(lease: Lease, step: Mapping[str, Any], cfg: Mapping[str, Any]) ->
             increment = parse_duration(step["increment"]) if "increment" in step else None
             return lease_flow.renew(lease, actor, now_ms, increment)
         case "revoke":
-            return lease_flow.revoke(lease, actor, now_ms, step.get("pending", ()))
+            return lease_flow.revoke(lease, actor, now_ms, step.get("pending", cfg.get("nodes", ())))
         case "ack":
             return lease_flow.acknowledge(lease, str(step.get("node", actor.id)), now_ms)
         case "exhaust":
