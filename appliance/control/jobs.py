@@ -81,7 +81,6 @@ class Jobs:
                 "job.start",
                 fds,
                 job=job.name,
-                jail=job.name,
                 argv=job.argv,
                 env=self._environment(job, request),
                 mounts=request.get("mounts", []),
