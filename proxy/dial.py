@@ -94,9 +94,11 @@ class Dialer:
         return True
 
     def _event(self, sock: socket.socket, address: Address) -> None:
+        code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if not code and not _connected(sock):
+            return  # the event was about a socket that had this number before
         self._reactor.remove(sock.fileno())
         del self._trying[sock.fileno()]
-        code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if not code:
             self.cancel()
             self._on_done(sock, address)
@@ -106,3 +108,11 @@ class Dialer:
         if self._timer is not None:
             self._timer.cancel()
         self._next()
+
+
+def _connected(sock: socket.socket) -> bool:
+    try:
+        sock.getpeername()
+    except OSError:
+        return False
+    return True

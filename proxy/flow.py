@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import select
 import socket
 from typing import TYPE_CHECKING, Final
 
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from exeat.proxy.jails import Jail
 
 READ_BYTES: Final = 64 * 1024
-MAX_EARLY: Final = 512 * 1024  # bytes a client may send before it is told anything
 DRAIN_S: Final = 2.0
 DRAIN_BYTES: Final = 256 * 1024
 
@@ -62,25 +62,24 @@ class Flow:
         self._timeout_code = "http.timeout"
         self._in_tunnel = False  # the client has been told that its tunnel is there
         self._drained = 0
+        self._deaf = False
         self._hear: Callable[[bytes], None] = self._hear_request
         gateway.reactor.add(sock.fileno(), EPOLLIN | EPOLLRDHUP, self._on_client)
 
     # -- the client's socket
 
     def _on_client(self, events: int) -> None:
-        if events & EPOLLIN:
-            self._read()
-        elif events & (EPOLLHUP | EPOLLERR):
-            self._drop()
-
-    def _read(self) -> None:
+        if self._deaf:
+            # Events of one round may be about a socket that had this number before: look again.
+            if events & (EPOLLHUP | EPOLLERR) and _hung_up(self.client):
+                self._drop()
+            return
         try:
             data = self.client.recv(READ_BYTES)
         except BlockingIOError:
             return
         except OSError:
-            self._drop()
-            return
+            data = b""
         if data:
             self._hear(data)
         else:
@@ -88,6 +87,7 @@ class Flow:
 
     def _listen(self, *, wanted: bool) -> None:
         """Stop or start reading. While deaf only a reset is noticed: bytes wait in the kernel."""
+        self._deaf = not wanted
         self.gateway.reactor.modify(self.client.fileno(), EPOLLIN | EPOLLRDHUP if wanted else 0)
 
     def _send(self, data: bytes) -> bool:
@@ -371,6 +371,10 @@ class Flow:
             self._close()
 
     def _drop(self) -> None:
+        """The client went away."""
+        if self._arrival is not None and self._hear != self._hear_nothing_more:
+            # It asked, and may have made us dial: that is evidence too.
+            self.gateway.refused(self, self._own("client.gone"))
         self._release()
         self._close()
 
@@ -420,3 +424,9 @@ class Flow:
         if self._arrival is None:
             raise RuntimeError("no arrival in this state")
         return self._arrival
+
+
+def _hung_up(sock: socket.socket) -> bool:
+    poller = select.poll()
+    poller.register(sock, 0)  # POLLHUP and POLLERR are always reported
+    return bool(poller.poll(0))

@@ -57,6 +57,7 @@ _OWN: Final[dict[str, tuple[int, str, str]]] = {
     "limit.connections": (503, "connection_limit_reached", "too many open connections of this job"),
     "limit.descriptors": (503, "connection_limit_reached", "the gateway is full"),
     "limit.asks": (503, "connection_limit_reached", "too many requests wait for approval"),
+    "client.gone": (400, "http_request_error", "the client closed before its tunnel was there"),
     "policy.unavailable": (503, "proxy_internal_error", "no policy has been loaded yet"),
 }
 _UNAVAILABLE: Final = frozenset({"policy.expired", "internal.error", "budget.state"})

@@ -295,9 +295,9 @@ class Relay:
         if events & (EPOLLOUT | EPOLLHUP | EPOLLERR):
             writing.writable = True
         self._turn()
-        # The reset's own data has been moved by now; a direction that was finished before would
+        # What came before a reset has been moved by now; a direction that was finished before would
         # never touch this socket again and so never learn of it.
-        if events & EPOLLERR and not self.ended:
+        if events & EPOLLERR and not self.ended and _failed(reading.source):
             self.end("reset")
 
     def _turn(self) -> None:
@@ -323,6 +323,11 @@ class Relay:
             self.end(stop.reason)
         except OSError:
             self.end("reset")
+
+
+def _failed(sock: socket.socket) -> bool:
+    """Asked of the socket: events of one round may be about one that had its number before."""
+    return sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) != 0
 
 
 def abort(sock: socket.socket) -> None:

@@ -77,7 +77,7 @@ class _BodyIntake:
         except HttpError as error:
             raise StopRelay(error.code) from None
         if used < len(data):
-            self._tunnel.idle_s = min(self._tunnel.idle_s, SECOND_REQUEST_S)
+            self._tunnel.second_request()
         return data[:used]
 
     def end(self) -> None:
@@ -179,6 +179,10 @@ class Tunnel:
         if self._first_bytes_until == float("inf"):
             self._first_bytes_until = self._gateway.reactor.now() + self._gateway.settings.hello_timeout_s
 
+    def second_request(self) -> None:
+        """The client believes in keep-alive: let the answer it is getting end, then close."""
+        self.idle_s = min(self.idle_s, SECOND_REQUEST_S)
+
     def first_bytes_judged(self) -> None:
         self._first_bytes_until = float("inf")
 
@@ -263,8 +267,10 @@ class Tunnel:
         if relay is None or self._ended:
             return
         self.charge()
-        if now - relay.activity > self.idle_s:
-            self.end("idle")
+        if isinstance(self._watch, BodyFramer) and relay.down.shut:
+            self.end("eof")  # the answer is complete; what the client still says has nowhere to go
+        elif now - relay.activity > self.idle_s:
+            self.end("idle" if self.idle_s > SECOND_REQUEST_S else "http.second_request")
         elif now > self._first_bytes_until:
             self.end("tls.timeout")
         elif now - self._progressed >= PROGRESS_S:
