@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 REPO = Path(__file__).resolve().parents[1]
 PAGES = sorted([*REPO.glob("*.md"), *(REPO / "docs").rglob("*.md")])
 FENCE = re.compile(r"^```.*?\n(.*?)^```", re.MULTILINE | re.DOTALL)
-SHELL_LINE = re.compile(r"^(?:[$#] )?(?:sudo )?(?:[A-Z_]+=\S+ )*(exeat .*)$")
+SHELL_LINE = re.compile(r"^(?:[$#] )?(?:sudo )?(?:[A-Z_]+=\S+ )*(exeat [a-z-].*)$")
 INLINE = re.compile(r"`(?:sudo )?(exeat [^`]+)`")
 LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
 
@@ -51,8 +51,11 @@ def shown_commands() -> Iterator[Shown]:
 
 
 def variants(text: str) -> Iterator[list[str]]:
-    """The argument lists a shown command stands for: `[...]` left out, `a|b` one after the other."""
-    text = re.split(r"\s(?:#|\||&&|>|2>|;)\s|\s#|\s\|\s", text + " ")[0]
+    """The argument lists a shown command stands for: `[...]` left out, `a|b` one after the other.
+
+    Three spaces end the command: what follows is a column of explanations.
+    """
+    text = re.split(r"\s(?:#|\||&&|>|2>|;)\s|\s#|\s\|\s|\s{3}", text + " ")[0]
     text = re.sub(r"\[[^\]]*\](\.\.\.)?", "", text).replace("...", "")
     words = shlex.split(text)[1:]
     choice = next((n for n, word in enumerate(words) if re.fullmatch(r"[\w-]+(\|[\w-]+)+", word)), None)
@@ -129,6 +132,7 @@ def test_a_wrong_command_is_seen(parser: argparse.ArgumentParser, text: str, who
         ("exeat doctor --json", True),
         ("exeat doctor [--json]   # what is missing", True),
         ("exeat ledger tail | head", True),
+        ("exeat lab down    take it all down again", True),
         ("exeat lab up|down|demo", True),
         ("exeat run --project crawler -- curl https://example.com", True),
         ("exeat lease", False),
