@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from exeat.ledger.reader import read_records
+from exeat.ledger.records import Kind, Record
 from exeat.policy.model import Decision, Verdict
 from exeat.policy.reasons import advise, short_text
-
-from exeat.ledger.records import Kind, Record
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -106,6 +105,9 @@ def _flow(lines: dict[tuple[str, int], Line], flows: dict[bytes, Line], record: 
 
 
 def _advice(record: Record, host: str, port: int) -> str:
+    """Why, and the next command; a request that is already there is named."""
+    if record.corr_id:
+        return f"{short_text(record.reason_code)}; run: exeat lease approve {record.corr_id}"
     verdict = Verdict.ASK if record.decision == "ask" else Verdict.DENY
     return advise(Decision(verdict, record.reason_code, rule=record.rule_id), host, port, record.project)
 
@@ -138,9 +140,7 @@ def _why(line: Line) -> str:
     if line.refused:
         reason, _ = line.refused.most_common(1)[0]
         times = f" ({line.refused.total()}x)" if line.refused.total() > 1 else ""
-        parts.append(f"{short_text(reason)}{times} [{reason}]")
-        if line.next_step:
-            parts.append(line.next_step)
+        parts.append(f"{line.next_step}{times} [{reason}]")
     text = " · ".join(parts)
     return f"  {text}" if text and line.allowed else text
 

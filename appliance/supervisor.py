@@ -48,6 +48,10 @@ class Child:
     deaths: int = 0
     started: float = 0.0
 
+    @property
+    def running(self) -> bool:
+        return self.process is not None
+
 
 @dataclass
 class Supervisor:
@@ -193,9 +197,9 @@ class Supervisor:
                 continue
             child.process.send_signal(signal.SIGTERM)
             deadline = self.reactor.now() + STOP_S
-            while child.process is not None and self.reactor.now() < deadline:
+            while child.running and self.reactor.now() < deadline:
                 self.reactor.turn(0.2)
-            if child.process is not None:
+            if child.running:
                 print(f"exeat: {name} did not stop in {STOP_S:.0f} s, killing it", file=sys.stderr)
                 child.process.kill()
                 self._reap(child)

@@ -19,6 +19,7 @@ def register(commands: Any) -> None:
     parser = commands.add_parser("lease", help="list, ask for, approve and revoke leases")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     listing = _verb(verbs, "ls", "pending and active leases", _ls)
+    listing.add_argument("--project", metavar="P", help="of this project only")
     listing.add_argument("--all", action="store_true", help="ended ones too")
     _with_lease(_verb(verbs, "show", "one lease, whole", _show))
     request = _verb(verbs, "request", "ask for a lease", _request)
@@ -60,7 +61,7 @@ def _call(args: argparse.Namespace, verb: str, **arguments: Any) -> dict[str, An
 
 
 def _ls(args: argparse.Namespace) -> int:
-    rows = _call(args, "lease.ls", all=args.all)["leases"]
+    rows = _call(args, "lease.ls", all=args.all, project=args.project)["leases"]
     if args.json:
         print(json.dumps(rows))
         return 0
@@ -75,7 +76,8 @@ def _line(row: dict[str, Any]) -> str:
     to = ",".join(row["to"])
     ports = ",".join(str(port) for port in row["ports"])
     scope = f"{to}:{ports}"
-    return f"{row['state']:<10} {row['id']:<28} {scope:<30} {_until(row):<15} {row['requester']} {_quoted(row)}"
+    who = f"{row['requester']} {_quoted(row)}"
+    return f"{row['state']:<10} {row['id']:<28} {scope:<30} {_until(row):<15} {who}"
 
 
 def _until(row: dict[str, Any]) -> str:

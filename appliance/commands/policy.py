@@ -9,6 +9,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from exeat.appliance.client import Client, load_config
 from exeat.appliance.errors import UsageError
 from exeat.appliance.public_suffixes import bundled_suffixes
 from exeat.policy.cases import CasesError, Result, case_request, run_cases
@@ -56,7 +57,10 @@ def register(commands: Any) -> None:
     test.add_argument("cases", type=Path, metavar="CASES")
     test.add_argument("--kinds", metavar="K,K", default="", help="only these kinds, like decide,load")
     test.set_defaults(handler=run_test)
-    for action in (check, show, judge, test):
+
+    reload = actions.add_parser("reload", help="have the running appliance read its policy folder again")
+    reload.set_defaults(handler=run_reload)
+    for action in (check, show, judge, test, reload):
         action.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -217,3 +221,10 @@ def _print_summary(kind: str, summary: Mapping[str, Any]) -> None:
     print(f"{kind:14} {summary['passed']:4}/{summary['total']}{note}")
     for failure in summary["failed"]:
         print(f"  {failure['id']}: expected {failure['expected']}, got {failure['got']}")
+
+
+def run_reload(args: argparse.Namespace) -> int:
+    reply = Client(load_config(args)).call("policy.reload")
+    projects = ", ".join(reply["projects"]) or "none"
+    print(json.dumps({"projects": reply["projects"]}) if args.json else f"in force: {projects}")
+    return 0

@@ -15,8 +15,6 @@ from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from exeat.policy.reasons import advise, short_text
-
 from exeat.appliance.errors import RefusedError
 from exeat.policy import leases as states
 from exeat.policy.addresses import format_address
@@ -25,6 +23,7 @@ from exeat.policy.errors import MalformedError, ScopeError
 from exeat.policy.leases import Lease, Narrowing, State
 from exeat.policy.model import Address, Request
 from exeat.policy.names import parse_authority, parse_host
+from exeat.policy.reasons import advise, short_text
 from exeat.policy.rules import Kind, Rule
 from exeat.policy.scopes import parse_scope, ports_text
 from exeat.policy.usage import Usage
@@ -73,8 +72,13 @@ class Leases:
     def counts(self) -> dict[str, int]:
         return dict(Counter(str(lease.state) for lease in self._all.values()))
 
-    def rows(self, *, everything: bool) -> list[dict[str, Any]]:
-        return [_row(lease) for lease in self._all.values() if everything or lease.state in _LIVE]
+    def rows(self, project: object, *, everything: bool) -> list[dict[str, Any]]:
+        """The live leases, or all; of one project, or of all (None)."""
+        return [
+            _row(lease)
+            for lease in self._all.values()
+            if project in (None, lease.project) and (everything or lease.state in _LIVE)
+        ]
 
     def row(self, name: str) -> dict[str, Any]:
         return _row(self._get(name))
@@ -93,9 +97,11 @@ class Leases:
         if known is not None and states.settle(known, _now()).state is State.REQUESTED:
             return known.id
         host = parse_host(str(message["host"]))
+        document = self._policies.document_of(str(subject["project"]), str(subject["job"]))
+        if document is None:
+            raise RefusedError("meta.project", f"no policy for project `{subject['project']}`")
         lease = await self._open_request(
-            project=str(subject["project"]),
-            job=str(subject["job"]),
+            document,
             agent=str(subject["agent"]),
             to=f"{_host_text(host)}:{int(message['port'])}",
             proto=str(message["proto"]),
@@ -106,11 +112,11 @@ class Leases:
 
     async def request(self, message: Message, *, requester: str) -> dict[str, Any]:
         """A person asks ahead of time."""
-        project, _ = self._policies.choose(message.get("project"), None, None)
+        document = self._policies.known(message.get("project"))
         ttl = message.get("ttl_ms")
         async with self._changing:
             lease = await self._open_request(
-                project=project,
+                document,
                 to=str(message.get("to")),
                 requester=requester,
                 reason=str(message.get("reason", "")),
@@ -120,10 +126,9 @@ class Leases:
 
     async def _open_request(
         self,
+        document: Document,
         *,
-        project: str,
         to: str,
-        job: str = "",
         agent: str = "",
         proto: str = "tcp",
         rule: str = "",
@@ -133,16 +138,13 @@ class Leases:
     ) -> Lease:
         if sum(1 for lease in self._all.values() if lease.state is State.REQUESTED) >= self._asks.max_pending:
             raise RefusedError("ask.limit", f"{self._asks.max_pending} requests are waiting already")
-        document = self._policies.document_of(project, job)
-        if document is None:
-            raise RefusedError("meta.project", f"no policy for project `{project}`")
         scope = _scopes([to])
         asked = _rule(document, rule)
         knobs = document.knobs
         outcome = states.request(
             Lease(
-                id=f"{project}/{agent or requester}/{secrets.token_hex(3)}",
-                project=project,
+                id=f"{document.project}/{agent or requester}/{secrets.token_hex(3)}",
+                project=document.project,
                 to=scope,
                 protocols=(proto,),
                 private=asked.private if asked else False,

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from exeat.appliance.public_suffixes import BundledSuffixes
-
 from exeat.appliance.errors import RefusedError
+from exeat.appliance.public_suffixes import BundledSuffixes
 from exeat.policy.document import Document, PolicyError, load_policy
 
 if TYPE_CHECKING:
@@ -100,6 +99,15 @@ class Policies:
     def _drop_unused(self) -> None:
         used = {*self.projects.values(), *self.jobs.values()}
         self.documents = {digest: doc for digest, doc in self.documents.items() if digest in used}
+
+    def known(self, project: object) -> Document:
+        """The document of a project by name, of the folder's or of a running job's own."""
+        if isinstance(project, str) and project not in self.projects:
+            for digest in self.jobs.values():
+                if self.documents[digest].project == project:
+                    return self.documents[digest]
+        name, _ = self.choose(project, None, None)
+        return self.documents[self.projects[name]]
 
     def hold_ms(self, project: str, digest: str) -> int:
         """How long a flow of this job waits for a person."""

@@ -190,7 +190,7 @@ class Control:
         return {"jobs": [job.row() for job in self.jobs.all.values()]}
 
     async def _lease_ls(self, message: Message, _fds: list[int]) -> dict[str, Any]:
-        return {"leases": self.leases.rows(everything=bool(message.get("all")))}
+        return {"leases": self.leases.rows(message.get("project"), everything=bool(message.get("all")))}
 
     async def _lease_show(self, message: Message, _fds: list[int]) -> dict[str, Any]:
         return {"lease": self.leases.row(str(message.get("lease")))}
@@ -211,7 +211,7 @@ class Control:
         return {"leases": await self.leases.revoke(message, _person(message))}
 
     async def _why(self, message: Message, _fds: list[int]) -> dict[str, Any]:
-        project, _ = self.policies.choose(message.get("project"), None, None)
+        project = self.policies.known(message.get("project")).project
         subject = Subject(project, str(message.get("agent") or "run"), "", "", self._config.node.name)
         return self.leases.why(Snapshot.load(self._snapshot()), subject, message)
 

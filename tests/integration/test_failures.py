@@ -138,7 +138,8 @@ def test_ledger_killed_flows_stop_at_their_reservation_and_go_on_after_it_is_bac
 
 
 def test_warden_killed_the_job_stays_confined_and_is_adopted(running: Running) -> None:
-    script = f"{CURL} 3 '{SLOW}'; {CURL} 5 {QUICK} && echo allowed; {CURL} 2 http://203.0.113.10/ || echo confined; exit 9"
+    direct = f"{CURL} 2 --noproxy '*' http://203.0.113.10/ || echo confined"
+    script = f"{CURL} 3 '{SLOW}'; {CURL} 5 {QUICK} && echo allowed; {direct}; exit 9"
     job = running.job("sh", "-c", script)
     flowing(running)
     with not_restarted(running):
@@ -147,6 +148,7 @@ def test_warden_killed_the_job_stays_confined_and_is_adopted(running: Running) -
         assert refused.returncode == 1
         assert "warden" in refused.stderr
         assert "allowed" in job.stdout.readline()
+        assert "confined" in job.stdout.readline()
     job.communicate(timeout=30)
     assert job.returncode == 9
 
