@@ -121,7 +121,8 @@ class Connection:
         self._ended = False  # the client will send no more
         self._closed = False
         self._events = EPOLLIN
-        self._idle: Timer = reactor.call_later(IDLE_S, self.close)
+        self._active = reactor.now()
+        self._idle: Timer = reactor.call_later(IDLE_S, self._on_idle)
         reactor.add(sock.fileno(), EPOLLIN, self._on_event)
 
     def _on_event(self, events: int) -> None:
@@ -159,7 +160,7 @@ class Connection:
             data = bytes(self._in[2 : size + 2])
             del self._in[: size + 2]
             self._waiting += 1
-            self._touch()
+            self._active = self._reactor.now()
             self._ask(data)
         self._settle()
 
@@ -174,9 +175,13 @@ class Connection:
         if not self._responder.answer(self._jail, data, reply, udp=False):
             self.close()  # no query at all: nobody who sends this waits for anything
 
-    def _touch(self) -> None:
-        self._idle.cancel()
-        self._idle = self._reactor.call_later(IDLE_S, self.close)
+    def _on_idle(self) -> None:
+        """One timer per connection, moved on when it turns out too early."""
+        left = self._active + IDLE_S - self._reactor.now()
+        if left > 0:
+            self._idle = self._reactor.call_later(left, self._on_idle)
+        else:
+            self.close()
 
     def _flush(self) -> None:
         if self._closed:

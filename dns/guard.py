@@ -21,7 +21,7 @@ from exeat.dns.upstream import Upstream
 from exeat.ledger.client import LedgerClient
 from exeat.ledger.hub import HubClient
 from exeat.ledger.reactor import Reactor
-from exeat.policy.snapshot import Snapshot
+from exeat.policy.snapshot import Snapshot, SnapshotError
 
 if TYPE_CHECKING:
     import socket
@@ -63,12 +63,21 @@ class Guard:
         self._desk = Desk(reactor, settings.run_dir / "guard" / "guard.sock", uids, services)
         self._hub = HubClient(reactor, settings.run_dir / "control" / "hub.sock", "guard", self)
 
+    @property
+    def connected(self) -> bool:
+        """Whether control can be heard now."""
+        return self._hub.connected
+
     def on_snapshot(self, message: Message) -> None:
         """Control says the whole truth again, most often the same one."""
         if message == self._last:
             self._judge.refresh()
             return
-        snapshot = Snapshot.load(message, self._judge.snapshot)
+        try:
+            snapshot = Snapshot.load(message, self._judge.snapshot)
+        except SnapshotError as error:
+            print(f"guard: {error}", file=sys.stderr)  # the old one stays, until it is stale
+            return
         self._journal.turn(snapshot.generation)
         self._judge.replace(snapshot)
         self._last = message

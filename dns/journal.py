@@ -180,9 +180,11 @@ class Journal:
     def forget(self, job: str, done: Callable[[], None]) -> None:
         """Flush what is known of `job`; `done` once all of it is durable, however long that takes."""
         mine = [sight for sight in self._dirty if sight.lookup.subject.job == job]
-        if not mine and not self._in_flight.get(job):
+        subjects = [subject for subject in self._sights if subject.job == job]
+        first = any(not sight.durable for subject in subjects for sight in self._sights[subject].values())
+        if not mine and not first and not self._in_flight.get(job):
             self._in_flight.pop(job, None)
-            for subject in [subject for subject in self._sights if subject.job == job]:
+            for subject in subjects:
                 del self._sights[subject]
             done()
             return

@@ -150,7 +150,6 @@ class Responder:
         elif not self.ready or jail.pending >= MAX_PENDING:
             reply(turn.not_ready())
         else:
-            jail.pending += 1
             turn.start()
         return True
 
@@ -158,7 +157,18 @@ class Responder:
 class _Turn:
     """One query on its way to its reply."""
 
-    __slots__ = ("_binding", "_data", "_host", "_jail", "_query", "_reply", "_responder", "_sight", "_udp")
+    __slots__ = (
+        "_binding",
+        "_data",
+        "_ended",
+        "_host",
+        "_jail",
+        "_query",
+        "_reply",
+        "_responder",
+        "_sight",
+        "_udp",
+    )
 
     def __init__(
         self, responder: Responder, jail: Jail, data: bytes, query: Query, reply: Reply, udp: bool
@@ -170,6 +180,7 @@ class _Turn:
         self._reply = reply
         self._udp = udp
         self._sight: Sight | None = None
+        self._ended = False
         self._host = ""
         self._binding = Binding()
 
@@ -183,6 +194,15 @@ class _Turn:
         return self._query.udp_limit if self._udp else 0xFFFF
 
     def start(self) -> None:
+        """Decide and go on; whatever goes wrong in here, the client is told and the turn ends."""
+        self._jail.pending += 1
+        try:
+            self._decide()
+        except Exception:
+            self._end(self.not_ready())
+            raise
+
+    def _decide(self) -> None:
         judge = self._responder._judge
         asker = Asker(self._jail.subject)
         self._binding = judge.binding(asker.subject)
@@ -241,6 +261,9 @@ class _Turn:
     def _end(self, reply: bytes, ttl: int = 0) -> None:
         """Send `reply`; one that holds for `ttl` seconds is remembered for at most HOT_S."""
         jail, sight = self._jail, self._sight
+        if self._ended:
+            return
+        self._ended = True
         jail.pending -= 1
         # Only a name seen before, and no client option (a cookie differs each time): what an
         # attacker varies must not push out what others repeat.

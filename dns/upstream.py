@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     Done = Callable[[Answer | None], None]
 
 MAX_IN_FLIGHT = 512  # different questions at once, one descriptor each
-MAX_WAITERS = 256  # askers of one question
+MAX_WAITERS = 4096  # askers of one question
 TRY_S = 1.0  # seconds for one try over UDP
 TCP_TRY_S = 2.0
 MIN_TRIES = 3

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import struct
-from collections.abc import Callable, Iterator
-from pathlib import Path
+import threading
+from typing import TYPE_CHECKING
 
 import dns.message
 import dns.rcode
 import dns.rdatatype
 import pytest
+from tests.support.dns_servers import zone_handler
+from tests.support.guard_rig import Ports, Rig, answers, ask, ede, guard_rig
 
 from exeat.ledger.ipc import Channel
 from exeat.policy.addresses import parse_address
-from tests.support.dns_servers import zone_handler
-from tests.support.guard_rig import Ports, Rig, answers, ask, ede, guard_rig
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 NX, OK, SERVFAIL = dns.rcode.NXDOMAIN, dns.rcode.NOERROR, dns.rcode.SERVFAIL
 ZONE = [
@@ -39,14 +44,43 @@ ZONE = [
     *[("big.wild.net", 60, "A", f"203.0.113.{i}") for i in range(1, 51)],
     *[("big.wild.net", 60, "AAAA", f"2001:db8::{i:x}") for i in range(1, 51)],
 ]
-BAD_ADDRESSES = (
-    "10.1.2.3 172.16.0.1 192.168.1.1 127.0.0.1 0.0.0.0 169.254.169.254 169.254.1.1 100.64.0.5 198.18.0.1"
-    " 224.0.0.5 255.255.255.255 192.0.2.1 192.0.0.192 168.63.129.16 100.100.100.200 240.0.0.1 192.88.99.1"
-).split()
-BAD_SIX = (
-    ":: ::1 fc00::1 fd00:ec2::254 fe80::1 ff02::1 fec0::1 ::ffff:10.0.0.5 ::ffff:203.0.113.1 64:ff9b::a00:5"
-    " 64:ff9b:1::a00:5 2002:a00:5::1 2001:0:1:2:3:4:5:6 ::10.0.0.5 100::1 3fff::1"
-).split()
+BAD_ADDRESSES = [
+    "10.1.2.3",
+    "172.16.0.1",
+    "192.168.1.1",
+    "127.0.0.1",
+    "0.0.0.0",
+    "169.254.169.254",
+    "169.254.1.1",
+    "100.64.0.5",
+    "198.18.0.1",
+    "224.0.0.5",
+    "255.255.255.255",
+    "192.0.2.1",
+    "192.0.0.192",
+    "168.63.129.16",
+    "100.100.100.200",
+    "240.0.0.1",
+    "192.88.99.1",
+]
+BAD_SIX = [
+    "::",
+    "::1",
+    "fc00::1",
+    "fd00:ec2::254",
+    "fe80::1",
+    "ff02::1",
+    "fec0::1",
+    "::ffff:10.0.0.5",
+    "::ffff:203.0.113.1",
+    "64:ff9b::a00:5",
+    "64:ff9b:1::a00:5",
+    "2002:a00:5::1",
+    "2001:0:1:2:3:4:5:6",
+    "::10.0.0.5",
+    "100::1",
+    "3fff::1",
+]
 ZONE += [(f"bad{i}.wild.net", 60, "A", text) for i, text in enumerate(BAD_ADDRESSES)]
 ZONE += [(f"six{i}.wild.net", 60, "AAAA", text) for i, text in enumerate(BAD_SIX)]
 
@@ -89,11 +123,33 @@ def test_an_allowed_name_resolves(rig: Rig, jail: Ports, tcp: bool) -> None:
 
 
 DENIED = [
-    "evil.net", "www.evil.net", "x.blocked.net", "secret.wild.net", "a.secret.wild.net.evil.net", "wild.net.evil.net",
-    "evilwild.net", "localhost", "net", "metadata.google.internal", "lease.asked.net", "asked.net",
-    "use-application-dns.net", "mask.icloud.com", "mask-h2.icloud.com", "_dns.resolver.arpa", "resolver.arpa",
-    "10.0.0.1", "4.3.2.1.in-addr.arpa", "2130706433", "0x7f.1", "127.1",
-]  # fmt: skip
+    *[
+        "evil.net",
+        "www.evil.net",
+        "x.blocked.net",
+        "secret.wild.net",
+        "a.secret.wild.net.evil.net",
+        "wild.net.evil.net",
+    ],
+    *[
+        "evilwild.net",
+        "localhost",
+        "net",
+        "metadata.google.internal",
+        "lease.asked.net",
+        "asked.net",
+        "10.0.0.1",
+        "127.1",
+    ],
+    *[
+        "use-application-dns.net",
+        "mask.icloud.com",
+        "mask-h2.icloud.com",
+        "_dns.resolver.arpa",
+        "resolver.arpa",
+    ],
+    *["4.3.2.1.in-addr.arpa", "2130706433", "0x7f.1", "1.0.0.127.in-addr.arpa"],
+]
 
 
 def test_denied_names_cause_no_upstream_query(rig: Rig, jail: Ports) -> None:
@@ -120,8 +176,12 @@ def raw(jail: Ports, name: bytes, qtype: int = 1) -> dns.message.Message:
         return dns.message.from_wire(sock.recv(4096))
 
 
-@pytest.mark.parametrize("label", [b"\x00", b"\xff" * 63, b"a.b", b"evil\x00", b"a b", b"\n", b"*", b"-a", b"\xc3\xa9"])
-def test_labels_that_are_no_host_are_denied_and_recorded_harmlessly(rig: Rig, jail: Ports, label: bytes) -> None:
+@pytest.mark.parametrize(
+    "label", [b"\x00", b"\xff" * 63, b"a.b", b"evil\x00", b"a b", b"\n", b"*", b"-a", b"\xc3\xa9"]
+)
+def test_labels_that_are_no_host_are_denied_and_recorded_harmlessly(
+    rig: Rig, jail: Ports, label: bytes
+) -> None:
     reply = raw(jail, bytes([len(label)]) + label + b"\x04wild\x03net\x00")
     assert reply.rcode() == NX
     assert not rig.server.seen
@@ -259,9 +319,10 @@ def test_what_cannot_be_recorded_does_not_happen(rig: Rig, jail: Ports) -> None:
     assert rig.resolve("www.wild.net")["error"] == "dns.unavailable"
     assert rig.server.names == {"four.wild.net"}
     rig.start_ledger()
-    for _ in range(200):
-        if ask(jail.udp, "www.wild.net").rcode() == OK:
+    for _ in range(500):
+        if ask(jail.udp, "four.wild.net").rcode() == OK:
             break
+        threading.Event().wait(0.01)
     assert answers(ask(jail.udp, "www.wild.net")) == {"203.0.113.10"}
 
 
@@ -301,10 +362,8 @@ def test_a_removed_jail_is_silent_and_fully_recorded(rig: Rig, jail: Ports) -> N
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(jail.tcp)
     client.settimeout(5)
-    try:
+    with contextlib.suppress(ConnectionResetError):
         assert client.recv(1) == b""
-    except ConnectionResetError:
-        pass
     client.close()
 
 
@@ -399,7 +458,7 @@ def test_the_proxy_gets_both_families_in_dial_order(rig: Rig) -> None:
         ("203.0.113.1", "dns.refused"),
         ("127.1", "malformed.legacy_ip"),
         ("a\0.wild.net", "malformed.host"),
-        ("ｗww.wild.net", "malformed.non_ascii_host"),
+        ("\uff57ww.wild.net", "malformed.non_ascii_host"),
         ("", "malformed.host"),
     ],
 )

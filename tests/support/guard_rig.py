@@ -9,16 +9,15 @@ from __future__ import annotations
 import os
 import socket
 import threading
-from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dns.flags
 import dns.message
 import dns.query
 import dns.rdatatype
+from tests.support.dns_servers import Handler, NameServer, name_server
 
 from exeat.dns.guard import Guard, GuardSettings
 from exeat.ledger.daemon import Daemon, LedgerSettings
@@ -29,7 +28,10 @@ from exeat.ledger.records import Kind, Record, decode
 from exeat.policy.document import load_policy
 from exeat.policy.model import Subject
 from exeat.policy.snapshot import Snapshot
-from tests.support.dns_servers import Handler, NameServer, name_server
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 NODE = "test-node"
 PUBLIC = ["203.0.113.0/24", "198.51.100.0/24", "2001:db8::/32"]
@@ -164,9 +166,15 @@ class Rig:
         ports = Ports(udp.getsockname(), tcp.getsockname())
         subject = subject_of(name, project)
         self.send(
-            {"t": "jail.add", "jail": name, "subject": subject._asdict(), "sockets": ["dnsu4", "dnst4", "proxy4"], "hold_ms": 1},
+            {
+                "t": "jail.add",
+                "jail": name,
+                "subject": subject._asdict(),
+                "sockets": ["dnsu4", "dnst4", "proxy4"],
+                "hold_ms": 1,
+            },
             (udp.fileno(), tcp.fileno(), spare.fileno()),
-        )  # fmt: skip
+        )
         for sock in (udp, tcp, spare):
             sock.close()
         self.sync()
@@ -199,11 +207,13 @@ class Rig:
         raise AssertionError(f"never came: {records}")
 
     def close(self) -> None:
-        self.loop.stop(self.guard.close)
-        self.stop_ledger()
+        self._listener.close()
         if self.hub is not None:
             self.hub.close()
-        self._listener.close()
+        while self.guard.connected:
+            threading.Event().wait(0.001)
+        self.loop.stop(self.guard.close)
+        self.stop_ledger()
 
 
 def subject_of(job: str, project: str) -> Subject:
@@ -221,7 +231,9 @@ def guard_rig(folder: Path, handler: Handler) -> Iterator[Rig]:
             rig.close()
 
 
-def ask(where: tuple[str, int], name: str, kind: str = "A", *, tcp: bool = False, edns: bool = True) -> dns.message.Message:
+def ask(
+    where: tuple[str, int], name: str, kind: str = "A", *, tcp: bool = False, edns: bool = True
+) -> dns.message.Message:
     """One question of a client in a jail."""
     query = dns.message.make_query(name, kind, use_edns=0 if edns else -1)
     if tcp:

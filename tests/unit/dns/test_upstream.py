@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import dns.flags
 import dns.message
 import dns.rcode
 import pytest
+from tests.support.dns_servers import Handler, name_server, zone_handler
 
 from exeat.dns.upstream import MAX_IN_FLIGHT, Upstream
 from exeat.dns.vet import Status, follow
 from exeat.dns.wire import Answer, Qtype, wire_name
 from exeat.ledger.reactor import Reactor
-from tests.support.dns_servers import Handler, name_server, zone_handler
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 WWW = wire_name("www.test")
 ZONE = zone_handler([
@@ -129,7 +132,16 @@ def not_a_response(message: dns.message.Message) -> bytes:
     return bytes(wire)
 
 
-LIES = [wrong_id, wrong_case, wrong_name, wrong_type, no_question, not_a_response, lambda _: b"", lambda _: b"\xff" * 600]
+LIES = [
+    wrong_id,
+    wrong_case,
+    wrong_name,
+    wrong_type,
+    no_question,
+    not_a_response,
+    lambda _: b"",
+    lambda _: b"\xff" * 600,
+]
 
 
 @pytest.mark.parametrize("change", LIES)

@@ -280,7 +280,9 @@ def test_every_prefix_of_an_answer_is_refused() -> None:
 
 def test_a_denial_is_nxdomain_with_soa_and_ede() -> None:
     reply = dns.message.from_wire(
-        build_reply(parse_query(HEAD_OPT + QUESTION + OPT), Rcode.NXDOMAIN, ede=(Ede.BLOCKED, "lease required"))
+        build_reply(
+            parse_query(HEAD_OPT + QUESTION + OPT), Rcode.NXDOMAIN, ede=(Ede.BLOCKED, "lease required")
+        )
     )
     assert reply.rcode() == dns.rcode.NXDOMAIN
     assert reply.flags & dns.flags.QR
