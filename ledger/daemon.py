@@ -162,7 +162,7 @@ class Daemon:
         table, directory = FlowTable(), self._settings.directory
         size = self._settings.segment_bytes
         now = time.time_ns()
-        if create and not (directory / "seg").exists():
+        if create and not any((directory / "seg").glob("*.seg")):
             origin = self._settings.origin
             return table, Store.create(directory, origin, now, observer=table, segment_bytes=size)
         return table, Store.open(directory, now, observer=table, segment_bytes=size)

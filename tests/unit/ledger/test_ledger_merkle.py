@@ -10,7 +10,10 @@ from exeat.ledger.merkle import EMPTY_ROOT, Frontier, leaf_hash, node_hash
 
 CT_LEAVES = [
     bytes.fromhex(leaf)
-    for leaf in ["", "00", "10", "2021", "3031", "40414243", "5051525354555657", "606162636465666768696a6b6c6d6e6f"]
+    for leaf in (
+        *("", "00", "10", "2021", "3031"),
+        *("40414243", "5051525354555657", "606162636465666768696a6b6c6d6e6f"),
+    )
 ]
 CT_ROOTS = [
     ("6e340b9c", "a01d"),
