@@ -56,7 +56,8 @@ class Guard:
         self._judge = Judge(reactor.now)
         self._ledger = LedgerClient(reactor, settings.run_dir / "ledger" / "ledger.sock")
         self._journal = Journal(reactor, self._ledger)
-        self._resolver = Resolver(reactor, Upstream(reactor, settings.upstreams), self._judge)
+        self._upstream = Upstream(reactor, settings.upstreams)
+        self._resolver = Resolver(reactor, self._upstream, self._judge)
         self._responder = Responder(reactor.now, self._judge, self._resolver, self._journal)
         uids = frozenset({0, settings.control_uid, settings.proxy_uid})
         services = (self._judge, self._resolver, self._journal)
@@ -130,6 +131,7 @@ class Guard:
         for jail in list(self._jails):
             self._close_jail(jail)
         self._desk.close()
+        self._upstream.close()
         self._ledger.close()
 
 

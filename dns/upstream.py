@@ -73,6 +73,12 @@ class Upstream:
         for done in exchange.waiters:
             self.reactor.call_soon(_bind(done, answer))
 
+    def close(self) -> None:
+        """Drop every question; nobody is answered."""
+        for exchange in self._in_flight.values():
+            exchange.drop()
+        self._in_flight.clear()
+
 
 def _bind(done: Done, answer: Answer | None) -> Callable[[], None]:
     return lambda: done(answer)
@@ -106,7 +112,7 @@ class Exchange:
 
     def start(self) -> None:
         """Make the next try that can be made, or end without an answer."""
-        self._close()
+        self.drop()
         while self._plan:
             try:
                 self._open()
@@ -118,7 +124,7 @@ class Exchange:
 
     def _skip_server(self, *, for_good: bool = True) -> None:
         """Go on with the next server; one that was only silent gets the rest of its turns."""
-        self._close()
+        self.drop()
         server = self._plan.pop(0)
         if for_good:
             self._plan = [other for other in self._plan if other != server]
@@ -145,7 +151,8 @@ class Exchange:
             sock.send(query)
             self._reactor.add(sock.fileno(), EPOLLIN, self._on_udp)
 
-    def _close(self) -> None:
+    def drop(self) -> None:
+        """Let go of socket and timer."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -206,7 +213,7 @@ class Exchange:
         if answer.truncated or answer.rcode not in (Rcode.NOERROR, Rcode.NXDOMAIN):
             self._fail()
             return
-        self._close()
+        self.drop()
         self._upstream.finish(self, answer)
 
     def _on_tcp(self, events: int) -> None:

@@ -161,10 +161,10 @@ def test_a_flood_of_lies_moves_the_question_to_tcp() -> None:
         assert server.tcp == 1
 
 
-def test_a_server_that_lower_cases_is_asked_over_tcp() -> None:
+def test_a_server_that_changes_case_is_asked_over_tcp() -> None:
     def handle(query: dns.message.Message, udp: bool) -> list[bytes]:
         wire = ZONE(query, udp)[0]
-        return [wire[:12] + wire[12:26].lower() + wire[26:]] * (20 if udp else 1)
+        return [wire[:12] + wire[12:26].swapcase() + wire[26:]] * (20 if udp else 1)
 
     with name_server(handle) as server:
         assert addresses(ask([server.address])) == {"192.0.2.1"}

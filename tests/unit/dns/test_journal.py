@@ -1,0 +1,219 @@
+"""What the guard owes the ledger: evidence first, counts complete, nothing kept for ever."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from exeat.dns import journal as module
+from exeat.dns.journal import Journal, Lookup
+from exeat.dns.judge import Binding
+from exeat.dns.limits import TokenBucket
+from exeat.ledger.records import Kind, decode
+from exeat.policy.model import Decision, Subject, Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from exeat.ledger.records import Record
+
+SUBJECT = Subject("p", "a", "j", "", "n")
+
+
+class Loop:
+    """A loop whose time the test turns."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[float, Callable[[], None]]] = []
+
+    def call_later(self, seconds: float, callback: Callable[[], None]) -> None:
+        self.calls.append((seconds, callback))
+
+    def call_soon(self, callback: Callable[[], None]) -> None:
+        self.calls.append((0, callback))
+
+    def turn(self) -> None:
+        calls, self.calls = self.calls, []
+        for _, call in calls:
+            call()
+
+
+class Ledger:
+    """A ledger client that answers when, and as, the test says."""
+
+    def __init__(self) -> None:
+        self.available = True
+        self.records: list[Record] = []
+        self.asked: list[tuple[list[Record], Callable[[int | None], None]]] = []
+
+    def append(self, records: Sequence[bytes], on_done: Callable[[int | None], None]) -> None:
+        assert sum(len(record) + 2 for record in records) <= 65000
+        self.asked.append(([decode(record) for record in records], on_done))
+
+    def settle(self, *, durable: bool = True) -> None:
+        asked, self.asked = self.asked, []
+        for records, done in asked:
+            if durable:
+                self.records += records
+            done(len(self.records) if durable else None)
+
+
+@pytest.fixture
+def loop() -> Loop:
+    return Loop()
+
+
+@pytest.fixture
+def ledger() -> Ledger:
+    return Ledger()
+
+
+@pytest.fixture
+def journal(loop: Loop, ledger: Ledger) -> Journal:
+    return Journal(loop, ledger)  # type: ignore[arg-type]
+
+
+def lookup(host: str = "a.test", subject: Subject = SUBJECT, rule: str = "r") -> Lookup:
+    decision = Decision(Verdict.ALLOW, "rule.allow", rule)
+    return Lookup.of(subject, host, decision, "dns", Binding("ab" * 32, "allowlist"))
+
+
+def total(ledger: Ledger) -> int:
+    return sum(record.count for record in ledger.records)
+
+
+def test_nothing_happens_before_the_first_sight_is_durable(journal: Journal, ledger: Ledger) -> None:
+    done: list[bool] = []
+    for _ in range(3):
+        journal.note(lookup(), done.append)
+    assert done == []
+    assert len(ledger.asked) == 1
+    ledger.settle()
+    assert done == [True] * 3
+    (record,) = ledger.records
+    assert (record.kind, record.count, record.decision, record.rule_id) == (Kind.DNS, 1, "allow", "r")
+
+
+def test_what_could_not_be_recorded_is_not_counted(journal: Journal, loop: Loop, ledger: Ledger) -> None:
+    done: list[bool] = []
+    for _ in range(3):
+        journal.note(lookup(), done.append)
+    ledger.settle(durable=False)
+    assert done == [False] * 3
+    assert not journal.known(lookup())
+    loop.turn()
+    assert ledger.asked == []
+
+
+def test_counts_are_flushed_each_second(journal: Journal, loop: Loop, ledger: Ledger) -> None:
+    done: list[bool] = []
+    journal.note(lookup(), done.append)
+    ledger.settle()
+    for _ in range(99):
+        journal.note(lookup(), done.append)
+    assert done == [True] * 100
+    loop.turn()
+    ledger.settle()
+    assert [record.count for record in ledger.records] == [1, 99]
+    loop.turn()
+    assert ledger.asked == []
+
+
+def test_a_failed_flush_is_made_again(journal: Journal, loop: Loop, ledger: Ledger) -> None:
+    sight = journal.note(lookup(), lambda _: None)
+    ledger.settle()
+    journal.count(sight)
+    loop.turn()
+    journal.count(sight)
+    ledger.settle(durable=False)
+    ledger.available = False
+    loop.turn()
+    assert ledger.asked == []
+    ledger.available = True
+    loop.turn()
+    ledger.settle()
+    assert total(ledger) == 3
+
+
+def test_a_new_generation_takes_none_of_the_old_counts(journal: Journal, loop: Loop, ledger: Ledger) -> None:
+    journal.turn(4)
+    sight = journal.note(lookup(), lambda _: None)
+    ledger.settle()
+    journal.count(sight)
+    journal.turn(5)
+    journal.count(sight)
+    loop.turn()
+    ledger.settle()
+    assert [(record.generation, record.count) for record in ledger.records] == [(4, 1), (4, 1), (5, 1)]
+
+
+def test_the_memory_is_bounded_and_loses_no_count(
+    journal: Journal, loop: Loop, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MAX_SIGHTS", 5)
+    monkeypatch.setattr(module, "MAX_SUBJECTS", 3)
+    for project in "abcdef":
+        for number in range(20):
+            wanted = lookup(f"h{number}.test", SUBJECT._replace(project=project))
+            for _ in range(3):
+                journal.note(wanted, lambda _: None)
+                ledger.settle()
+    assert len(journal._sights) <= 3
+    assert all(len(table) <= 5 for table in journal._sights.values())
+    loop.turn()
+    ledger.settle()
+    assert total(ledger) == 6 * 20 * 3
+
+
+def test_large_flushes_are_cut_into_datagrams(journal: Journal, loop: Loop, ledger: Ledger) -> None:
+    long = "x" * 60 + "." + "y" * 60 + "." + "z" * 60
+    for number in range(1000):
+        sight = journal.note(lookup(f"h{number}.{long}", rule="r" * 128), lambda _: None)
+        ledger.settle()
+        journal.count(sight)
+    loop.turn()
+    assert len(ledger.asked) > 1
+    ledger.settle()
+    assert total(ledger) == 2000
+
+
+def test_a_jail_is_gone_when_all_of_it_is_durable(journal: Journal, loop: Loop, ledger: Ledger) -> None:
+    gone: list[str] = []
+    sight = journal.note(lookup(), lambda _: None)
+    journal.forget("j", lambda: gone.append("first"))
+    assert gone == []  # the first sight itself is on its way
+    ledger.settle()
+    journal.count(sight)
+    loop.turn()
+    assert gone == []
+    ledger.settle(durable=False)  # the flush failed: try again
+    loop.turn()
+    loop.turn()
+    assert gone == []
+    ledger.settle()
+    loop.turn()
+    assert gone == ["first"]
+    assert total(ledger) == 2
+    assert not journal.known(lookup())
+    journal.forget("other", lambda: gone.append("other"))
+    assert gone == ["first", "other"]
+
+
+def test_a_subject_that_no_record_can_hold_is_refused(
+    journal: Journal, loop: Loop, ledger: Ledger, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done: list[bool] = []
+    journal.note(lookup(subject=SUBJECT._replace(project="x\ny")), done.append)
+    loop.turn()
+    assert done == [False]
+    assert ledger.asked == []
+    assert "forbidden character" in capsys.readouterr().err
+
+
+def test_a_bucket_fills_with_time_up_to_its_burst() -> None:
+    bucket = TokenBucket(10, 3, 100.0)
+    assert [bucket.take(100.0) for _ in range(4)] == [True, True, True, False]
+    assert [bucket.take(100.15) for _ in range(2)] == [True, False]
+    assert [bucket.take(500.0) for _ in range(4)] == [True, True, True, False]
+    assert not bucket.take(400.0)  # a clock that steps back gives nothing
