@@ -12,6 +12,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from exeat.appliance.lab import demo_audit, demo_job, manage, network, plan
 from exeat.appliance.lab.demo_report import Report
 from exeat.appliance.lab.running import Failed, Running, command, wait_until
 from exeat.ledger.reader import read_records
+from exeat.ledger.records import Kind
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,7 +39,7 @@ _CLIENTS = {"curl": "curl", "git": "git", "/usr/lib/python3/dist-packages/reques
             "/usr/lib/python3/dist-packages/pip": "python3-pip"}  # fmt: skip
 _FORBIDDEN = (
     "paste.example.net", "exfil.example.net", "evil.example.net", "telemetry.downloads.example.com",
-    "mirror.downloads.example.com",
+    "mirror.downloads.example.com", "files.downloads.example.com",
 )  # fmt: skip
 
 
@@ -195,31 +197,42 @@ class Demo:
             over_at = time.time()
             os.kill(supervisor, signal.SIGCONT)
         healing = time.monotonic()
-        reached = [line for line in tries[1:] if line["reached"] or line["resolved"]]
+        # The first line may have been begun before the kill.
+        reached = [line for line in tries[1:] if any(line.values())]
         self._until_both(job, "the gateway to heal")
         healed = time.monotonic() - healing
         job.say("stop")
         job.wait(10)
+        orphans = sum(record.kind is Kind.ORPHAN for record in self._read())
         opened = [e for e in self._events("origin") if e["ev"] == "open" and killed_at < e["t"] < over_at]
         result = {
             "killed": sorted(victims), "outage_ms": round((over_at - killed_at) * 1000),
             "tries_during_outage": len(tries) - 1, "reached_during_outage": len(reached),
-            "connections_at_the_origins": len(opened), "healed_after_ms": round(healed * 1000),
+            "connections_at_the_origins": len(opened), "orphaned_flows_settled": orphans,
+            "healed_after_ms": round(healed * 1000),
         }  # fmt: skip
         if len(victims) != 2:
             raise Failed("proxy and guard were not both found", result)
+        if not orphans:
+            raise Failed("the flow that the kill cut off was not settled in the ledger", result)
         if reached or opened:
             raise Failed("something got through while the gateway was dead", result)
         return result
 
     def _until_both(self, job: Running, what: str) -> None:
-        wait_until(lambda: all(job.line(15).values()), 20, what)
+        wait_until(lambda: (line := job.line(15))["reached"] and line["resolved"], 20, what)
 
     def verify(self) -> Result:
-        found = json.loads(self._exeat("--state-dir", str(self.lab.state_dir), "ledger", "verify", "--json"))
-        if not found.get("ok"):
+        found = json.loads(self._exeat("ledger", "verify", "--json"))
+        if not found["ok"] or len(found["ledgers"]) != 1:
             raise Failed("the ledger does not verify", found)
-        return {key: value for key, value in found.items() if isinstance(value, bool | int | str)}
+        ledger = found["ledgers"][0]
+        result = {
+            key: ledger[key] for key in ("size", "flows_closed", "flows_orphaned", "flows_open", "root")
+        }
+        if ledger["flows_open"] or not ledger["flows_closed"]:
+            raise Failed("there are flows without an end", result)
+        return result
 
     def reconcile(self) -> Result:
         self._settled()
@@ -248,7 +261,14 @@ class Demo:
         result = {"packets": sum(e["ev"] == "packet" for e in seen), "events": len(seen)}
         if seen:
             raise Failed(f"it saw {seen[0]}", result)
-        return result
+        # Nothing seen counts only if it can see: one packet of our own, outside any jail.
+        probe = (
+            "import socket; socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'x', ('192.0.2.1', 9))"
+        )
+        inside = ["nsenter", f"--net={self.lab.namespace_path('gw')}", sys.executable, "-I", "-c", probe]
+        subprocess.run(inside, check=True, timeout=10)
+        wait_until(lambda: self._events("hostile"), 5, "the hostile host to see a packet sent to it")
+        return result | {"sees_what_is_sent_to_it": True}
 
     def names(self) -> Result:
         events = self._events("nameserver")
@@ -275,10 +295,7 @@ class Demo:
         if self.report.failures and self.lab.run_dir.is_dir():
             self.kept = str(self._keep())
         manage.down(self.lab)
-        left = network.namespaces(self.lab)
-        if left:
-            raise Failed(f"left behind: {left}")
-        return {"left": 0}
+        return {"left_behind": manage.leftovers(self.lab)}
 
     def _keep(self) -> Path:
         """A failed demonstration's logs and ledger, where they outlive it."""

@@ -2,9 +2,9 @@
 
 Three parties counted the same bytes without each other: the ledger (what the relay passed), the
 kernel (TCP_INFO of both sockets, in each `close` record) and the far side (each origin's own
-socket). For a flow that ended by itself all three must be equal. For one that was cut, or whose
-relay was killed, the far side can only lie between what the ledger knows passed and what it had
-reserved, and this says so instead of pretending.
+socket). Ledger and kernel must be equal in every close, all three in every flow that ended by
+itself. When a flow was cut or its relay killed, bytes were on their way: the far side may then lie
+between what the ledger knows passed and what it had reserved, and this says so.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 Event = dict[str, Any]
+_ENDED_BY_ITSELF = "eof"  # the close reason when both sides had said all they had to say
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ class Flow:
     into: int
     reserved: int
     whole: bool
+    closed: bool
+    rewritten: bool  # plain HTTP: the gateway sends a head of its own, so the client's bytes differ
     kernel: tuple[int, int, int, int]  # upstream out, in; client out, in
 
 
@@ -62,31 +65,34 @@ def _flow(opened: Record, end: Record | None, reserved: int) -> Flow:
         out=last.bytes_out,
         into=last.bytes_in,
         reserved=reserved,
-        whole=last.kind is Kind.CLOSE and last.close_reason in ENDED_BY_THEMSELVES,
+        whole=last.kind is Kind.CLOSE and last.close_reason == _ENDED_BY_ITSELF,
+        closed=last.kind is Kind.CLOSE,
+        rewritten=opened.name_source == "http",
         kernel=(last.kernel_out, last.kernel_in, last.client_kernel_out, last.client_kernel_in),
     )
 
 
-# The reasons of a close in which both sides had said all they had to say.
-ENDED_BY_THEMSELVES = frozenset({"", "eof", "done"})
-
-
 def against_kernel(found: Iterable[Flow]) -> dict[str, Any]:
     """Ledger and TCP_INFO of both sockets, flow by flow. `differ` holds what does not match."""
-    whole = [flow for flow in found if flow.whole]
+    closed = [flow for flow in found if flow.closed]
     differ = [
-        {"to": f"{flow.ip}:{flow.port}", "ledger": [flow.out, flow.into], "kernel": list(flow.kernel)}
-        for flow in whole
-        if flow.kernel != (flow.out, flow.into, flow.out, flow.into)
+        {"to": _end(flow), "ledger": [flow.out, flow.into], "kernel": list(flow.kernel)}
+        for flow in closed
+        if not _agrees(flow)
     ]
     return {
-        "flows": len(whole),
-        "bytes_out": sum(flow.out for flow in whole),
-        "bytes_in": sum(flow.into for flow in whole),
-        "kernel_out": sum(flow.kernel[0] for flow in whole),
-        "kernel_in": sum(flow.kernel[1] for flow in whole),
+        "flows": len(closed),
+        "bytes_out": sum(flow.out for flow in closed),
+        "bytes_in": sum(flow.into for flow in closed),
+        "kernel_out": sum(flow.kernel[0] for flow in closed),
+        "kernel_in": sum(flow.kernel[1] for flow in closed),
         "differ": differ,
     }
+
+
+def _agrees(flow: Flow) -> bool:
+    client_out = flow.kernel[2] if flow.rewritten else flow.out
+    return flow.kernel == (flow.out, flow.into, client_out, flow.into)
 
 
 def against_origins(found: Iterable[Flow], events: Iterable[Event]) -> dict[str, Any]:
@@ -97,26 +103,27 @@ def against_origins(found: Iterable[Flow], events: Iterable[Event]) -> dict[str,
     """
     seen = [event for event in events if event["ev"] == "close"]
     carried = [event for event in seen if event["received"]]
-    exact = Counter((f"{_end(f)}", f.out, f.into) for f in found if f.whole)
-    cut = [flow for flow in found if not flow.whole]
+    left = list(found)
     rest = []
-    matched = 0
     for event in carried:
-        key = (event["local"], event["received"], event["sent"])
-        if exact[key] > 0:
-            exact[key] -= 1
-            matched += 1
-        else:
+        same = next((flow for flow in left if _equal(flow, event)), None)
+        if same is None:
             rest.append(event)
-    bounded, unexplained = _bound(rest, cut)
-    unexplained += [{"ledger": list(key)} for key, count in exact.items() for _ in range(count)]
+        else:
+            left.remove(same)
+    bounded, unexplained = _bound(rest, [flow for flow in left if not flow.whole])
+    unexplained += [{"ledger": [_end(flow), flow.out, flow.into]} for flow in left if flow.whole]
     return {
         "connections": len(carried),
-        "equal": matched,
+        "equal": len(carried) - len(rest),
         "within_bounds": bounded,
         "empty": len(seen) - len(carried),
         "unexplained": unexplained,
     }
+
+
+def _equal(flow: Flow, event: Event) -> bool:
+    return (_end(flow), flow.out, flow.into) == (event["local"], event["received"], event["sent"])
 
 
 def _end(flow: Flow) -> str:

@@ -81,17 +81,18 @@ class Report:
 
 def _facts(result: dict[str, Any]) -> list[str]:
     """A result as short lines: plain values on one, each nested part on one of its own."""
-    flat = [f"{_words(key)} {_value(value)}" for key, value in result.items() if not isinstance(value, dict)]
+    flat = [_fact(key, value) for key, value in result.items() if not isinstance(value, dict)]
     lines = [" · ".join(flat)] if flat else []
     for key, value in result.items():
         if isinstance(value, dict):
-            inner = " · ".join(f"{_words(name)} {_value(part)}" for name, part in value.items())
-            lines.append(f"{_words(key)}: {inner}")
+            inner = " · ".join(_fact(name, part) for name, part in value.items())
+            lines.append(f"{key.replace('_', ' ')}: {inner}")
     return lines
 
 
-def _words(key: str) -> str:
-    return key.removesuffix("_ms").replace("_", " ")
+def _fact(key: str, value: Any) -> str:
+    name, unit = (key[:-3], " ms") if key.endswith("_ms") else (key, "")
+    return f"{name.replace('_', ' ')} {_value(value)}{unit}"
 
 
 def _value(value: Any) -> str:

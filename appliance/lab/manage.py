@@ -171,10 +171,28 @@ def _take_down(lab: Lab) -> None:
     network.destroy(lab)
     for folder in (lab.run_dir, lab.state_dir):
         shutil.rmtree(folder, ignore_errors=True)
-        if folder.exists():
-            raise LabError(f"{folder} cannot be removed")
-    if left := network.namespaces(lab):
-        raise LabError(f"namespaces cannot be removed: {', '.join(left)}")
+    if left := leftovers(lab):
+        raise LabError(f"cannot be removed: {'; '.join(left)}")
+
+
+def leftovers(lab: Lab) -> list[str]:
+    """Whatever of the lab is still on the machine, by every name it could have."""
+    found = [f"namespace {name}" for name in network.namespaces(lab)]
+    found += [f"folder {folder}" for folder in (lab.run_dir, lab.state_dir) if folder.exists()]
+    found += [f"mount {point}" for point in _mounts_below(lab.run_dir)]
+    return found + [f"process {pid}" for pid in _mentioning(str(lab.run_dir))]
+
+
+def _mentioning(folder: str) -> list[int]:
+    """Processes that have a path below `folder` on their command line."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            with contextlib.suppress(OSError):
+                words = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
+                if any(f"{folder}/" in word for word in words):
+                    found.append(int(entry.name))
+    return found
 
 
 def _recorded(lab: Lab, name: str) -> int:

@@ -20,7 +20,9 @@ from exeat.appliance.lab.plan import (
 )
 
 APEXES = ("example.org", "example.com", "example.net")
-MANY = tuple(f"203.0.113.{n}" for n in range(128, 240))
+MANY = tuple(f"203.0.113.{n}" for n in range(128, 190))
+# So long that its records and sixty addresses cannot share one datagram of 1232 bytes.
+_LONG = ".".join(letter * 63 for letter in "abc") + ".edge.example.net"
 
 
 @dataclass(frozen=True)
@@ -50,11 +52,13 @@ ENTRIES: dict[str, Entry] = {
     "pop1.edge.example.net": _NORTH,
     "downloads.example.com": _SOUTH,
     "mirror.downloads.example.com": _SOUTH,
+    "files.downloads.example.com": _SOUTH,
     "telemetry.downloads.example.com": _EVIL,
     # Innocent ones below the wildcard.
     "*.cdn.example.org": _NORTH,
     "six.cdn.example.org": Entry(aaaa=(NORTH6,)),
-    "many.cdn.example.org": Entry(a=MANY),
+    "many.cdn.example.org": Entry(cname=_LONG),
+    _LONG: Entry(a=MANY),
     # Traps below the wildcard.
     "private.cdn.example.org": Entry(a=("10.20.0.5",)),
     "metadata.cdn.example.org": Entry(a=(METADATA4,)),

@@ -32,6 +32,19 @@ def connection(received: int, sent: int, local: str = "203.0.113.10:443") -> dic
     return {"ev": "close", "local": local, "received": received, "sent": sent}
 
 
+def test_a_cut_flow_is_compared_with_the_kernel_too() -> None:
+    cut = closed(1, 100, 2000, close_reason="lease.revoked", kernel_in=1999)
+    assert len(demo_audit.against_kernel(demo_audit.flows([opened(1), cut]))["differ"]) == 1
+
+
+def test_a_rewritten_request_differs_on_the_clients_side_only() -> None:
+    plain = dataclasses.replace(opened(1), name_source="http")
+    fine = closed(1, 100, 2000, client_kernel_out=140)
+    assert demo_audit.against_kernel(demo_audit.flows([plain, fine]))["differ"] == []
+    wrong = dataclasses.replace(fine, kernel_out=140)
+    assert demo_audit.against_kernel(demo_audit.flows([plain, wrong]))["differ"]
+
+
 def test_equal_counts_are_equal() -> None:
     found = demo_audit.flows([opened(1), closed(1, 100, 2000)])
     assert demo_audit.against_kernel(found)["differ"] == []
