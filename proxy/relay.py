@@ -213,8 +213,8 @@ class _Direction:
     def _finish(self) -> None:
         self._release()
         if not self.shut:
-            self.shut = True
             self.sink.shutdown(socket.SHUT_WR)
+            self.shut = True  # only now: a reset peer gets no FIN, and the kernel counts none
 
     def _release(self) -> None:
         if self.pipe is not None and not self.held:
