@@ -1,0 +1,165 @@
+"""The warden's own life: killed while jobs run, started again, stopped, and what is left after it."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from tests.support.warden_rig import UID_BASE, WardenRig, children_of, mounts_below
+
+from exeat.sandbox.launcher import Places, Runtime
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = pytest.mark.root
+
+
+@pytest.fixture
+def rig() -> Iterator[WardenRig]:
+    with WardenRig() as made:
+        yield made
+
+
+def held_job(rig: WardenRig, name: str, script: str = "read code; exit $code") -> int:
+    """A job that ends when its standard input says how; the write end."""
+    rig.call("jail.create", jail=name).close()
+    read, write = os.pipe()
+    with open(os.devnull, "r+b") as null:
+        started = rig.start_job(name, ["sh", "-c", script], (read, null.fileno(), null.fileno()))
+    os.close(read)
+    assert started["ok"], started.message
+    return write
+
+
+def test_jobs_outlive_the_warden_and_their_codes_are_delivered(rig: WardenRig) -> None:
+    ends_before, ends_between, ends_after = (held_job(rig, name) for name in ("before", "between", "after"))
+    os.write(ends_before, b"3\n")
+    assert rig.call("job.wait", job="before")["code"] == 3
+    watched = os.pidfd_open(int((rig.run / "jobs" / "between" / "launcher").read_text()))
+
+    assert rig.stop(signal.SIGKILL) == -signal.SIGKILL
+    os.write(ends_between, b"4\n")
+    assert select.select([watched], [], [], 10)[0], "the launcher goes on without a warden"
+    rig.start()
+
+    rows = {row["job"]: row for row in rig.call("job.list")["jobs"]}
+    assert rows["before"] == {"job": "before", "running": False, "code": 3}
+    assert rows["after"] == {"job": "after", "running": True, "code": None}
+    assert rig.call("job.wait", job="between")["code"] == 4
+    os.write(ends_after, b"5\n")
+    assert rig.call("job.wait", job="after")["code"] == 5
+    assert set(rig.call("jail.list")["jails"]) == {"before", "between", "after"}
+    for fd in (ends_before, ends_between, ends_after, watched):
+        os.close(fd)
+
+
+def test_an_adopted_job_can_be_killed_and_its_jail_gets_new_sockets(rig: WardenRig) -> None:
+    end = held_job(rig, "adopted")
+    rig.stop(signal.SIGKILL)
+    rig.start()
+    again = rig.call("jail.sockets", jail="adopted")
+    assert len(again.fds) == len(again["sockets"]) == 9
+    again.close()
+    assert rig.call("job.kill", job="adopted")["ok"]
+    assert rig.call("job.wait", job="adopted")["code"] == 137
+    # Its user is still taken until it is removed.
+    other = held_job(rig, "other")
+    assert {(rig.work / name).stat().st_uid for name in ("adopted", "other")} == {UID_BASE, UID_BASE + 1}
+    os.close(end)
+    os.close(other)
+
+
+def test_a_job_whose_launcher_was_killed_is_ended(rig: WardenRig) -> None:
+    end = held_job(rig, "lost", "sleep 86399")
+    os.kill(int((rig.run / "jobs" / "lost" / "launcher").read_text()), signal.SIGKILL)
+    assert rig.call("job.wait", job="lost")["code"] == 137
+    assert not running("sleep 86399")
+    os.close(end)
+
+
+def test_a_job_that_lost_both_warden_and_launcher_is_ended_by_the_next_warden(rig: WardenRig) -> None:
+    end = held_job(rig, "lost", "sleep 86398")
+    launcher = int((rig.run / "jobs" / "lost" / "launcher").read_text())
+    rig.stop(signal.SIGKILL)
+    os.kill(launcher, signal.SIGKILL)
+    assert running("sleep 86398")
+    rig.start()
+    assert rig.call("job.wait", job="lost")["code"] == 137
+    assert not running("sleep 86398")
+    os.close(end)
+
+
+def test_half_made_things_are_cleaned_up(rig: WardenRig) -> None:
+    """What a warden leaves that was killed between two system calls."""
+    rig.stop(signal.SIGKILL)
+    (rig.run / "netns" / "half").touch()  # not mounted yet
+    (rig.run / "jails" / "half").mkdir()
+    (rig.run / "jobs" / "half").mkdir()
+    (rig.run / "jobs" / "half" / "launcher").write_text(str(os.getpid()))  # a reused process id: ours
+    (rig.run / "mounts" / "half.0").mkdir()
+    rig.start()
+    assert rig.call("jail.list")["jails"] == []
+    assert rig.call("job.list")["jobs"] == [{"job": "half", "running": False, "code": 137}]
+    assert rig.call("job.remove", job="half")["ok"]
+    assert os.listdir(rig.run / "mounts") == []
+    assert rig.run_job("half", ["true"]).code == 0
+
+
+def test_a_late_launcher_does_not_start_a_job_that_was_given_up(rig: WardenRig) -> None:
+    """The next warden claims `launcher` exclusively; one that comes later must find it taken."""
+    rig.stop(signal.SIGKILL)
+    (rig.run / "jobs" / "late").mkdir()
+    rig.start()
+    assert (rig.run / "jobs" / "late" / "launcher").exists()
+    command = Runtime("/bin/echo", Places(rig.run, rig.work), "", limits=True).run("late")
+    with open(rig.base / "said", "wb") as said:
+        assert subprocess.run(command, stdout=said, stderr=said, check=False).returncode != 0
+    assert (rig.run / "jobs" / "late" / "exit").read_text() == "137"
+
+
+def test_a_stopped_warden_leaves_nothing(rig: WardenRig) -> None:
+    before = everything(rig)
+    share = rig.base / "share" / "in"
+    share.mkdir()
+    ends = [held_job(rig, "one"), held_job(rig, "two", "trap '' TERM; sleep 86397 & sleep 86396")]
+    rig.call("jail.create", jail="empty").close()
+    rig.run_job("done", ["sh", "-c", "echo x >left"], mounts=[{"path": str(share), "mode": "ro"}])
+    assert len(mounts_below(rig.base)) == 3  # the jails
+    assert rig.stop(signal.SIGTERM) == 0
+    assert everything(rig) == before
+    assert not rig.run.exists()
+    assert os.listdir(rig.work) == []
+    assert share.exists()
+    for fd in ends:
+        os.close(fd)
+    rig.start()
+    assert rig.call("job.list")["jobs"] == rig.call("jail.list")["jails"] == []
+
+
+def test_a_waiting_client_hears_of_the_end(rig: WardenRig) -> None:
+    end = held_job(rig, "waits")
+    channel = rig.connect()
+    channel.send({"id": 7, "verb": "job.wait", "job": "waits"})
+    rig.call("jail.list")  # one turn of the loop later the wait has been read
+    rig.stop(signal.SIGTERM)
+    message, _ = channel.next()
+    assert (message["id"], message["code"]) == (7, 137)
+    channel.close()
+    os.close(end)
+
+
+def running(text: str) -> bool:
+    return subprocess.run(["pgrep", "-f", text], capture_output=True, check=False).returncode == 0
+
+
+def everything(rig: WardenRig) -> tuple[object, ...]:
+    """What a warden could leave on the machine: mounts, processes, cgroups, namespaces' mounts."""
+    cgroups = sorted(str(path) for path in Path("/sys/fs/cgroup").glob("*/exeat-*"))
+    processes = [line for line in children_of(rig.base) if "WardenSettings" not in line]
+    return mounts_below(rig.base), processes, cgroups
