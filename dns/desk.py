@@ -10,7 +10,7 @@ import socket
 import sys
 from typing import TYPE_CHECKING, Any
 
-from exeat.dns.journal import Journal, Lookup
+from exeat.dns.journal import Journal, Lookup, Sight
 from exeat.dns.judge import Asker, Judge
 from exeat.dns.vet import Status
 from exeat.ledger.ipc import Channel, IpcError, Message, listen, peer_uid
@@ -159,15 +159,15 @@ class Client:
     def _note(
         self, ident: int, asker: Asker, host: str, decision: Decision, then: Callable[[], None]
     ) -> None:
-        def done(durable: bool) -> None:
-            if durable:
+        def done(sight: Sight | None) -> None:
+            if sight is not None:
                 then()
             else:
                 self._refuse(ident, "dns.unavailable", "the lookup cannot be recorded")
 
         journal = self._desk.journal
         if not journal.ready:
-            done(False)
+            done(None)
             return
         binding = self._desk.judge.binding(asker.subject)
         journal.note(Lookup.of(asker.subject, host, decision, "proxy", binding), done)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from exeat.ledger.reactor import Reactor
     from exeat.policy.model import Decision, Subject
 
-    Done = Callable[[bool], None]
+    Done = Callable[["Sight | None"], None]
 
 FLUSH_S = 1.0
 MAX_SIGHTS = 2048  # remembered per job; an older one is flushed and would be a first sight again
@@ -86,8 +86,8 @@ class Journal:
     def known(self, lookup: Lookup) -> bool:
         return lookup in self._sights.get(lookup.subject, ())
 
-    def note(self, lookup: Lookup, done: Done) -> Sight:
-        """Record one lookup; `done(True)` once evidence of its kind is durable, else `done(False)`.
+    def note(self, lookup: Lookup, done: Done) -> None:
+        """Record one lookup; `done(sight)` once evidence of its kind is durable, else `done(None)`.
 
         `done` may be called from in here, when the same lookup has been seen before.
         """
@@ -102,11 +102,10 @@ class Journal:
             sight.waiters.append(done)
         elif sight.durable:
             self.count(sight)
-            done(True)
+            done(sight)
         else:
             self.count(sight)
             sight.waiters.append(done)
-        return sight
 
     def count(self, sight: Sight) -> None:
         """One more lookup like this one."""
@@ -138,7 +137,7 @@ class Journal:
                 del table[sight.lookup]
         waiters, sight.waiters = sight.waiters, []
         for done in waiters:
-            done(sight.durable)
+            done(sight if sight.durable else None)
 
     def _tick(self) -> None:
         self._reactor.call_later(FLUSH_S, self._tick)

@@ -90,14 +90,14 @@ class Judge:
         A target need not be allowed (a CDN's name differs from the leased one), but it must not be
         denied; all addresses are judged as the asked name's.
         """
-        decision = self.admit(asker, host)
+        decision = self._ask(asker, host, addresses)
         if not decision.allowed:
             return decision
         for target in targets:
             refusal = self._target(asker, target)
             if refusal is not None:
                 return refusal
-        return self._ask(asker, host, addresses) if addresses else decision
+        return decision
 
     def _target(self, asker: Asker, target: bytes) -> Decision | None:
         try:

@@ -75,14 +75,14 @@ class Resolver:
 
     def find(self, asker: Asker, host: str, qtype: int, done: Done) -> None:
         """Addresses of one type (A or AAAA). `done` may be called from in here."""
-        decision = self._judge.admit(asker, host)
-        if not decision.allowed:
-            done(_refused(decision))
-            return
         key = self._key(asker, host, qtype)
         chain = self._cached(key)
         if chain is not None:
             done(self._judged(asker, host, chain))
+            return
+        decision = self._judge.admit(asker, host)
+        if not decision.allowed:
+            done(_refused(decision))
             return
         name, epoch = wire_name(host), self._epoch
 

@@ -232,13 +232,14 @@ class _Turn:
         return ruling.rcode is None and not cached(asker, ruling.host, self._query.qtype)
 
     def _note(self, lookup: Lookup, then: Callable[[], None]) -> None:
-        def done(durable: bool) -> None:
-            if durable:
+        def done(sight: Sight | None) -> None:
+            self._sight = sight
+            if sight is not None:
                 then()
             else:
                 self._end(self.not_ready())
 
-        self._sight = self._responder._journal.note(lookup, done)
+        self._responder._journal.note(lookup, done)
 
     def _found(self, finding: Finding) -> None:
         if finding.refused:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from exeat.dns import journal as module
-from exeat.dns.journal import Journal, Lookup
+from exeat.dns.journal import Journal, Lookup, Sight
 from exeat.dns.judge import Binding
 from exeat.dns.limits import TokenBucket
 from exeat.ledger.records import Kind, decode
@@ -79,40 +79,50 @@ def lookup(host: str = "a.test", subject: Subject = SUBJECT, rule: str = "r") ->
     return Lookup.of(subject, host, decision, "dns", Binding("ab" * 32, "allowlist"))
 
 
+def first_sight(journal: Journal, ledger: Ledger, wanted: Lookup) -> Sight:
+    """The sight of `wanted`, once it is durable."""
+    seen: list[Sight | None] = []
+    journal.note(wanted, seen.append)
+    ledger.settle()
+    assert seen[0] is not None
+    return seen[0]
+
+
 def total(ledger: Ledger) -> int:
     return sum(record.count for record in ledger.records)
 
 
 def test_nothing_happens_before_the_first_sight_is_durable(journal: Journal, ledger: Ledger) -> None:
-    done: list[bool] = []
+    done: list[Sight | None] = []
     for _ in range(3):
         journal.note(lookup(), done.append)
     assert done == []
     assert len(ledger.asked) == 1
     ledger.settle()
-    assert done == [True] * 3
+    assert len(done) == 3
+    assert None not in done
     (record,) = ledger.records
     assert (record.kind, record.count, record.decision, record.rule_id) == (Kind.DNS, 1, "allow", "r")
 
 
 def test_what_could_not_be_recorded_is_not_counted(journal: Journal, loop: Loop, ledger: Ledger) -> None:
-    done: list[bool] = []
+    done: list[Sight | None] = []
     for _ in range(3):
         journal.note(lookup(), done.append)
     ledger.settle(durable=False)
-    assert done == [False] * 3
+    assert done == [None] * 3
     assert not journal.known(lookup())
     loop.turn()
     assert ledger.asked == []
 
 
 def test_counts_are_flushed_each_second(journal: Journal, loop: Loop, ledger: Ledger) -> None:
-    done: list[bool] = []
+    done: list[Sight | None] = []
     journal.note(lookup(), done.append)
     ledger.settle()
     for _ in range(99):
         journal.note(lookup(), done.append)
-    assert done == [True] * 100
+    assert len(done) == 100
     loop.turn()
     ledger.settle()
     assert [record.count for record in ledger.records] == [1, 99]
@@ -121,8 +131,7 @@ def test_counts_are_flushed_each_second(journal: Journal, loop: Loop, ledger: Le
 
 
 def test_a_failed_flush_is_made_again(journal: Journal, loop: Loop, ledger: Ledger) -> None:
-    sight = journal.note(lookup(), lambda _: None)
-    ledger.settle()
+    sight = first_sight(journal, ledger, lookup())
     journal.count(sight)
     loop.turn()
     journal.count(sight)
@@ -138,8 +147,7 @@ def test_a_failed_flush_is_made_again(journal: Journal, loop: Loop, ledger: Ledg
 
 def test_a_new_generation_takes_none_of_the_old_counts(journal: Journal, loop: Loop, ledger: Ledger) -> None:
     journal.turn(4)
-    sight = journal.note(lookup(), lambda _: None)
-    ledger.settle()
+    sight = first_sight(journal, ledger, lookup())
     journal.count(sight)
     journal.turn(5)
     journal.count(sight)
@@ -169,8 +177,7 @@ def test_the_memory_is_bounded_and_loses_no_count(
 def test_large_flushes_are_cut_into_datagrams(journal: Journal, loop: Loop, ledger: Ledger) -> None:
     long = "x" * 60 + "." + "y" * 60 + "." + "z" * 60
     for number in range(1000):
-        sight = journal.note(lookup(f"h{number}.{long}", rule="r" * 128), lambda _: None)
-        ledger.settle()
+        sight = first_sight(journal, ledger, lookup(f"h{number}.{long}", rule="r" * 128))
         journal.count(sight)
     loop.turn()
     assert len(ledger.asked) > 1
@@ -180,10 +187,13 @@ def test_large_flushes_are_cut_into_datagrams(journal: Journal, loop: Loop, ledg
 
 def test_a_jail_is_gone_when_all_of_it_is_durable(journal: Journal, loop: Loop, ledger: Ledger) -> None:
     gone: list[str] = []
-    sight = journal.note(lookup(), lambda _: None)
+    seen: list[Sight | None] = []
+    journal.note(lookup(), seen.append)
     journal.forget("j", lambda: gone.append("first"))
     assert gone == []  # the first sight itself is on its way
     ledger.settle()
+    (sight,) = seen
+    assert sight is not None
     journal.count(sight)
     loop.turn()
     assert gone == []
@@ -203,10 +213,10 @@ def test_a_jail_is_gone_when_all_of_it_is_durable(journal: Journal, loop: Loop, 
 def test_a_subject_that_no_record_can_hold_is_refused(
     journal: Journal, loop: Loop, ledger: Ledger, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    done: list[bool] = []
+    done: list[Sight | None] = []
     journal.note(lookup(subject=SUBJECT._replace(project="x\ny")), done.append)
     loop.turn()
-    assert done == [False]
+    assert done == [None]
     assert ledger.asked == []
     assert "forbidden character" in capsys.readouterr().err
 
