@@ -24,6 +24,7 @@ from exeat.appliance.lab.demo_report import Report
 from exeat.appliance.lab.running import Failed, Running, command, wait_until
 from exeat.ledger.reader import read_records
 from exeat.ledger.records import Kind
+from exeat.policy.reasons import short_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -52,6 +53,15 @@ def run(lab: Lab, *, as_json: bool, keep: bool) -> int:
         if not keep:
             demo.step("down", "take everything down", demo.take_down)
     return demo.report.finish(hint="" if keep else f"logs and evidence: {demo.kept}" if demo.kept else "")
+
+
+def _why(attempt: demo_job.Attempt, opened: str) -> str:
+    if attempt.want == demo_job.ALLOWED:
+        return opened
+    if attempt.reason == demo_job.NO_ROUTE:
+        return "the jail has no way there"
+    text = short_text(attempt.reason)
+    return f"{text} [{attempt.reason}]" if text != attempt.reason else f"[{attempt.reason}]"
 
 
 @dataclass
@@ -132,7 +142,7 @@ class Demo:
         attempt = demo_job.ATTEMPTS[line["n"]]
         opened, codes = demo_audit.verdicts(records, attempt.host, attempt.port)
         if attempt.want == demo_job.ALLOWED:
-            fits = line["reached"] and opened
+            fits = bool(line["reached"] and opened)
         elif attempt.reason == demo_job.NO_ROUTE:
             # The kernel's refusal: nothing came to the gateway, so it must have nothing on record.
             fits = not line["reached"] and not opened
@@ -140,8 +150,8 @@ class Demo:
             fits = not line["reached"] and attempt.reason in codes
         return {
             "client": attempt.client, "what": attempt.what, "want": attempt.want, "reached": line["reached"],
-            "reason": attempt.reason, "recorded": sorted(set(codes)), "said": line["said"], "ms": line["ms"],
-            "ok": fits,
+            "reason": attempt.reason, "why": _why(attempt, opened), "recorded": sorted(set(codes)),
+            "said": line["said"], "ms": line["ms"], "ok": fits,
         }  # fmt: skip
 
     def lease(self) -> Result:

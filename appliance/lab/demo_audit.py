@@ -14,7 +14,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from exeat.ledger.records import Kind, Record
+from exeat.ledger.records import Dest, Kind, Record
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -150,21 +150,31 @@ def _holds(flow: Flow, event: Event) -> bool:
     return bool(event["received"] <= flow.reserved and flow.into <= event["sent"])
 
 
-def verdicts(records: Iterable[Record], host: str, port: int) -> tuple[bool, list[str]]:
-    """Was a flow to `host`:`port` opened, and with which codes was one refused. Port 0: lookups."""
-    opened = False
+def verdicts(records: Iterable[Record], host: str, port: int) -> tuple[str, list[str]]:
+    """By which rule or lease was `host`:`port` let through ("" when it was not), and the codes of
+    its refusals. Port 0: lookups.
+
+    Without a host: refusals of what named no host that anyone could have meant.
+    """
+    opened = ""
     codes: list[str] = []
     for record in records:
-        dest = record.dest
-        if dest is None or dest.host != host:
+        dest = record.dest or Dest()
+        if dest.host != host:
             continue
-        if port == 0 and record.kind is Kind.DNS:
-            opened |= record.decision == "allow"
+        if host and port == 0 and record.kind is Kind.DNS:
+            opened = opened or _by(record) * (record.decision == "allow")
             codes += [record.reason_code] * (record.decision != "allow")
-        elif port and dest.port == port and record.kind in (Kind.OPEN, Kind.DENY):
-            opened |= record.kind is Kind.OPEN
+        elif dest.port == port and record.kind in (Kind.OPEN, Kind.DENY):
+            opened = opened or _by(record) * (record.kind is Kind.OPEN)
             codes += [record.reason_code] * (record.kind is Kind.DENY)
     return opened, codes
+
+
+def _by(record: Record) -> str:
+    if record.lease_id:
+        return f"lease {record.lease_id}"
+    return f"rule {record.rule_id}" if record.rule_id else record.reason_code
 
 
 def lookups(events: Iterable[Event]) -> Counter[str]:

@@ -103,6 +103,24 @@ def _direct(address: str) -> Attempt:
     return Attempt("curl", f"http://{address}/ without the proxy", address, 80, REFUSED, NO_ROUTE, command)
 
 
+def _raw(what: str, reason: str, *parts: str, host: str = "", port: int = 0) -> Attempt:
+    """Bytes no honest client sends, to the proxy's port. Without a host the gateway saw none either."""
+    return Attempt("raw bytes", what, host, port, REFUSED, reason, ("python3", "-I", "-c", _RAW, *parts))
+
+
+def _connect(target: str) -> str:
+    return f"CONNECT {target} HTTP/1.1\\r\\nHost: index.example.org\\r\\n\\r\\n"
+
+
+_RAW = """
+import socket, sys
+with socket.create_connection(("127.0.0.1", 3128), 5) as sock:
+    for part in sys.argv[1:]:
+        sock.sendall(part.encode().decode("unicode_escape").encode("latin-1"))
+        answer = sock.recv(400)
+print(answer.split(bytes([13, 10]))[0].decode("latin-1") or "closed")
+raise SystemExit(not answer.startswith(b"HTTP/1.1 200"))
+"""
 _UDP = "import socket, sys; socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'x', (sys.argv[1], 53))"
 
 ATTEMPTS = (
@@ -120,6 +138,7 @@ ATTEMPTS = (
     _curl("pages.cdn.example.org", "/bytes/8000000", ALLOWED, "", "--proxy", "socks5h://127.0.0.1:3128",
           client="curl socks5h"),
     _lookup("index.example.org", ALLOWED),
+    _curl("flip.cdn.example.org", "/", ALLOWED, what="https://flip.cdn.example.org/ (flips to metadata)"),
     # What a person has to approve.
     _curl("files.downloads.example.com", "/bytes/1000", ASKED, "rule.ask"),
     _requests("mirror.downloads.example.com", "/bytes/1000", ASKED, "rule.ask"),
@@ -144,6 +163,23 @@ ATTEMPTS = (
           what="https://loopback.cdn.example.org/ (127.0.0.1)"),
     _curl("nat64.cdn.example.org", "/", REFUSED, "meta.metadata",
           what="https://nat64.cdn.example.org/ (64:ff9b::a9fe:a9fe)"),
+    _curl("mixed.cdn.example.org", "/", REFUSED, "rule.deny",
+          what="https://mixed.cdn.example.org/ (a good one and 10.20.0.5)"),
+    _curl("alias.cdn.example.org", "/", REFUSED, "rule.deny",
+          what="https://alias.cdn.example.org/ (an alias of paste)"),
+    # By bytes that mean one thing to a checker and another to a resolver.
+    _raw("evil.example.net\\0.cdn.example.org", "http.line_ending",
+         _connect("evil.example.net\\x00.cdn.example.org:443")),
+    _raw("index.example.org@evil.example.net:443", "malformed.host",
+         _connect("index.example.org@evil.example.net:443")),
+    _raw("a full-width letter in the name", "malformed.host",
+         _connect("\\xef\\xbd\\x89ndex.example.org:443")),
+    _raw("2852039166:80 (169.254.169.254 as a number)", "malformed.legacy_ip", _connect("2852039166:80")),
+    _raw("index.example.org:65979 (443 to some)", "malformed.port", _connect("index.example.org:65979")),
+    _raw("SOCKS 4 to evil.example.net", "socks.version",
+         "\\x04\\x01\\x00\\x50\\x00\\x00\\x00\\x01x\\x00evil.example.net\\x00"),
+    _raw("plain HTTP in a tunnel to index.example.org:443", "tls.not_tls", _connect("index.example.org:443"),
+         "GET / HTTP/1.1\\r\\nHost: evil.example.net\\r\\n\\r\\n", host="index.example.org", port=443),
     # Round the proxy.
     _direct("203.0.113.10"),
     _direct("[2001:db8:0:1::10]"),

@@ -111,6 +111,6 @@ def _table(rows: list[dict[str, Any]]) -> list[str]:
         )
         seen = row["want"] if row["ok"] else ("reached" if row["reached"] else "refused")
         lines.append(
-            f"       {seen:<8} {row['client']:<{client}}  {row['what'][:what]:<{what}}  {row['reason']}{mark}"
+            f"       {seen:<8} {row['client']:<{client}}  {row['what'][:what]:<{what}}  {row['why']}{mark}"
         )
     return [*lines, ""]

@@ -192,7 +192,7 @@ def test_git_clones_over_plain_file_serving(lab: plan.Lab, tmp_path: Path) -> No
         lab, "unshare", "--mount", "sh", "-c", 'mount --bind "$1" /etc/hosts && exec git clone -q "$2" "$3"',
         "sh", str(_hosts(tmp_path)), f"https://git.example.org/git/{content.REPOSITORY}.git", str(target),
         # Without a name of its own git would ask the network for this machine's.
-        env={"GIT_SSL_CAINFO": str(lab.ca), "GIT_COMMITTER_NAME": "t", "GIT_COMMITTER_EMAIL": "t@example.org"},
+        env={"GIT_SSL_CAINFO": str(lab.ca), "GIT_COMMITTER_NAME": "t", "GIT_COMMITTER_EMAIL": "t@t.example"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "Field notes" in (target / "README.md").read_text()

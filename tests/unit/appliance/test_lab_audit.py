@@ -121,11 +121,15 @@ def test_verdicts_tell_flows_from_lookups() -> None:
         ),
     ]
     assert [decode(encode(record)) for record in records] == records
-    assert demo_audit.verdicts(records, "index.example.org", 443) == (True, [])
-    assert demo_audit.verdicts(records, "index.example.org", 0) == (True, [])
-    assert demo_audit.verdicts(records, "paste.example.net", 443) == (False, ["rule.deny"])
-    assert demo_audit.verdicts(records, "paste.example.net", 0) == (False, ["rule.deny"])
-    assert demo_audit.verdicts(records, "index.example.org", 8443) == (False, [])
+    assert demo_audit.verdicts(records, "index.example.org", 443) == ("rule.allow", [])
+    assert demo_audit.verdicts(records, "index.example.org", 0) == ("rule.allow", [])
+    assert demo_audit.verdicts(records, "paste.example.net", 443) == ("", ["rule.deny"])
+    assert demo_audit.verdicts(records, "paste.example.net", 0) == ("", ["rule.deny"])
+    by_lease = dataclasses.replace(opened(1), rule_id="downloads", lease_id="crawler/run/1")
+    assert demo_audit.verdicts([by_lease], "index.example.org", 443) == ("lease crawler/run/1", [])
+    nowhere = Record(Kind.DENY, decision="deny", reason_code="malformed.host")
+    assert demo_audit.verdicts([*records, nowhere], "", 0) == ("", ["malformed.host"])
+    assert demo_audit.verdicts(records, "index.example.org", 8443) == ("", [])
 
 
 def test_a_leak_is_the_name_or_anything_below_it() -> None:
