@@ -125,6 +125,8 @@ class Rig:
         """Take the guard's hub connection; its hello."""
         sock, _ = self._listener.accept()
         sock.settimeout(10)
+        if self.hub is not None:
+            self.hub.close()
         self.hub = Channel(sock)
         hello, _ = self.hub.next()
         return hello
@@ -164,21 +166,25 @@ class Rig:
         udp.bind(("127.0.0.1", 0))
         spare = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         ports = Ports(udp.getsockname(), tcp.getsockname())
+        self.add_jail(name, project, {"dnsu4": udp, "dnst4": tcp, "proxy4": spare})
+        return ports
+
+    def add_jail(self, name: str, project: str, sockets: dict[str, socket.socket]) -> None:
+        """Hand over a jail's sockets (and close them here)."""
         subject = subject_of(name, project)
         self.send(
             {
                 "t": "jail.add",
                 "jail": name,
                 "subject": subject._asdict(),
-                "sockets": ["dnsu4", "dnst4", "proxy4"],
+                "sockets": list(sockets),
                 "hold_ms": 1,
             },
-            (udp.fileno(), tcp.fileno(), spare.fileno()),
+            tuple(sock.fileno() for sock in sockets.values()),
         )
-        for sock in (udp, tcp, spare):
+        for sock in sockets.values():
             sock.close()
         self.sync()
-        return ports
 
     def resolve(self, host: str, project: str = "p", job: str = "j", **more: Any) -> dict[str, Any]:
         """Ask as the proxy does."""
@@ -206,10 +212,13 @@ class Rig:
             threading.Event().wait(0.01)
         raise AssertionError(f"never came: {records}")
 
-    def close(self) -> None:
+    def close_control(self) -> None:
         self._listener.close()
         if self.hub is not None:
             self.hub.close()
+
+    def close(self) -> None:
+        self.close_control()
         while self.guard.connected:
             threading.Event().wait(0.001)
         self.loop.stop(self.guard.close)
