@@ -312,10 +312,17 @@ def _edge_ports(policy: CompiledPolicy, host: str, overlay: Overlay) -> list[int
     except MalformedError:
         return []
     starts = {1, *policy.document.knobs.public_ports}
-    for port in (*DNS_PORTS, *(port for _, port in policy.meta.control)):
-        starts |= {port, port + 1}
     for index in (policy.rules, policy.ceiling, overlay.leases):
         for entry in index.covering(target) if index is not None else ():
             ranges = [entry.ports, *(scope.ports or () for scope in entry.item.except_)]
             starts |= {edge for ports in ranges for low, high in ports for edge in (low, high + 1)}
-    return sorted(port for port in starts if 1 <= port <= 65535)
+    # A port that a meta rule takes out of a range must not stand for the rest of it.
+    closed = DNS_PORTS | {port for _, port in policy.meta.control}
+    starts |= {_first_open(start, closed) for start in starts}
+    return sorted(port for port in starts - DNS_PORTS if port <= 65535)
+
+
+def _first_open(port: int, closed: frozenset[int]) -> int:
+    while port in closed:
+        port += 1
+    return port

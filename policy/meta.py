@@ -30,6 +30,9 @@ METADATA_NAMES = (
 )
 _LOCAL = frozenset({AddressClass.LOOPBACK, AddressClass.UNSPECIFIED})
 _SPECIAL = frozenset({AddressClass.LINK_LOCAL, AddressClass.MULTICAST, AddressClass.RESERVED})
+# Of an IPv4 address inside IPv6 only these count here. Where a translator's format is ambiguous the
+# other readings come out as 0.0.0.x or 255.x; such an address is refused anyway, for not being public.
+_INSIDE = frozenset({AddressClass.LOOPBACK, AddressClass.LINK_LOCAL, AddressClass.MULTICAST})
 
 
 def judged(addresses: Iterable[Address]) -> tuple[Address, ...]:
@@ -86,8 +89,11 @@ class MetaRules:
         host = request.host
         if isinstance(host, str) and _under(host, LOOPBACK_NAMES):
             return "meta.loopback"
-        addresses = judged(addresses_of(request))
-        classes = {self.classify(address) for address in addresses}
+        dialled = addresses_of(request)
+        addresses = judged(dialled)
+        classes = {self.classify(address) for address in dialled}
+        if len(addresses) > len(dialled):
+            classes |= {self.classify(address) for address in addresses} & _INSIDE
         if classes & _LOCAL or any(address in self.host_local for address in addresses):
             return "meta.loopback"
         if any(map(is_metadata, addresses)) or (isinstance(host, str) and _under(host, METADATA_NAMES)):
