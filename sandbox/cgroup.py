@@ -39,3 +39,9 @@ def layout(mountinfo: str, controllers: str) -> Layout:
 
 def _writable(mount: tuple[str, str]) -> bool:
     return "rw" in mount[1].split(",")
+
+
+def oom_kills(vmstat: str) -> int:
+    """How many processes the kernel has killed for want of memory since boot, from /proc/vmstat."""
+    counters = dict(line.split(" ", 1) for line in vmstat.splitlines() if " " in line)
+    return int(counters.get("oom_kill", "0"))

@@ -1,13 +1,12 @@
 """Jobs: one crun container each, under a launcher that outlives the warden.
 
-Privileged code. All that must survive the warden lies in RUN/warden/jobs/<job>/: `config.json`
-(which holds the uid), `launcher` and `pid` (process ids), `exit` (the code, written last).
+Privileged code. All that must survive the warden lies in RUN/warden/jobs/<job>/: `uid`,
+`launcher` and `pid` (process ids), and `exit` (the code, written last).
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import resource
 import signal
@@ -26,11 +25,11 @@ if TYPE_CHECKING:
 
     from exeat.sandbox.spec import JobSpec, Limits
 
-    Answer = Callable[[dict[str, Any] | SpecError], None]
-
 START_S: Final = 20.0
 KILLED: Final = 128 + signal.SIGKILL  # also the code of a job whose launcher vanished
 _ENV: Final = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
+_VMSTAT, _MOUNTS = Path("/proc/vmstat"), Path("/proc/self/mountinfo")
+_CONTROLLERS: Final = Path("/sys/fs/cgroup/cgroup.controllers")
 
 
 @dataclass
@@ -43,48 +42,61 @@ class Job:
     killed: bool = False
     code: int | None = None
     oom: bool = False
-    oom_kills: int = 0  # of the whole machine, when the job began
+    oom_kills: int = field(default_factory=lambda: cgroup.oom_kills(_VMSTAT.read_text()))
     waiters: list[Callable[[], None]] = field(default_factory=list)
+
+    def kill(self) -> None:
+        """SIGKILL to the container's first process, with which its pid namespace ends."""
+        self.killed = True  # one that is still starting is killed as soon as it has a first process
+        if self.init >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self.init, signal.SIGKILL)
+
+    def when_ended(self, call: Callable[[], None]) -> None:
+        """Call once the job has ended; at once if it has."""
+        if self.code is None:
+            self.waiters.append(call)
+        else:
+            call()
+
+    def row(self) -> dict[str, Any]:
+        return {"job": self.name, "running": self.code is None, "code": self.code}
 
 
 class Jobs:
     def __init__(self, places: Places, runtime: str, limits: Limits, reactor: Reactor) -> None:
         self.all: dict[str, Job] = {}
         self._places, self._limits, self._reactor = places, limits, reactor
-        unified = Path("/sys/fs/cgroup/cgroup.controllers")
-        controllers = unified.read_text() if unified.exists() else ""
-        layout = cgroup.layout(Path("/proc/self/mountinfo").read_text(), controllers)
+        controllers = _CONTROLLERS.read_text() if _CONTROLLERS.exists() else ""
+        layout = cgroup.layout(_MOUNTS.read_text(), controllers)
         self._runtime = Runtime(runtime, places, layout.mask, layout.limits)
         links = oci.merged_links(path.name for path in Path("/").iterdir() if path.is_symlink())
-        etc = tuple(path for path in oci.HOST_ETC if os.path.exists(path))
+        etc = tuple(filter(os.path.exists, oci.HOST_ETC))
         max_files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         self._host = oci.Host(os.uname().machine, links, etc, layout.limits, max_files)
 
-    def start(self, spec: JobSpec, uid: int, fds: list[int], answer: Answer) -> None:
-        """Start a job in its jail; `answer` gets pid and work folder, or why not."""
+    def start(self, spec: JobSpec, uid: int, fds: list[int], reply: Callable[[dict[str, Any]], None]) -> None:
+        """Start a job in its jail; `reply` gets pid and work folder, or why not."""
         if spec.job in self.all:
             raise SpecError("job.exists", f"job {spec.job} exists")
-        job = self.all[spec.job] = Job(spec.job, uid, oom_kills=_oom_kills())
+        job = self.all[spec.job] = Job(spec.job, uid)
         try:
-            self._prepare(
-                job, oci.plan(spec, uid=uid, host=self._host, limits=self._limits, places=self._places)
-            )
-            stdin, stdout, stderr = fds
+            plan = oci.plan(spec, uid=uid, host=self._host, limits=self._limits, places=self._places)
+            self._prepare(job, plan)
             job.process = subprocess.Popen(
-                self._runtime.run(job.name), env=_ENV, cwd="/", start_new_session=True,
-                stdin=stdin, stdout=stdout, stderr=stderr,
-            )  # fmt: skip
+                self._runtime.run(job.name), -1, None, *fds, env=_ENV, cwd="/", start_new_session=True
+            )
             self._watch(job, os.pidfd_open(job.process.pid))
         except OSError as error:
             self.discard(job)
             raise SpecError("start", str(error)) from error
-        self._await_pid(job, answer, self._reactor.now() + START_S)
+        self._await_pid(job, reply, self._reactor.now() + START_S)
 
     def _prepare(self, job: Job, plan: oci.Plan) -> None:
         folder, output = self._places.job(job.name), self._places.output(job.name)
         root = folder / "rootfs"
         for path in (folder, output, root, *(root / name for name in plan.tree.dirs)):
-            path.mkdir(mode=0o755)
+            path.mkdir()
         os.chown(output, job.uid, job.uid)
         for mount, held in plan.staged:
             netns.bind(mount.path, held, owner=job.uid if mount.writable else None)
@@ -92,26 +104,27 @@ class Jobs:
             (root / name).symlink_to(target)
         for name, text in plan.tree.files:
             (root / name).write_text(text)
+        (folder / "uid").write_text(str(job.uid))
         (folder / "config.json").write_text(plan.config)
 
     def _watch(self, job: Job, launcher: int) -> None:
         job.launcher = launcher
         self._reactor.add(launcher, EPOLLIN, lambda _: self._ended(job))
 
-    def _await_pid(self, job: Job, answer: Answer, deadline: float) -> None:
+    def _await_pid(self, job: Job, reply: Callable[[dict[str, Any]], None], deadline: float) -> None:
         folder = self._places.job(job.name)
         pid = _number(folder / "pid")
         if pid is not None:
             self._started(job, pid)
-            answer({"pid": pid, "work": str(self._places.output(job.name)), "limits": self._runtime.limits})
+            reply({"pid": pid, "work": str(self._places.output(job.name)), "limits": self._runtime.limits})
         elif job.code is not None:
             log = (folder / "log").read_text(errors="replace") if (folder / "log").exists() else ""
             self.discard(job)
-            answer(SpecError("start", log[-500:].strip() or "the container runtime ended without a reason"))
+            reply(SpecError("start", log[-500:].strip() or "the runtime ended without a reason").fields())
         else:
             if self._reactor.now() > deadline:
                 signal.pidfd_send_signal(job.launcher, signal.SIGKILL)
-            self._reactor.call_later(0.001, lambda: self._await_pid(job, answer, deadline))
+            self._reactor.call_later(0.001, lambda: self._await_pid(job, reply, deadline))
 
     def _started(self, job: Job, pid: int) -> None:
         self._unstage(job)
@@ -121,21 +134,7 @@ class Jobs:
             if not os.path.samefile(f"/proc/{pid}/ns/net", self._places.netns(job.name)):
                 job.init = _closed(job.init)
         if job.killed:
-            self.kill(job)
-
-    def kill(self, job: Job) -> None:
-        """SIGKILL to the container's first process, with which its pid namespace ends."""
-        job.killed = True  # one that is still starting is killed as soon as it has a first process
-        if job.init >= 0:
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(job.init, signal.SIGKILL)
-
-    def when_ended(self, job: Job, call: Callable[[], None]) -> None:
-        """Call once the job has ended; at once if it has."""
-        if job.code is None:
-            job.waiters.append(call)
-        else:
-            call()
+            job.kill()
 
     def _ended(self, job: Job) -> None:
         self._reactor.remove(job.launcher)
@@ -149,11 +148,11 @@ class Jobs:
         if _number(end) is None:
             subprocess.run(self._runtime.delete(job.name), env=_ENV, timeout=20, check=False)
             end.write_text(str(KILLED))
-        job.code = _number(end)
-        # The cgroup and its counters are gone with crun, so this is an inference (see docs).
-        job.oom = job.code == KILLED and not job.killed and _oom_kills() > job.oom_kills
+        job.code, job.init = _number(end), _closed(job.init)
+        # The cgroup and its counters went with the runtime, so this is an inference.
+        killed_by_other = job.code == KILLED and not job.killed
+        job.oom = killed_by_other and cgroup.oom_kills(_VMSTAT.read_text()) > job.oom_kills
         self._unstage(job)
-        job.init = _closed(job.init)
         waiters, job.waiters = job.waiters, []
         for waiter in waiters:
             waiter()
@@ -168,7 +167,7 @@ class Jobs:
         """Remove all traces of a job that does not run."""
         self._unstage(job)
         # rm, not shutil.rmtree: a job may leave folders nested deeper than Python recurses.
-        paths = [str(self._places.job(job.name)), str(self._places.output(job.name))]
+        paths = (str(self._places.job(job.name)), str(self._places.output(job.name)))
         subprocess.run(["rm", "-rf", "--one-file-system", "--", *paths], env=_ENV, check=True)
         del self.all[job.name]
 
@@ -176,11 +175,10 @@ class Jobs:
         """Kill every job, wait for the ends (after `seconds` by force), remove all traces."""
         deadline = self._reactor.now() + seconds
         for job in self.all.values():
-            self.kill(job)
-        while running := [job for job in self.all.values() if job.launcher >= 0]:
-            if self._reactor.now() > deadline:
-                for job in running:
-                    signal.pidfd_send_signal(job.launcher, signal.SIGKILL)
+            job.kill()
+        while running := [job.launcher for job in self.all.values() if job.launcher >= 0]:
+            for launcher in running if self._reactor.now() > deadline else ():
+                signal.pidfd_send_signal(launcher, signal.SIGKILL)
             self._reactor.turn(0.05)
         for job in list(self.all.values()):
             self.discard(job)
@@ -188,12 +186,12 @@ class Jobs:
     def adopt(self) -> None:
         """Take back what an earlier warden left: watch what runs, settle what does not."""
         for folder in sorted(self._places.job("").iterdir()):
-            job = self.all[folder.name] = Job(folder.name, _uid(folder), oom_kills=_oom_kills())
-            job.launcher = -1 if (folder / "exit").exists() else _find_launcher(folder)
-            if job.launcher < 0:
+            job = self.all[folder.name] = Job(folder.name, _number(folder / "uid") or 0)
+            launcher = -1 if (folder / "exit").exists() else _find_launcher(folder)
+            if launcher < 0:
                 self._settle(job)
             else:
-                self._watch(job, job.launcher)
+                self._watch(job, launcher)
                 self._await_pid(job, lambda _: None, self._reactor.now() + START_S)
 
 
@@ -210,23 +208,11 @@ def _find_launcher(folder: Path) -> int:
     return -1
 
 
-def _uid(folder: Path) -> int:
-    try:
-        return int(json.loads((folder / "config.json").read_text())["process"]["user"]["uid"])
-    except (OSError, ValueError):
-        return 0  # a half-written job, which never started
-
-
 def _number(path: Path) -> int | None:
     """The decimal number a file of ours holds; None while there is none."""
     with contextlib.suppress(FileNotFoundError, ValueError):
         return int(path.read_text())
     return None
-
-
-def _oom_kills() -> int:
-    counters = dict(line.split() for line in Path("/proc/vmstat").read_text().splitlines())
-    return int(counters.get("oom_kill", 0))
 
 
 def _closed(fd: int) -> int:

@@ -41,9 +41,10 @@ class Places:
     run: Path
     work: Path
 
-    def folders(self) -> tuple[Path, ...]:
-        """Those below `run`, which only root may enter."""
-        return tuple(self.run / name for name in ("netns", "jails", "jobs", "mounts", "crun"))
+    def folders(self) -> list[tuple[Path, int]]:
+        """All of them with their modes, parents first. Below `run` only root may enter."""
+        inner = [self.run / name for name in ("netns", "jails", "jobs", "mounts", "crun")]
+        return [(self.work, 0o711), (self.run, 0o711), *((folder, 0o700) for folder in inner)]
 
     def netns(self, jail: str) -> Path:
         """Where the jail's namespace is mounted; is there exactly as long as the jail."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import NewType
+from typing import Any, NewType
 
 JailName = NewType("JailName", str)
 
@@ -16,6 +16,10 @@ class SpecError(ValueError):
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
         self.code = code
+
+    def fields(self) -> dict[str, Any]:
+        """As a reply (docs/architecture.md)."""
+        return {"ok": False, "error": self.code, "message": str(self)}
 
 
 def parse_name(raw: object) -> JailName:

@@ -6,6 +6,7 @@ lies below the warden's own folders. All of them raise OSError.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import fcntl
 import os
@@ -133,3 +134,18 @@ def bind(source: str, target: Path, *, owner: int | None) -> None:
 def unmount(path: Path) -> None:
     """Detach what is mounted at `path`, and only there."""
     _call("umount2", os.fsencode(path), _MNT_DETACH | _UMOUNT_NOFOLLOW)
+
+
+def may_be_stdio(fd: int) -> bool:
+    """May a job have this as a standard descriptor? Not what leads out of its jail again.
+
+    A folder would, and so would a socket of another network namespace, but for a connected stream.
+    """
+    info = os.fstat(fd)
+    if stat.S_ISSOCK(info.st_mode):
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(fd)) as sock:
+            sock.getpeername()
+            return sock.family == socket.AF_UNIX and sock.type == socket.SOCK_STREAM
+        return False
+    tty_or_null = os.isatty(fd) or (stat.S_ISCHR(info.st_mode) and info.st_rdev == os.makedev(1, 3))
+    return tty_or_null or stat.S_ISFIFO(info.st_mode) or stat.S_ISREG(info.st_mode)

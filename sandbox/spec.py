@@ -10,7 +10,7 @@ from __future__ import annotations
 import posixpath
 import re
 import socket  # constants only
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,7 +18,7 @@ from exeat.sandbox.names import JailName, SpecError, parse_name
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
-    from pathlib import PurePath
+    from pathlib import Path, PurePath
 
 WORK: Final = "/work"  # the job's own folder, inside the container
 GATEWAY: Final = "/run/exeat"  # holds proxy.sock, inside the container
@@ -65,7 +65,7 @@ VERBS: Final[dict[str, tuple[frozenset[str], frozenset[str]]]] = {
     "job.remove": (frozenset({"job"}), frozenset()),
     "job.list": (frozenset(), frozenset()),
 }
-_ENVELOPE = frozenset({"id", "verb", "fds"})
+_ENVELOPE: Final = frozenset({"id", "verb", "fds"})
 
 
 class Profile(StrEnum):
@@ -117,6 +117,24 @@ class Request:
     job: JobSpec | None = None
 
 
+@dataclass(frozen=True)
+class WardenSettings:
+    """`roots`: the folders below which a job's mounts must lie. The uids are those of fresh users."""
+
+    run_dir: Path
+    state_dir: Path
+    control_uid: int
+    uid_base: int
+    uid_count: int
+    roots: tuple[Path, ...]
+    runtime: str = "crun"
+    limits: Limits = field(default_factory=Limits)
+
+    @property
+    def fresh_uids(self) -> range:
+        return range(self.uid_base, self.uid_base + self.uid_count)
+
+
 def parse_request(message: Mapping[str, Any], fds: int, roots: Sequence[PurePath]) -> Request:
     """A message that came with `fds` descriptors, as a Request. Raises SpecError."""
     verb = message.get("verb")
@@ -136,14 +154,6 @@ def parse_request(message: Mapping[str, Any], fds: int, roots: Sequence[PurePath
     about = next((key for key in ("jail", "job") if key in must), "")
     name = parse_name(message[about]) if about else JailName("")
     return Request(verb, name, parse_socket_names(message.get("names")))
-
-
-def parse_id(message: Mapping[str, Any]) -> int:
-    """The request's id, which the reply repeats. Raises SpecError."""
-    number = message.get("id")
-    if type(number) is not int or not 0 <= number < 2**63:
-        raise SpecError("argument", "id must be a whole number")
-    return number
 
 
 def choose_uid(asked: int | None, taken: Collection[int], fresh: range, control: int) -> int:

@@ -87,7 +87,6 @@ def _warden(config: Config) -> int:
         uid_count=config.sandbox.uid_count,
         roots=config.sandbox.roots,
         runtime=config.sandbox.runtime,
-        gateway_gid=pwd.getpwnam(config.users.gateway).pw_gid,
     )
     return serve(settings, notify_ready)
 
