@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections import deque
 from typing import TYPE_CHECKING
 
 from exeat.dns.build import build_query, build_question, randomise_case
@@ -69,19 +70,24 @@ class Upstream:
             self._preferred = (self._preferred + 1) % len(self._servers)
 
     def finish(self, exchange: Exchange, answer: Answer | None) -> None:
-        del self._in_flight[build_question(exchange.name, exchange.qtype)]
-        for done in exchange.waiters:
-            self.reactor.call_soon(_bind(done, answer))
+        # Not at once: who asks in this turn of the loop must still find the exchange, or the cache.
+        self.reactor.call_soon(lambda: self._deliver(exchange, answer))
+
+    def _deliver(self, exchange: Exchange, answer: Answer | None) -> None:
+        self._in_flight.pop(exchange.key, None)
+        while exchange.waiters:
+            done = exchange.waiters.popleft()
+            try:
+                done(answer)
+            except Exception:
+                self.finish(exchange, answer)  # one broken waiter must not cost the others theirs
+                raise
 
     def close(self) -> None:
         """Drop every question; nobody is answered."""
         for exchange in self._in_flight.values():
             exchange.drop()
         self._in_flight.clear()
-
-
-def _bind(done: Done, answer: Answer | None) -> Callable[[], None]:
-    return lambda: done(answer)
 
 
 def _sockaddr(host: str, port: int) -> tuple[socket.AddressFamily, tuple[str, int]]:
@@ -97,7 +103,8 @@ class Exchange:
     def __init__(self, upstream: Upstream, name: bytes, qtype: int) -> None:
         self.name = name
         self.qtype = qtype
-        self.waiters: list[Done] = []
+        self.key = build_question(name, qtype)
+        self.waiters: deque[Done] = deque()
         self._upstream = upstream
         self._reactor = upstream.reactor
         self._plan = upstream.plan()

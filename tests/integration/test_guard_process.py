@@ -93,10 +93,8 @@ def test_a_dead_guard_means_silence_and_a_new_one_goes_on(tmp_path: Path) -> Non
         assert answers(ask(jail.udp, "www.wild.net")) == {"203.0.113.10"}
         assert process.end(signal.SIGKILL) == -signal.SIGKILL
         for kind, where in ((socket.SOCK_DGRAM, jail.udp), (socket.SOCK_STREAM, jail.tcp)):
-            with socket.socket(socket.AF_INET, kind) as client, pytest.raises(ConnectionRefusedError):
-                client.connect(where)
-                client.send(bytes(12))
-                client.recv(1)
+            with pytest.raises(ConnectionRefusedError):
+                exchange(kind, where)
         process = Process(rig)  # over the stale guard.sock of the dead one
         jail = rig.jail("j", "p")
         assert ask(jail.udp, "www.wild.net").rcode() == 2  # nothing before it knows the policy
@@ -104,6 +102,14 @@ def test_a_dead_guard_means_silence_and_a_new_one_goes_on(tmp_path: Path) -> Non
         assert answers(ask(jail.udp, "www.wild.net")) == {"203.0.113.10"}
         assert rig.resolve("www.wild.net")["ok"] is True
         assert process.end(signal.SIGTERM) == 0
+
+
+def exchange(kind: int, where: tuple[str, int]) -> bytes:
+    with socket.socket(socket.AF_INET, kind) as client:
+        client.settimeout(5)
+        client.connect(where)
+        client.send(bytes(12))
+        return client.recv(1)
 
 
 def test_it_goes_on_when_control_dies_and_comes_back(tmp_path: Path) -> None:
