@@ -251,7 +251,7 @@ class Store:
 
     def _start_segment(self, index: int, now_ns: int) -> None:
         head = segment.Head(
-            self.origin, now_ns, self._frontier, self._observer.carry() if self._observer else b""
+            self.origin, now_ns, self._frontier, self._observer.carry() if self._observer is not None else b""
         )
         self._install(index, segment.head_frame(head))
         self._fresh = True
@@ -333,7 +333,7 @@ class Store:
             raise StoreError(f"{self._path(self._index)}: no head")
         head = segment.parse_head(first)
         self.origin, self._frontier, self._end = head.origin, head.frontier, first.end
-        if self._observer:
+        if self._observer is not None:
             self._observer.restore(head.carry)
         pending: list[bytes] = []
         sealed, stop = False, first.end
@@ -343,7 +343,7 @@ class Store:
             stop = found.end
             if found.kind == segment.RECORD:
                 pending.append(found.payload)
-                if self._observer:
+                if self._observer is not None:
                     self._observer.replay(found.seq, found.payload)
                 continue
             self._take_commit(found, pending)
