@@ -221,6 +221,11 @@ class _Direction:
             self.pipes.give(self.pipe)
             self.pipe = None
 
+    @property
+    def undelivered(self) -> int:
+        """Bytes read from the source that the sink has not taken."""
+        return self.held + (len(self.pending) if self.pending is not None else 0)
+
     def drop(self) -> None:
         if self.pipe is not None:
             self.pipes.drop(self.pipe) if self.held else self.pipes.give(self.pipe)
@@ -252,6 +257,7 @@ class Relay:
         self.down = _Direction(upstream, client, gate, pipes)
         self.activity = reactor.now()
         self.ended = False
+        self.undelivered_out = self.undelivered_in = 0  # set at the end: read, but never written
 
     def start(self, first: bytes = b"") -> None:
         """Take over both sockets and send `first`, bytes of the client that are already judged.
@@ -275,6 +281,7 @@ class Relay:
         if self.ended:
             return
         self.ended = True
+        self.undelivered_out, self.undelivered_in = self.up.undelivered, self.down.undelivered
         self._reactor.remove(self.client.fileno())
         self._reactor.remove(self.upstream.fileno())
         self.up.drop()

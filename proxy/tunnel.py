@@ -350,9 +350,13 @@ class Tunnel:
         client = tcpinfo.kernel_count(
             self.flow.client, connected=False, fin_sent=down.shut, fin_received=up.eof
         )
+        # What we read and could not pass on was not delivered: neither book counts it.
+        if upstream is not None:
+            upstream = upstream._replace(received=upstream.received - relay.undelivered_in)
         if client is not None:
             client = client._replace(
-                sent=client.sent - self.flow.handshake_out, received=client.received - self._consumed
+                sent=client.sent - self.flow.handshake_out,
+                received=client.received - self._consumed - relay.undelivered_out,
             )
         return upstream, client
 

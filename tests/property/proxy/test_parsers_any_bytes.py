@@ -1,0 +1,142 @@
+"""Any bytes either parse or raise the parser's one error, however they are cut."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from exeat.proxy.body import BodyFramer
+from exeat.proxy.client_hello import HelloError, HelloParser
+from exeat.proxy.connect import HeadParser, HttpError
+from exeat.proxy.first_bytes import FirstBytesJudge, TunnelError
+from exeat.proxy.socks5 import SocksError, SocksParser
+
+HTTP_BITS = st.sampled_from(
+    [
+        *(b"CONNECT GET POST http:// https:// a.example evil.example :443 :80 [2001:db8::1]".split()),
+        b" HTTP/1.1\r\n",
+        b" HTTP/1.0\r\n",
+        b"Host: a.example\r\n",
+        b"Content-Length: 3\r\n",
+        b"Transfer-Encoding: chunked\r\n",
+        b"Connection: close\r\n",
+        b"\r\n",
+        b"\n",
+        b"\r",
+        b" ",
+        b"\0",
+        b"/",
+        b"@",
+        b"\xff",
+    ]
+)
+TLS_BITS = st.sampled_from(
+    [
+        b"\x16\x03\x01\x00\x30",
+        b"\x16\x03\x03\x00\x05",
+        b"\x01\x00\x00\x2c",
+        b"\x03\x03" + b"r" * 32,
+        b"\x00",
+        b"\x00\x02\x13\x01\x01\x00",
+        b"\x00\x0e\x00\x00\x00\x0a\x00\x08\x00\x00\x05ab.cd",
+        b"\xfe\x0d",
+        b"\x17\x03\x03\x00\x01",
+        b"\x80",
+    ]
+)
+SOCKS_BITS = st.sampled_from(
+    [
+        b"\x05\x01\x00",
+        b"\x05\x01\x02",
+        b"\x01\x01u\x01p",
+        b"\x05\x01\x00\x03\x09a.example\x01\xbb",
+        b"\x05\x02",
+        b"\0",
+    ]
+)
+
+
+def mixed(bits: st.SearchStrategy[bytes]) -> st.SearchStrategy[bytes]:
+    return st.lists(st.one_of(bits, bits, st.binary(max_size=8)), max_size=14).map(b"".join)
+
+
+def run(make: Any, error: type[Exception], data: bytes, cuts: list[int]) -> tuple[Any, int]:
+    """The outcome and, for a result, how many bytes the parser had taken in when it gave it."""
+    parser = make()
+    edges = sorted({min(cut, len(data)) for cut in cuts} | {0, len(data)})
+    for start, end in zip(edges, edges[1:], strict=False):
+        try:
+            found = parser.feed(data[start:end])
+        except error as failure:
+            return str(failure), -1
+        if isinstance(found, tuple):
+            found = found[1]
+        if found is not None:
+            return found, end - len(parser.rest) if hasattr(parser, "rest") else -1
+    return None, -1
+
+
+CUTS = st.lists(st.integers(0, 400), max_size=12)
+
+
+def same_for_every_cut(make: Any, error: type[Exception], data: bytes, cuts: list[int]) -> None:
+    whole = run(make, error, data, [])
+    assert run(make, error, data, cuts) == whole
+    assert run(make, error, data, list(range(len(data)))) == whole
+
+
+@given(mixed(HTTP_BITS), CUTS)
+def test_http(data: bytes, cuts: list[int]) -> None:
+    same_for_every_cut(HeadParser, HttpError, data, cuts)
+
+
+@given(mixed(SOCKS_BITS), CUTS)
+def test_socks(data: bytes, cuts: list[int]) -> None:
+    same_for_every_cut(SocksParser, SocksError, data, cuts)
+
+
+@given(mixed(TLS_BITS), CUTS)
+def test_hello(data: bytes, cuts: list[int]) -> None:
+    same_for_every_cut(HelloParser, HelloError, data, cuts)
+
+
+@given(mixed(HTTP_BITS) | mixed(TLS_BITS), CUTS, st.sampled_from([443, 80]))
+def test_first_bytes_verdict(data: bytes, cuts: list[int], port: int) -> None:
+    """On judged ports the verdict does not depend on the cut; only how much was kept with it does."""
+
+    def verdict(where: list[int]) -> object:
+        found, _ = run(lambda: FirstBytesJudge("a.example", port), TunnelError, data, where)
+        if found is None or isinstance(found, str):
+            return found
+        assert data.startswith(found.data)
+        return found.kind, found.hello
+
+    assert verdict(cuts) == verdict([])
+
+
+@given(st.one_of(st.none(), st.integers(0, 50)), st.binary(max_size=60), CUTS)
+def test_body_passes_a_prefix(length: int | None, data: bytes, cuts: list[int]) -> None:
+    def passed(where: list[int]) -> tuple[bytes, bool, str]:
+        framer = BodyFramer(length)
+        out = b""
+        edges = sorted({min(cut, len(data)) for cut in where} | {0, len(data)})
+        for start, end in zip(edges, edges[1:], strict=False):
+            try:
+                out += data[start : start + framer.take(data[start:end])]
+            except HttpError as error:
+                return b"", False, error.code
+        return out, framer.done, ""
+
+    whole = passed([])
+    assert passed(cuts) == whole
+    assert data.startswith(whole[0])
+
+
+@given(st.lists(st.binary(min_size=1, max_size=40), max_size=6), st.binary(max_size=20))
+def test_a_chunked_body_is_taken_exactly(chunks: list[bytes], after: bytes) -> None:
+    body = b"".join(b"%x\r\n%s\r\n" % (len(chunk), chunk) for chunk in chunks) + b"0\r\n\r\n"
+    framer = BodyFramer(None)
+    assert framer.take(body + after) == len(body)
+    assert framer.done

@@ -1,0 +1,102 @@
+"""What a client may say first inside a tunnel, by port."""
+
+from __future__ import annotations
+
+import pytest
+
+from exeat.policy.addresses import parse_address
+from exeat.proxy.first_bytes import FirstBytes, FirstBytesJudge, Kind, TunnelError
+from tests.support.proxy_world import client_hello
+
+
+def outcome(host: str, port: int, data: bytes, step: int = 0) -> FirstBytes | str | None:
+    judge = FirstBytesJudge(host, port)
+    for at in range(0, len(data), step or len(data)):
+        try:
+            found = judge.feed(data[at : at + (step or len(data))])
+        except TunnelError as error:
+            return error.code
+        if found is not None:
+            return found
+    return None
+
+
+@pytest.mark.parametrize("port", [443, 8443, 22, 80, 5432])
+@pytest.mark.parametrize("step", [0, 1])
+def test_tls_is_judged_on_every_port(port: int, step: int) -> None:
+    data = client_hello("www.example.org")
+    found = outcome("www.example.org", port, data, step)
+    assert isinstance(found, FirstBytes)
+    assert found.hello is not None
+    assert (found.kind, found.data, found.hello.sni) == (Kind.TLS, data, "www.example.org")
+
+
+@pytest.mark.parametrize("port", [443, 8443])
+@pytest.mark.parametrize("data", [b"SSH-2.0-x\r\n", b"GET / HTTP/1.1\r\n\r\n", b"\0", b"EHLO x\r\n"])
+def test_tls_ports_take_tls_only(port: int, data: bytes) -> None:
+    assert outcome("www.example.org", port, data) == "tls.not_tls"
+
+
+@pytest.mark.parametrize("data", [b"SSH-2.0-x\r\n", b"GET / HTTP/1.1\r\nHost: evil\r\n\r\n", b"\0\0\0\x08"])
+def test_other_protocols_pass_elsewhere(data: bytes) -> None:
+    assert outcome("db.example.org", 5432, data) == FirstBytes(Kind.OTHER, data)
+
+
+@pytest.mark.parametrize("step", [0, 1])
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET / HTTP/1.1\r\nHost: www.example.org\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: WWW.example.org:80\r\nX: y\r\n\r\n",
+        b"GET / HTTP/1.0\r\n\r\n",
+        b"OPTIONS * HTTP/1.1\r\nhost:www.example.org\r\n\r\n",
+    ],
+)
+def test_http_on_port_80_names_its_target(head: bytes, step: int) -> None:
+    assert outcome("www.example.org", 80, head, step) == FirstBytes(Kind.OTHER, head)
+
+
+@pytest.mark.parametrize("step", [0, 1])
+@pytest.mark.parametrize(
+    ("head", "code"),
+    [
+        (b"GET / HTTP/1.1\r\nHost: evil.example.net\r\n\r\n", "http.host_mismatch"),
+        (b"GET / HTTP/1.1\r\nHost: www.example.org:8080\r\n\r\n", "http.host_mismatch"),
+        (b"GET / HTTP/1.1\r\nHost: www.example.org@evil\r\n\r\n", "http.host_mismatch"),
+        (b"GET / HTTP/1.1\r\nHost:\r\n\r\n", "http.host_mismatch"),
+        (b"GET / HTTP/1.1\r\nHost: www.example.org\r\nHost: evil\r\n\r\n", "http.host_twice"),
+        (b"GET / HTTP/1.1\r\nHost : evil\r\nHost: www.example.org\r\n\r\n", "http.host_twice"),
+        (b"GET / HTTP/1.1\r\nHost: www.example.org\r\n evil\r\n\r\n", "http.line_ending"),
+        (b"GET / HTTP/1.1\nHost: evil\n\r\n\r\n", "http.request_line"),
+        (b"\r\nGET / HTTP/1.1\r\nHost: evil\r\n\r\n", "http.request_line"),
+        (b"get / http/1.1\r\nHost: evil\r\n\r\n", "http.request_line"),
+        (b"GET http://evil/ HTTP/1.1\r\nHost: www.example.org\r\n\r\n", "http.target_form"),
+        (b"CONNECT evil:443 HTTP/1.1\r\nHost: www.example.org\r\n\r\n", "http.nested_connect"),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "http.request_line"),
+    ],
+)
+def test_hostile_http_on_port_80(head: bytes, code: str, step: int) -> None:
+    assert outcome("www.example.org", 80, head, step) == code
+
+
+@pytest.mark.parametrize("data", [b"HELO x\r\n", b"\x00\x01", b"USER anonymous\r\n"])
+def test_what_is_no_http_passes_on_port_80(data: bytes) -> None:
+    assert outcome("www.example.org", 80, data) == FirstBytes(Kind.OTHER, data)
+
+
+def test_literal_targets() -> None:
+    host = parse_address("192.0.2.1")
+    good = FirstBytesJudge(host, 80).feed(b"GET / HTTP/1.1\r\nHost: 192.0.2.1\r\n\r\n")
+    assert good is not None
+    with pytest.raises(TunnelError):
+        FirstBytesJudge(host, 80).feed(b"GET / HTTP/1.1\r\nHost: 192.0.2.2\r\n\r\n")
+
+
+def test_incomplete_says_what_was_begun() -> None:
+    judge = FirstBytesJudge("a.example", 80)
+    assert judge.incomplete == ""
+    judge.feed(b"GET / HT")
+    assert (judge.incomplete, judge.tls) == ("http.request_line", False)
+    judge = FirstBytesJudge("a.example", 22)
+    judge.feed(b"\x16\x03")
+    assert (judge.incomplete, judge.tls) == ("tls.malformed", True)

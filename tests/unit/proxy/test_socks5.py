@@ -1,0 +1,91 @@
+"""The SOCKS5 door (RFC 1928, RFC 1929)."""
+
+from __future__ import annotations
+
+import pytest
+
+from exeat.policy.addresses import parse_address
+from exeat.proxy.socks5 import SocksError, SocksParser, SocksRequest, reply
+
+GREETING = b"\x05\x01\x00"
+
+
+def domain(name: bytes, port: int = 443) -> bytes:
+    return b"\x05\x01\x00\x03" + bytes((len(name),)) + name + port.to_bytes(2, "big")
+
+
+def trace(data: bytes, step: int) -> tuple[bytes, SocksRequest | str | None, bytes]:
+    """Everything sent back, the outcome, and what was left over."""
+    parser = SocksParser()
+    out = b""
+    for at in range(0, len(data), step):
+        try:
+            answer, request = parser.feed(data[at : at + step])
+        except SocksError as error:
+            return out + error.answer, error.code, b""
+        out += answer
+        if request is not None:
+            return out, request, parser.rest + data[at + step :]
+    return out, None, b""
+
+
+@pytest.mark.parametrize("step", [1, 1000])
+@pytest.mark.parametrize(
+    ("request_bytes", "host", "port"),
+    [
+        (domain(b"WWW.example.org."), "www.example.org", 443),
+        (domain(b"192.0.2.7", 80), parse_address("192.0.2.7"), 80),
+        (domain(b"[2001:db8::1]", 80), parse_address("2001:db8::1"), 80),
+        (b"\x05\x01\x00\x01\xc0\x00\x02\x07\x01\xbb", parse_address("192.0.2.7"), 443),
+        (
+            b"\x05\x01\x00\x04" + parse_address("2001:db8::1").packed() + b"\x01\xbb",
+            parse_address("2001:db8::1"),
+            443,
+        ),
+        (
+            b"\x05\x01\x00\x04" + bytes(10) + b"\xff\xff\x7f\x00\x00\x01\x01\xbb",
+            parse_address("127.0.0.1"),
+            443,
+        ),
+    ],
+)
+def test_connect(request_bytes: bytes, host: object, port: int, step: int) -> None:
+    out, request, rest = trace(GREETING + request_bytes + b"early", step)
+    assert (out, request, rest) == (b"\x05\x00", SocksRequest(host, port), b"early")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("step", [1, 1000])
+def test_a_password_is_taken_and_ignored(step: int) -> None:
+    data = b"\x05\x01\x02" + b"\x01\x04user\x04pass" + domain(b"a.example")
+    assert trace(data, step)[:2] == (b"\x05\x02\x01\x00", SocksRequest("a.example", 443))
+
+
+def test_no_auth_is_preferred() -> None:
+    assert trace(b"\x05\x03\x01\x02\x00", 1000)[0] == b"\x05\x00"
+
+
+@pytest.mark.parametrize("step", [1, 1000])
+@pytest.mark.parametrize(
+    ("data", "out", "code"),
+    [
+        (b"\x04\x01\x01\xbb\x00\x00\x00\x01\x00", b"", "socks.version"),
+        (b"\x05\x00", b"\x05\xff", "socks.method"),
+        (b"\x05\x01\x01", b"\x05\xff", "socks.method"),
+        (b"\x05\x01\x02\x05\x00", b"\x05\x02", "socks.auth"),
+        (GREETING + b"\x05\x02\x00\x01", b"\x05\x00" + reply(7), "socks.command"),
+        (GREETING + b"\x05\x03\x00\x01", b"\x05\x00" + reply(7), "socks.command"),
+        (GREETING + b"\x04\x01\x00\x01", b"\x05\x00" + reply(1), "socks.version"),
+        (GREETING + b"\x05\x01\x01\x01", b"\x05\x00" + reply(1), "socks.malformed"),
+        (GREETING + b"\x05\x01\x00\x02", b"\x05\x00" + reply(8), "socks.address_type"),
+        (GREETING + domain(b""), b"\x05\x00" + reply(2), "malformed.host"),
+        (GREETING + domain(b"evil\0.example.org"), b"\x05\x00" + reply(2), "malformed.host"),
+        (GREETING + domain(b"evil\r\n.example.org"), b"\x05\x00" + reply(2), "malformed.host"),
+        (GREETING + domain(b"\xff" * 255), b"\x05\x00" + reply(2), "malformed.non_ascii_host"),
+        (GREETING + domain(b"0x7f.1"), b"\x05\x00" + reply(2), "malformed.legacy_ip"),
+        (GREETING + domain(b"::1"), b"\x05\x00" + reply(2), "malformed.ip"),
+        (GREETING + domain(b"a.example:443"), b"\x05\x00" + reply(2), "malformed.host"),
+        (GREETING + domain(b"a.example", 0), b"\x05\x00" + reply(2), "malformed.port"),
+    ],
+)
+def test_refused(data: bytes, out: bytes, code: str, step: int) -> None:
+    assert trace(data, step)[:2] == (out, code)
