@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 from hypothesis import given
@@ -66,7 +67,7 @@ def run(make: Any, error: type[Exception], data: bytes, cuts: list[int]) -> tupl
     """The outcome and, for a result, how many bytes the parser had taken in when it gave it."""
     parser = make()
     edges = sorted({min(cut, len(data)) for cut in cuts} | {0, len(data)})
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in itertools.pairwise(edges):
         try:
             found = parser.feed(data[start:end])
         except error as failure:
@@ -122,7 +123,7 @@ def test_body_passes_a_prefix(length: int | None, data: bytes, cuts: list[int]) 
         framer = BodyFramer(length)
         out = b""
         edges = sorted({min(cut, len(data)) for cut in where} | {0, len(data)})
-        for start, end in zip(edges, edges[1:], strict=False):
+        for start, end in itertools.pairwise(edges):
             try:
                 out += data[start : start + framer.take(data[start:end])]
             except HttpError as error:

@@ -144,10 +144,7 @@ def test_refused(data: bytes, code: str, step: int) -> None:
     assert outcome(data, step) == code
 
 
-def test_a_hello_that_never_ends_is_cut_off() -> None:
-    """One byte of message per record, for ever: the sizes promised are fine, the sum is not."""
+def test_a_hello_of_the_largest_size_in_the_smallest_records_is_judged() -> None:
     promise = b"\x01" + MAX_HELLO.to_bytes(3, "big")
-    parser = HelloParser()
-    with pytest.raises(HelloError, match=r"tls\.(too_large|malformed)"):
-        for byte in promise + b"\0" * MAX_HELLO:
-            parser.feed(b"\x16\x03\x01\x00\x01" + bytes((byte,)))
+    data = records(promise + b"\0" * MAX_HELLO, 1)
+    assert outcome(data, 6) == "tls.malformed"

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from tests.support.proxy_world import client_hello
 
 from exeat.policy.addresses import parse_address
 from exeat.proxy.first_bytes import FirstBytes, FirstBytesJudge, Kind, TunnelError
-from tests.support.proxy_world import client_hello
 
 
 def outcome(host: str, port: int, data: bytes, step: int = 0) -> FirstBytes | str | None:
