@@ -83,7 +83,7 @@ BAD = [
     (ALLOW.format("'::/0'"), "scope.cidr", 3, 14),
     (ALLOW.format("'::ffff:10.0.0.0/104'"), "scope.cidr", 3, 14),
     (ALLOW.format("'.10.0.0.1'"), "scope.syntax", 3, 14),
-    (ALLOW.format("１２７.0.0.1"), "scope.idna", 3, 14),
+    (ALLOW.format("\uff11\uff12\uff17.0.0.1"), "scope.idna", 3, 14),
     (ALLOW.format("a\u200d.org"), "scope.idna", 3, 14),
     (ALLOW.format("xn--zzzzzz.org"), "scope.idna", 3, 14),
     (ALLOW.format("$nobody"), "doc.unknown_group", 3, 14),

@@ -142,7 +142,7 @@ def test_ports() -> None:
         b"4.43",
         b"1e2",
         b"0x1bb",
-        "４４３".encode(),
+        "\uff14\uff14\uff13".encode(),
         "٤٤٣".encode(),
     ]
     for raw in hostile:

@@ -67,14 +67,14 @@ BAD: list[tuple[Callable[[str], Any], str, str]] = [
         (units.parse_size, text, "size")
         for text in ["", " ", "10 MB", "10MB ", "10MB\n", "MB", "0.3KiB", "1.5", "1.5B"]
     ],
-    (units.parse_size, "９MB", "size"),
+    (units.parse_size, "\uff19MB", "size"),
     (units.parse_size, "9999999TiB", "overflow"),
     (units.parse_size, "9223372036854775808", "overflow"),
     *[
         (units.parse_duration, text, "duration")
         for text in ["5", "5M", "5H", "30m1h", "1h1h", "0s", "0h0m", "1.5h", "-1h", "01h", "5sec", "5ms1s"]
     ],
-    *[(units.parse_duration, text, "duration") for text in ["", " 5m", "5 m", "m", "1h 30m", "５m"]],
+    *[(units.parse_duration, text, "duration") for text in ["", " 5m", "5 m", "m", "1h 30m", "\uff15m"]],
     (units.parse_duration, "999999999999999d", "overflow"),
     (units.parse_rate_size, "200MB", "rate"),
     (units.parse_rate_size, "200Mb/1d", "size"),

@@ -1,0 +1,74 @@
+"""Budget windows and lease counters."""
+
+from __future__ import annotations
+
+import pytest
+
+from exeat.policy.leases import Lease
+from exeat.policy.rules import Budget, Limit
+from exeat.policy.scopes import parse_scope
+from exeat.policy.usage import Usage, lease_spent
+
+HOUR = 3_600_000
+BUDGETS = {
+    "default": Budget("default", (Limit("bytes_up", 100, HOUR), Limit("connections", 5, 60_000))),
+    "both": Budget("both", (Limit("bytes", 10, HOUR), Limit("usd", 9, 24 * HOUR))),
+}
+
+
+@pytest.fixture
+def usage() -> Usage:
+    usage = Usage()
+    usage.define("p", BUDGETS)
+    usage.define("p", BUDGETS)
+    return usage
+
+
+def test_windows_are_aligned_and_start_empty(usage: Usage) -> None:
+    usage.charge("p", ["default"], now_ms=HOUR - 1, bytes_up=60)
+    assert usage.used("p", "default", "bytes_up", HOUR, HOUR - 1) == 60
+    assert usage.used("p", "default", "bytes_up", HOUR, HOUR) == 0
+    usage.charge("p", ["default"], now_ms=HOUR, bytes_up=5)
+    assert usage.used("p", "default", "bytes_up", HOUR, HOUR) == 5
+
+
+def test_a_clock_that_steps_back_hands_out_nothing_twice(usage: Usage) -> None:
+    usage.charge("p", ["default"], now_ms=5 * HOUR, bytes_up=60)
+    assert usage.used("p", "default", "bytes_up", HOUR, 4 * HOUR) == 60
+    usage.charge("p", ["default"], now_ms=4 * HOUR, bytes_up=10)
+    assert usage.used("p", "default", "bytes_up", HOUR, 5 * HOUR) == 70
+
+
+def test_counters_are_apart(usage: Usage) -> None:
+    usage.charge("p", ["default", "both"], now_ms=0, bytes_up=1, bytes_down=2, connections=1, usd=3)
+    assert usage.used("p", "both", "bytes", HOUR, 0) == 3
+    assert usage.used("p", "both", "usd", 24 * HOUR, 0) == 3
+    assert usage.used("p", "default", "bytes_up", HOUR, 0) == 1
+    assert usage.used("p", "default", "connections", 60_000, 0) == 1
+    assert usage.used("q", "default", "bytes_up", HOUR, 0) == 0
+
+
+def test_two_policies_of_one_project_count_in_their_own_windows(usage: Usage) -> None:
+    usage.define("p", {"default": Budget("default", (Limit("bytes_up", 1, 60_000),))})
+    usage.charge("p", ["default"], now_ms=0, bytes_up=7)
+    assert usage.used("p", "default", "bytes_up", HOUR, 60_000) == 7
+    assert usage.used("p", "default", "bytes_up", 60_000, 60_000) == 0
+
+
+def test_negative_charges_are_a_bug(usage: Usage) -> None:
+    with pytest.raises(ValueError, match="negative"):
+        usage.charge("p", ["default"], now_ms=0, bytes_up=-1)
+    with pytest.raises(ValueError, match="negative"):
+        usage.charge_lease("L", bytes=-1)
+
+
+def test_leases_are_spent_at_the_limit(usage: Usage) -> None:
+    lease = Lease(id="L", project="p", to=(parse_scope("a.org"),), max_bytes=10, max_uses=2)
+    usage.charge_lease("L", bytes=9, uses=1)
+    assert not lease_spent(lease, usage)
+    usage.charge_lease("L", bytes=1)
+    assert lease_spent(lease, usage)
+    usage.forget_lease("L")
+    assert not lease_spent(lease, usage)
+    usage.charge_lease("L", uses=2)
+    assert lease_spent(lease, usage)
