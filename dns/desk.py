@@ -148,11 +148,17 @@ class Client:
         else:
             self._resolve(ident, asker, host, lease)
 
-    def _resolve(self, ident: int, asker: Asker, host: str, lease: str) -> None:
+    def _resolve(self, ident: int, asker: Asker, host: str, lease: str, *, patient: bool = True) -> None:
         decision = self._desk.judge.admit(asker, host)
-        ahead = lease and not decision.allowed and not self._desk.judge.knows_lease(lease)
-        # The proxy has seen an approval that has not come to us yet.
-        if ahead and self._desk.park(lambda: self._resolve(ident, asker, host, "")):
+        # The proxy asks for what it has allowed: it may know an approval or a job before we do.
+        behind = not decision.allowed and (
+            decision.reason == "meta.project" or (lease and not self._desk.judge.knows_lease(lease))
+        )
+        if (
+            behind
+            and patient
+            and self._desk.park(lambda: self._resolve(ident, asker, host, lease, patient=False))
+        ):
             return
         self._note(ident, asker, host, decision, lambda: self._look_up(ident, asker, host, decision))
 

@@ -51,6 +51,9 @@ class Judge:
         self._snapshot: Snapshot | None = None
         self._fresh_until = 0.0
         self._usage = Usage()
+        # What `verdict` looks at: the lookup itself was admitted and charged, and must not be
+        # refused its answer because it was the last one.
+        self._unspent = Usage()
 
     @property
     def snapshot(self) -> Snapshot | None:
@@ -80,7 +83,7 @@ class Judge:
 
     def admit(self, asker: Asker, host: str) -> Decision:
         """May `host` be resolved for this asker at all? Asked before anything leaves the node."""
-        return self._ask(asker, host, ())
+        return self._ask(asker, host, (), self._usage)
 
     def verdict(
         self, asker: Asker, host: str, targets: Sequence[bytes], addresses: tuple[Address, ...]
@@ -90,7 +93,7 @@ class Judge:
         A target need not be allowed (a CDN's name differs from the leased one), but it must not be
         denied; all addresses are judged as the asked name's.
         """
-        decision = self._ask(asker, host, addresses)
+        decision = self._ask(asker, host, addresses, self._unspent)
         if not decision.allowed:
             return decision
         for target in targets:
@@ -107,7 +110,7 @@ class Judge:
             return Decision(Verdict.DENY, error.code)
         if not isinstance(host, str):
             return Decision(Verdict.DENY, "dns.refused")
-        decision = self.admit(asker, host)
+        decision = self._ask(asker, host, (), self._unspent)
         forbidden = decision.reason == "rule.deny" or decision.reason.startswith(FORBIDDING)
         return decision if forbidden and not decision.allowed else None
 
@@ -115,10 +118,10 @@ class Judge:
         """Count one upstream query against the budgets that the decision named."""
         self._usage.charge(asker.subject.project, decision.budgets, now_ms=wall_ms(), lookups=1)
 
-    def _ask(self, asker: Asker, host: str, addresses: tuple[Address, ...]) -> Decision:
+    def _ask(self, asker: Asker, host: str, addresses: tuple[Address, ...], usage: Usage) -> Decision:
         if self._snapshot is None or not self.fresh:
             return EXPIRED
         if not asker.port:
-            return self._snapshot.decide_lookup(asker.subject, host, wall_ms(), self._usage, addresses)
+            return self._snapshot.decide_lookup(asker.subject, host, wall_ms(), usage, addresses)
         request = Request(asker.subject, host, asker.port, asker.proto, addresses)
-        return self._snapshot.decide(request, wall_ms(), self._usage)
+        return self._snapshot.decide(request, wall_ms(), usage)

@@ -14,11 +14,15 @@ class TokenBucket:
         self._tokens = burst
         self._at = now
 
-    def take(self, now: float) -> bool:
-        """Take one token if there is one."""
+    def has(self, now: float) -> bool:
+        """Whether there is a token to take."""
         self._tokens = min(self._burst, self._tokens + max(0.0, now - self._at) * self._rate)
         self._at = now
-        if self._tokens < 1.0:
+        return self._tokens >= 1.0
+
+    def take(self, now: float) -> bool:
+        """Take one token if there is one."""
+        if not self.has(now):
             return False
         self._tokens -= 1.0
         return True

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 MISS_RATE = 100.0  # per second and jail: lookups that cost a record or an upstream query
 MISS_BURST = 500.0
 MAX_PENDING = 256  # unanswered queries of one jail
+MAX_NAMES = 8192  # names that a jail has asked for, of those it may go on asking while it is slowed
 MAX_HOT = 4096  # remembered replies of one jail
 HOT_S = 1.0
 
@@ -38,6 +39,7 @@ CANARIES = frozenset({"use-application-dns.net", "mask.icloud.com", "mask-h2.icl
 DISCOVERY = "resolver.arpa"  # DDR, RFC 9462
 REFUSED_TYPES = frozenset({Qtype.ANY, Qtype.AXFR, Qtype.IXFR, Qtype.NULL, Qtype.KEY, Qtype.NAPTR})
 PRIVATE_TYPES = 65280
+TOO_FAST = Decision(Verdict.DENY, "dns.rate")
 LEASE_REQUIRED = "lease required"
 
 Blocked = tuple[Ede, str]
@@ -59,6 +61,7 @@ class Jail:
     subject: Subject
     bucket: TokenBucket
     hot: dict[bytes, Hot] = field(default_factory=dict)
+    names: set[bytes] = field(default_factory=set)
     pending: int = 0
     connections: int = 0
 
@@ -185,12 +188,12 @@ class _Turn:
         self._binding = Binding()
 
     def build(self, rcode: Rcode, ede: Blocked | None = None) -> bytes:
-        return build.build_reply(self._query, rcode, ede=ede, limit=self._limit())
+        return build.build_reply(self._query, rcode, ede=ede, limit=self._room())
 
     def not_ready(self) -> bytes:
         return self.build(Rcode.SERVFAIL, (Ede.NOT_READY, "not ready"))
 
-    def _limit(self) -> int:
+    def _room(self) -> int:
         return self._query.udp_limit if self._udp else 0xFFFF
 
     def start(self) -> None:
@@ -203,6 +206,9 @@ class _Turn:
             raise
 
     def _decide(self) -> None:
+        if self._flooding():
+            self._limit()
+            return
         judge = self._responder._judge
         asker = Asker(self._jail.subject)
         self._binding = judge.binding(asker.subject)
@@ -210,10 +216,7 @@ class _Turn:
         self._host = ruling.host
         lookup = self._lookup(ruling.decision)
         if self._is_miss(asker, ruling, lookup) and not self._jail.bucket.take(self._responder._now()):
-            limited = self._lookup(Decision(Verdict.DENY, "dns.rate"))._replace(host="")
-            self._note(
-                limited, lambda: self._end(self.build(Rcode.SERVFAIL, (Ede.NOT_READY, "too many lookups")))
-            )
+            self._limit()
             return
         if ruling.rcode is None:
             find = self._responder._resolver.find
@@ -221,6 +224,24 @@ class _Turn:
             return
         reply = self.build(ruling.rcode, ruling.ede)
         self._note(lookup, lambda: self._end(reply, build.NEGATIVE_S))
+
+    def _flooding(self) -> bool:
+        """A name this jail has not asked for, and no token left: not even worth a decision."""
+        jail, name = self._jail, self._query.name
+        if name in jail.names:
+            return False
+        if not jail.bucket.has(self._responder._now()):
+            return True
+        if len(jail.names) >= MAX_NAMES:
+            jail.names.clear()
+        jail.names.add(name)
+        return False
+
+    def _limit(self) -> None:
+        """Refuse for the rate, recorded as a count without names."""
+        limited = Lookup.of(self._jail.subject, "", TOO_FAST, "dns", self._binding)
+        reply = self.build(Rcode.SERVFAIL, (Ede.NOT_READY, "too many lookups"))
+        self._note(limited, lambda: self._end(reply))
 
     def _lookup(self, decision: Decision) -> Lookup:
         return Lookup.of(self._jail.subject, self._host, decision, "dns", self._binding)
@@ -250,7 +271,7 @@ class _Turn:
         elif finding.status is Status.FOUND:
             addresses = [address for address, _ in finding.addresses]
             reply = build.build_reply(
-                self._query, Rcode.NOERROR, addresses=addresses, ttl=finding.ttl, limit=self._limit()
+                self._query, Rcode.NOERROR, addresses=addresses, ttl=finding.ttl, limit=self._room()
             )
             self._end(reply, finding.ttl)
         elif finding.status is Status.UNAVAILABLE:

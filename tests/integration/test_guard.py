@@ -551,3 +551,58 @@ def test_hot_answers_are_the_same_as_cold_ones(rig: Rig, jail: Ports) -> None:
         seen = both(lambda name=name, kind=kind, edns=edns: dns.message.make_query(name, kind, use_edns=edns))
         assert len({str(item) for item in seen}) == 1
         assert seen[0][2] == edns
+
+
+def test_the_proxy_may_hear_of_a_job_first(rig: Rig) -> None:
+    channel = Channel.connect(rig.run_dir / "guard" / "guard.sock", timeout=10)
+    subject = {"project": "new", "agent": "agent", "job": "j", "episode": "", "node": "test-node"}
+    request = {"id": 1, "verb": "resolve", "subject": subject, "host": "www.wild.net", "port": 443}
+    channel.send({**request, "proto": "tcp", "lease": ""})
+    rig.sync()
+    rig.snapshot(POLICY.replace("project: p", "project: new"))
+    assert channel.next()[0]["ok"] is True
+    channel.close()
+
+
+def test_a_lookups_budget_ends_lookups(rig: Rig, jail: Ports) -> None:
+    rig.snapshot(POLICY + "budgets: {default: {lookups: 2/1h}}")
+    codes = [ask(jail.udp, name).rcode() for name in ("www.wild.net", "four.wild.net", "zero.wild.net")]
+    assert codes == [OK, OK, NX]
+    assert rig.server.names == {"www.wild.net", "four.wild.net"}
+
+
+@pytest.mark.parametrize(
+    ("packet", "rcode"),
+    [
+        (b"\0\1\x29\0\0\1" + bytes(6), dns.rcode.NOTIMP),  # UPDATE
+        (b"\0\1\1\0\0\2" + bytes(6) + b"\1a\0\0\1\0\1" * 2, dns.rcode.FORMERR),
+        (b"\0\1\1\0\0\1" + bytes(6) + b"\xc0\x0c\0\1\0\1", dns.rcode.FORMERR),
+        (b"\0\1\1\0\0\1" + bytes(5) + b"\1\1a\0\0\1\0\1\0\0\x29\4\xd0\0\1\0\0\0\0", dns.rcode.BADVERS),
+    ],
+)
+def test_odd_messages_get_their_error(rig: Rig, jail: Ports, packet: bytes, rcode: dns.rcode.Rcode) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.settimeout(5)
+        for silent in (b"", b"x", packet[:2] + b"\x81" + packet[3:]):
+            sock.sendto(silent, jail.udp)  # no header, or a response: never answered
+        sock.sendto(packet, jail.udp)
+        assert dns.message.from_wire(sock.recv(4096)).rcode() == rcode
+
+
+def test_an_answer_with_a_stowaway_is_refused_and_recorded(tmp_path: Path) -> None:
+    """A resolver (or someone on its path) that slips another name's address in."""
+    honest = zone_handler(ZONE)
+
+    def handle(query: dns.message.Message, udp: bool) -> list[bytes]:
+        reply = dns.message.from_wire(honest(query, udp)[0])
+        reply.answer.append(dns.rrset.from_text("bank.example.", 60, "IN", "A", "203.0.113.99"))
+        return [reply.to_wire()]
+
+    with guard_rig(tmp_path, handle) as rig:
+        rig.snapshot(POLICY)
+        jail = rig.jail("j", "p")
+        reply = ask(jail.udp, "www.wild.net")
+        assert (reply.rcode(), ede(reply)) == (NX, [(15, "dns.refused")])
+        assert rig.resolve("www.wild.net")["error"] == "dns.refused"
+        reasons = {(r.decision, r.reason_code, r.name_source) for r in rig.dns_records()}
+        assert {("deny", "dns.refused", "dns"), ("deny", "dns.refused", "proxy")} <= reasons
