@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from exeat.sandbox.spec import JobSpec, Limits
 
+    Answer = Callable[[dict[str, Any]], None]
+
 START_S: Final = 20.0
 KILLED: Final = 128 + signal.SIGKILL  # also the code of a job whose launcher vanished
 _ENV: Final = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
@@ -83,9 +85,11 @@ class Jobs:
         try:
             plan = oci.plan(spec, uid=uid, host=self._host, limits=self._limits, places=self._places)
             self._prepare(job, plan)
+            stdin, stdout, stderr = fds
             job.process = subprocess.Popen(
-                self._runtime.run(job.name), -1, None, *fds, env=_ENV, cwd="/", start_new_session=True
-            )
+                self._runtime.run(job.name), stdin=stdin, stdout=stdout, stderr=stderr,
+                env=_ENV, cwd="/", start_new_session=True,
+            )  # fmt: skip
             self._watch(job, os.pidfd_open(job.process.pid))
         except OSError as error:
             self.discard(job)
@@ -111,7 +115,7 @@ class Jobs:
         job.launcher = launcher
         self._reactor.add(launcher, EPOLLIN, lambda _: self._ended(job))
 
-    def _await_pid(self, job: Job, reply: Callable[[dict[str, Any]], None], deadline: float) -> None:
+    def _await_pid(self, job: Job, reply: Answer, deadline: float) -> None:
         folder = self._places.job(job.name)
         pid = _number(folder / "pid")
         if pid is not None:

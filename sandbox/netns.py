@@ -15,14 +15,12 @@ import stat
 import struct
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final
 
 from exeat.sandbox.spec import INET_SOCKETS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-T = TypeVar("T")
+    from collections.abc import Sequence
 
 _CLONE_NEWNET: Final = 0x40000000
 _MS_BIND, _MNT_DETACH, _UMOUNT_NOFOLLOW = 0x1000, 0x2, 0x8
@@ -41,12 +39,6 @@ def _call(name: str, *arguments: bytes | int | None) -> int:
     return result
 
 
-def _in_thread(work: Callable[[], T]) -> T:
-    """Run `work` in a thread of its own, so that a changed namespace ends with it."""
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(work).result()
-
-
 def create(path: Path) -> None:
     """Make a network namespace with `lo` up, held by a bind mount at `path`."""
 
@@ -60,7 +52,8 @@ def create(path: Path) -> None:
         _call("mount", b"/proc/thread-self/ns/net", os.fsencode(path), None, _MS_BIND, None)
 
     path.touch(mode=0o600, exist_ok=False)
-    _in_thread(work)
+    with ThreadPoolExecutor(1) as thread:  # of its own, so that the changed namespace ends with it
+        thread.submit(work).result()
 
 
 def is_alive(path: Path) -> bool:
@@ -86,7 +79,8 @@ def listen(path: Path, folder: Path, names: Sequence[str]) -> list[socket.socket
             _call("setns", handle.fileno(), _CLONE_NEWNET)
         return [_inet(name) if name in INET_SOCKETS else _unix(folder / "proxy.sock") for name in names]
 
-    return _in_thread(work)
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(work).result()
 
 
 def _unix(path: Path) -> socket.socket:
@@ -147,5 +141,6 @@ def may_be_stdio(fd: int) -> bool:
             sock.getpeername()
             return sock.family == socket.AF_UNIX and sock.type == socket.SOCK_STREAM
         return False
-    tty_or_null = os.isatty(fd) or (stat.S_ISCHR(info.st_mode) and info.st_rdev == os.makedev(1, 3))
-    return tty_or_null or stat.S_ISFIFO(info.st_mode) or stat.S_ISREG(info.st_mode)
+    harmless = (os.makedev(1, minor) for minor in (3, 5, 7, 8, 9))  # null, zero, full, random, urandom
+    character = stat.S_ISCHR(info.st_mode) and (info.st_rdev in harmless or os.isatty(fd))
+    return character or stat.S_ISFIFO(info.st_mode) or stat.S_ISREG(info.st_mode)

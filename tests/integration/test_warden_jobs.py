@@ -343,6 +343,43 @@ def test_refused_requests(rig: WardenRig, verb: str, arguments: dict[str, Any], 
     assert rig.call(verb, **arguments).error == code
 
 
+def test_what_leads_out_of_the_jail_is_no_standard_descriptor(rig: WardenRig) -> None:
+    """A folder of the host, a socket of the host's network, an unconnected socket, a device."""
+    rig.call("jail.create", jail="out").close()
+    left, right = socket.socketpair()
+    datagram = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    inet, unix = socket.create_server(("127.0.0.1", 0)), socket.socket(socket.AF_UNIX)
+    client = socket.create_connection(inet.getsockname())
+    folder, path_only = os.open("/", os.O_RDONLY), os.open("/etc", os.O_PATH)
+    devices = [os.open("/dev/kmsg", os.O_RDONLY)]
+    bad = [inet.fileno(), client.fileno(), unix.fileno(), datagram[0].fileno(), folder, path_only, *devices]
+    with open(os.devnull, "r+b") as null:
+        for fd in bad:
+            got = rig.start_job("out", ["true"], (null.fileno(), null.fileno(), fd))
+            assert got.error == "argument", fd
+        zero = os.open("/dev/zero", os.O_RDONLY)
+        devices.append(zero)
+        assert rig.start_job("out", ["echo", "hi"], (zero, left.fileno(), null.fileno()))["ok"]
+    assert right.recv(8) == b"hi\n"
+    assert rig.call("job.wait", job="out")["code"] == 0
+    for sock in (left, right, inet, client, unix, *datagram):
+        sock.close()
+    for fd in (folder, path_only, *devices):
+        os.close(fd)
+
+
+def test_a_terminal_stays_its_owners(rig: WardenRig) -> None:
+    rig.call("jail.create", jail="tty").close()
+    main, terminal = os.openpty()
+    owner = os.fstat(terminal).st_uid
+    assert rig.start_job("tty", ["sh", "-c", "test -t 0 && echo yes"], (terminal,) * 3)["ok"]
+    assert rig.call("job.wait", job="tty")["code"] == 0
+    assert os.read(main, 16) == b"yes\r\n"
+    assert os.fstat(terminal).st_uid == owner
+    os.close(main)
+    os.close(terminal)
+
+
 def test_descriptors_are_counted_and_never_kept(rig: WardenRig) -> None:
     assert rig.process
     fds = f"/proc/{rig.process.pid}/fd"

@@ -146,7 +146,7 @@ def test_a_waiting_client_hears_of_the_end(rig: WardenRig) -> None:
     end = held_job(rig, "waits")
     channel = rig.connect()
     channel.send({"id": 7, "verb": "job.wait", "job": "waits"})
-    rig.call("jail.list")  # one turn of the loop later the wait has been read
+    assert channel.call({"id": 8, "verb": "jail.list"})[0]["id"] == 8  # so the wait has been read
     rig.stop(signal.SIGTERM)
     message, _ = channel.next()
     assert (message["id"], message["code"]) == (7, 137)
