@@ -13,24 +13,28 @@ from pathlib import Path
 
 from exeat.appliance.errors import NotReachableError, RefusedError, UsageError
 
-COMMANDS = (
-    "up",
-    "run",
-    "why",
-    "lease",
-    "status",
-    "policy",
-    "ledger",
-    "lab",
-    "doctor",
-    "config",
-    "info",
-    "serve",
-)
+# Which module registers a command; only that one is loaded, so that a command starts fast.
+COMMANDS = {
+    "up": "up",
+    "run": "run",
+    "why": "why",
+    "lease": "lease",
+    "status": "status",
+    "policy": "policy",
+    "ledger": "ledger",
+    "lab": "lab",
+    "doctor": "doctor",
+    "config": "config",
+    "env": "info",
+    "completion": "info",
+    "version": "info",
+    "serve": "serve",
+}
+_GLOBAL = ("--config", "--state-dir", "--run-dir")
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The whole command line, as one parser (completion and the docs test read it too)."""
+def build_parser(command: str = "") -> argparse.ArgumentParser:
+    """The whole command line as one parser, or as much of it as `command` needs."""
     parser = argparse.ArgumentParser(
         prog="exeat",
         description="Egress firewall for machines that run AI agents: nothing leaves without a lease.",
@@ -43,14 +47,27 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--state-dir", type=Path, metavar="DIR", help="where ledger and leases live")
     parser.add_argument("--run-dir", type=Path, metavar="DIR", help="where the sockets are")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name in COMMANDS:
+    modules = [COMMANDS[command]] if command in COMMANDS else dict.fromkeys(COMMANDS.values())
+    for name in modules:
         importlib.import_module(f"exeat.appliance.commands.{name}").register(commands)
     return parser
 
 
+def _command(words: list[str]) -> str:
+    """The first word that is neither a global option nor its value."""
+    rest = iter(words)
+    for word in rest:
+        if word in _GLOBAL:
+            next(rest, None)
+        elif not word.startswith("-"):
+            return word
+    return ""
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one command; every expected failure is one line on stderr and its exit code."""
-    args = build_parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    args = build_parser(_command(words)).parse_args(words)
     try:
         code: int = args.handler(args)
     except UsageError as error:

@@ -125,7 +125,7 @@ def human(count: int) -> str:
 def as_text(lines: list[Line]) -> str:
     """A table, one line per destination; refusals carry the reason and the next command."""
     if not lines:
-        return "exeat: the job tried to reach nothing"
+        return "exeat: the ledger holds no flow or lookup of this job"
     width = min(48, max(len(line.name) for line in lines))
     out = ["exeat: what the job reached"]
     for line in lines:
