@@ -170,20 +170,33 @@ class Demo:
         revoking = time.monotonic()
         self._exeat("lease", "revoke", pending, "--why", "the demonstration")
         last = job.line(15)
-        cut = time.monotonic() - revoking
+        ended, commanded = time.time(), time.monotonic() - revoking
         job.wait(10)
+        # From the decision's own record, not from the keystroke: how long this machine takes to
+        # start the command is not the appliance's doing.
+        cut = ended - self._revoked_at(pending)
         result = {
             "request": pending,
             "asked_after_ms": round((asked - begun) * 1000),
             "first_byte_after_approval_ms": round((flowing - asked) * 1000),
             "downloaded_bytes": last.get("bytes", 0),
             "ended_after_revoke_ms": round(cut * 1000),
+            "ended_after_command_ms": round(commanded * 1000),
         }
         if last.get("at") != "end" or last.get("code") == 0 or not 0 < last.get("bytes", 0) < 2_000_000_000:
             raise Failed(f"the download was not cut: {last}", result)
-        if cut > _CUT_SECONDS:
+        if not 0 <= cut <= _CUT_SECONDS:
             raise Failed(f"the download ran on for {cut:.2f} s after the revoke", result)
         return result
+
+    def _revoked_at(self, lease: str) -> float:
+        """Seconds since the epoch, of the record that says so."""
+        times = [
+            r.t_real_ns for r in self._read() if r.lease_id == lease and r.decision in ("revoking", "revoked")
+        ]
+        if not times:
+            raise Failed("the ledger has no record of the revoke")
+        return min(times) / 1e9
 
     def _pending(self, host: str) -> str:
         rows = json.loads(self._exeat("lease", "ls", "--json"))
