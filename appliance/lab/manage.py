@@ -29,9 +29,10 @@ _SERVICE_SECONDS = 10.0
 _APPLIANCE_SECONDS = 30.0
 _STOP_SECONDS = 12.0
 _APPLIANCE = "appliance"
+_OURS = {"exeat", "crun", "/usr/bin/crun"}
 _UP_LINE = b"exeat: up"
 _TOOLS = {"ip": "iproute2", "nsenter": "util-linux", "git": "git"}
-CRAWLER = Path(__file__).resolve().parents[2] / "examples" / "policies" / "crawler.yaml"
+CRAWLER = Path(__file__).with_name("crawler.yaml")  # examples/policies/ links to it
 
 # Only for `wait`: a process that makes and removes a lab itself is the parent of its services.
 _CHILDREN: list[subprocess.Popen[bytes]] = []
@@ -166,6 +167,7 @@ def _take_down(lab: Lab) -> None:
     _stop([pid for jail in jails for pid in network.processes(jail)])
     nodes = [lab.namespace_path(name.removeprefix(lab.prefix)) for name in network.namespaces(lab)]
     _stop([pid for node in nodes for pid in network.processes(node)])
+    _stop(_processes_of(lab))  # `exeat run` in other terminals: their appliance is gone
     for point in reversed(_mounts_below(lab.run_dir)):
         subprocess.run(["umount", "--lazy", point], check=False, capture_output=True)
     network.destroy(lab)
@@ -180,17 +182,18 @@ def leftovers(lab: Lab) -> list[str]:
     found = [f"namespace {name}" for name in network.namespaces(lab)]
     found += [f"folder {folder}" for folder in (lab.run_dir, lab.state_dir) if folder.exists()]
     found += [f"mount {point}" for point in _mounts_below(lab.run_dir)]
-    return found + [f"process {pid}" for pid in _mentioning(str(lab.run_dir))]
+    return found + [f"process {pid}" for pid in _processes_of(lab)]
 
 
-def _mentioning(folder: str) -> list[int]:
-    """Processes that have a path below `folder` on their command line."""
+def _processes_of(lab: Lab) -> list[int]:
+    """Our own processes and their containers, told by a path of the lab on their command line."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) != os.getpid():
             with contextlib.suppress(OSError):
                 words = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
-                if any(f"{folder}/" in word for word in words):
+                ours = any(word in _OURS or word.startswith("exeat.") for word in words)
+                if ours and any(f"{lab.run_dir}/" in word for word in words):
                     found.append(int(entry.name))
     return found
 
