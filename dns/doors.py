@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 DRAIN = 64  # datagrams taken in one wake, so that one jail cannot keep the loop
 MAX_QUERY = 4096  # octets; a query of one question is at most 255 + options
 MAX_CONNECTIONS = 32  # per jail
-MAX_PIPELINED = 64  # unanswered queries on one connection; then it is not read
+MAX_PIPELINED = 64  # unanswered queries on one connection, and queries taken in one go
 IDLE_S = 5.0
-MAX_BACKLOG = 256 * 1024  # octets of replies a client has not taken; then it is dropped
+MAX_BACKLOG = 64 * 1024  # octets of replies a client has not taken; then it is not read
 
 
 class UdpDoor:
@@ -118,6 +118,7 @@ class Connection:
         self._in = bytearray()
         self._out = bytearray()
         self._waiting = 0
+        self._due = False  # `_flush` will be called in this turn of the loop
         self._ended = False  # the client will send no more
         self._closed = False
         self._events = EPOLLIN
@@ -149,31 +150,38 @@ class Connection:
         self._take()
 
     def _take(self) -> None:
-        """Answer the whole messages that are here, as far as the pipeline allows."""
-        while not self._closed and self._waiting < MAX_PIPELINED and len(self._in) >= 2:
-            size = int.from_bytes(self._in[:2], "big")
-            if size > MAX_QUERY:
-                self.close()
-                return
-            if len(self._in) < size + 2:
+        """Answer whole messages that are here: one share, the others want their turn as well."""
+        for _ in range(MAX_PIPELINED):
+            if self._closed or not self._has_room() or not self._take_one():
                 break
-            data = bytes(self._in[2 : size + 2])
-            del self._in[: size + 2]
-            self._waiting += 1
-            self._active = self._reactor.now()
-            self._ask(data)
         self._settle()
 
-    def _ask(self, data: bytes) -> None:
-        def reply(message: bytes) -> None:
-            self._waiting -= 1
-            if not self._closed:
-                self._out += len(message).to_bytes(2, "big") + message
-                # Not from in here: a reply may come while `_take` is in its loop.
-                self._reactor.call_soon(self._flush)
+    def _has_room(self) -> bool:
+        return self._waiting < MAX_PIPELINED and len(self._out) < MAX_BACKLOG
 
-        if not self._responder.answer(self._jail, data, reply, udp=False):
+    def _take_one(self) -> bool:
+        size = int.from_bytes(self._in[:2], "big") if len(self._in) >= 2 else MAX_QUERY
+        if size > MAX_QUERY:
+            self.close()
+            return False
+        if len(self._in) < size + 2:
+            return False
+        data = bytes(self._in[2 : size + 2])
+        del self._in[: size + 2]
+        self._waiting += 1
+        self._active = self._reactor.now()
+        if not self._responder.answer(self._jail, data, self._reply, udp=False):
             self.close()  # no query at all: nobody who sends this waits for anything
+        return True
+
+    def _reply(self, message: bytes) -> None:
+        self._waiting -= 1
+        if self._closed:
+            return
+        self._out += len(message).to_bytes(2, "big") + message
+        if not self._due:  # not from in here: a reply may come while `_take` is in its loop
+            self._due = True
+            self._reactor.call_soon(self._flush)
 
     def _on_idle(self) -> None:
         """One timer per connection, moved on when it turns out too early."""
@@ -184,17 +192,16 @@ class Connection:
             self.close()
 
     def _flush(self) -> None:
+        self._due = False
         if self._closed:
             return
         try:
             while self._out:
                 del self._out[: self._sock.send(self._out)]
+                self._active = self._reactor.now()
         except BlockingIOError:
             pass
         except OSError:
-            self.close()
-            return
-        if len(self._out) > MAX_BACKLOG:
             self.close()
             return
         self._take()
@@ -203,10 +210,10 @@ class Connection:
         """Watch what there is to watch; end when the client has ended and has all its answers."""
         if self._closed:
             return
-        if self._ended and not self._waiting and not self._out:
+        if self._ended and not (self._waiting or self._out or self._due):
             self.close()
             return
-        reading = 0 if self._ended or self._waiting >= MAX_PIPELINED else EPOLLIN
+        reading = EPOLLIN if self._has_room() and not self._ended else 0
         wanted = reading | (EPOLLOUT if self._out else 0)
         if wanted != self._events:
             self._events = wanted

@@ -7,6 +7,7 @@ go to the configured upstreams.
 
 from __future__ import annotations
 
+import resource
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -140,6 +141,8 @@ def serve(settings: GuardSettings, ready: Callable[[], None]) -> int:
 
     Returns an exit status: 0 after a clean end, 3 when it cannot start.
     """
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # a socket per upstream question and client
     reactor = Reactor()
     reactor.stop_on_signals()
     try:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import random
+import select
 import socket
 import struct
 import threading
@@ -15,6 +17,7 @@ import pytest
 from tests.support.dns_servers import zone_handler
 from tests.support.guard_rig import Ports, Rig, answers, ask, ede, guard_rig
 
+from exeat.dns import doors
 from exeat.ledger.ipc import Channel
 from exeat.policy.addresses import parse_address
 
@@ -434,6 +437,58 @@ def test_tcp_connections_are_bounded(rig: Rig, jail: Ports) -> None:
         client.close()
     rig.sync()
     assert answers(ask(jail.tcp, "www.wild.net", tcp=True)) == {"203.0.113.10"}
+
+
+def test_an_idle_tcp_client_is_let_go(rig: Rig, jail: Ports, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doors, "IDLE_S", 0.1)
+    with socket.create_connection(jail.tcp, timeout=5) as client:
+        client.sendall(framed("www.wild.net"))
+        assert answers(read_replies(client, 1)[0]) == {"203.0.113.10"}
+        client.sendall(b"\0")  # the beginning of a message that never comes
+        assert client.recv(1) == b""
+
+
+def test_a_tcp_client_that_does_not_read_is_not_read_and_then_let_go(
+    rig: Rig, jail: Ports, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doors, "IDLE_S", 0.3)
+    ask(jail.tcp, "big.wild.net", "AAAA", tcp=True)
+    query = dns.message.make_query("big.wild.net", "AAAA").to_wire()
+    state = rig.guard._jails["j"][0]
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.setblocking(False)
+        client.connect_ex(jail.tcp)
+        select.select([], [client], [], 5)
+        with contextlib.suppress(OSError):  # its buffer is full, or the guard is done with it
+            while True:
+                client.send((len(query).to_bytes(2, "big") + query) * 64)
+        for _ in range(500):
+            if not state.connections:
+                break
+            threading.Event().wait(0.01)
+    assert (state.connections, state.pending) == (0, 0)
+    assert answers(ask(jail.udp, "www.wild.net")) == {"203.0.113.10"}
+
+
+def test_noise_is_survived(rig: Rig, jail: Ports, capfd: pytest.CaptureFixture[str]) -> None:
+    """Bitten and random packets by the thousand: no exception, no upstream query, and it still answers."""
+    noise = random.Random(20)
+    queries = [dns.message.make_query(name, kind).to_wire() for name in DENIED for kind in ("A", "TXT")]
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.connect(jail.udp)
+        for _ in range(5000):
+            packet = bytearray(noise.choice(queries) if noise.random() < 0.8 else noise.randbytes(60))
+            for _ in range(noise.randrange(4)):
+                packet[noise.randrange(len(packet))] = noise.randrange(256)
+            client.send(packet[: noise.randrange(len(packet) + 1)] if noise.random() < 0.1 else packet)
+    rig.sync()
+    for _ in range(300):
+        if ask(jail.udp, "www.wild.net").rcode() == OK:  # the flood has spent the jail's tokens
+            break
+        threading.Event().wait(0.01)
+    assert rig.server.seen == {("www.wild.net", "A"): 1}
+    assert "Traceback" not in capfd.readouterr().err
 
 
 # --- the proxy's door

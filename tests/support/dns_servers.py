@@ -83,13 +83,14 @@ class NameServer:
 
 
 @contextmanager
-def name_server(handler: Handler) -> Iterator[NameServer]:
+def name_server(handler: Handler, host: str = "127.0.0.1") -> Iterator[NameServer]:
     """Serve UDP and TCP on one loopback port until the block ends."""
     server = NameServer(handler)
-    tcp = socket.create_server(("127.0.0.1", 0))
-    udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    tcp = socket.create_server((host, 0), family=family)
+    udp = socket.socket(family, socket.SOCK_DGRAM)
     udp.bind(tcp.getsockname())
-    server.address = tcp.getsockname()
+    server.address = tcp.getsockname()[:2]
     threads = [
         threading.Thread(target=_serve_udp, args=(server, udp), daemon=True),
         threading.Thread(target=_serve_tcp, args=(server, tcp), daemon=True),
@@ -99,7 +100,7 @@ def name_server(handler: Handler) -> Iterator[NameServer]:
     try:
         yield server
     finally:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as end:
+        with socket.socket(family, socket.SOCK_DGRAM) as end:
             end.sendto(b"", server.address)
         tcp.shutdown(socket.SHUT_RDWR)
         for thread in threads:

@@ -56,6 +56,14 @@ def test_an_honest_server_is_believed() -> None:
         assert server.tcp == 0
 
 
+def test_an_upstream_may_be_ipv6() -> None:
+    name = wire_name("big.test")
+    with name_server(ZONE, "::1") as server:
+        assert addresses(ask([server.address])) == {"192.0.2.1"}
+        assert len(addresses(ask([server.address], name, Qtype.AAAA), name, Qtype.AAAA)) == 59
+        assert server.tcp == 1
+
+
 def test_no_such_name_is_an_answer() -> None:
     with name_server(ZONE) as server:
         answer = ask([server.address], wire_name("nope.test"))
