@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import select
 import signal
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+_PR_SET_PDEATHSIG = 1
 DEST = Dest("files.example.org", 443, "tcp", b"\xcb\x00\x71\x05", "files.example.org")
 
 
@@ -78,6 +80,7 @@ def start(chosen: LedgerSettings) -> Daemon:
     if pid == 0:
         code = 99
         try:
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # never outlives the tests
             os.close(read)
             code = serve(chosen, lambda: os.write(write, b"r") and None)
         except BaseException:
