@@ -18,7 +18,7 @@ DEV = Path(__file__).resolve().parents[1] / "dev"
 def bash(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run `script` in a shell that knows dev's functions and does not wait long."""
     return subprocess.run(
-        ["bash", "-c", f'source "$1"; shift; SETTLE_ROUNDS=1; {script}', "bash", str(DEV), *arguments],
+        ["bash", "-c", f'source "$1"; shift; SETTLE_ROUNDS=2; {script}', "bash", str(DEV), *arguments],
         cwd=DEV.parent,
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -69,6 +69,7 @@ def test_a_namespace_left_behind_is_found() -> None:
         subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
     assert done.returncode == 1
     assert f"namespace /run/netns/{name}" in done.stderr
+    assert [line for line in done.stderr.splitlines() if not line.startswith(("dev: ", "    "))] == []
 
 
 @pytest.mark.root
