@@ -149,7 +149,7 @@ class Daemon:
         self._grace: loop.Timer | None = None
         self._table, self._store = self._open_store(create=settings.create)
         try:
-            self._begin("ledger started")
+            self._begin()
             self._listener = self._listen()
         except (OSError, StoreError):
             self._store.close()
@@ -167,13 +167,15 @@ class Daemon:
             return table, Store.create(directory, origin, now, observer=table, segment_bytes=size)
         return table, Store.open(directory, now, observer=table, segment_bytes=size)
 
-    def _begin(self, detail: str) -> None:
+    def _begin(self, gap: str = "") -> None:
         """Write what a start owes the ledger, and give open flows time to be reclaimed."""
         found = self._store.recovery
-        lost = f"; {found.torn_bytes} bytes of an unfinished write dropped" if found.torn_bytes else ""
-        start = [self._own(Kind.BOOT, detail=detail + lost, boot_id=_boot_id(), count=len(self._table))]
         if found.torn_bytes:
-            start.append(self._own(Kind.GAP, detail=f"torn tail of {found.torn_bytes} bytes", count=1))
+            gap += f"{'; ' if gap else ''}torn tail: {found.torn_bytes} bytes of an unfinished write dropped"
+        detail = f"ledger started with {self._store.size} records, {len(self._table)} open flows"
+        start = [self._own(Kind.BOOT, detail=detail, boot_id=_boot_id())]
+        if gap:
+            start.append(self._own(Kind.GAP, detail=records.printable(gap), count=1))
         self._store.append([records.encode(record) for record in start], time.time_ns())
         if self._grace is not None:
             self._grace.cancel()
@@ -188,7 +190,7 @@ class Daemon:
         self._store.close()
         try:
             self._table, self._store = self._open_store(create=False)
-            self._begin(f"reopened after: {reason}")
+            self._begin(f"nothing could be recorded: {reason}")
         except (OSError, StoreError):
             self._reactor.call_later(_REOPEN_S, self._reopen)
             return
