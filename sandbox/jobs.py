@@ -127,7 +127,7 @@ class Jobs:
             reply(SpecError("start", log[-500:].strip() or "the runtime ended without a reason").fields())
         else:
             if self._reactor.now() > deadline:
-                signal.pidfd_send_signal(job.launcher, signal.SIGKILL)
+                self._force(job)
             self._reactor.call_later(0.001, lambda: self._await_pid(job, reply, deadline))
 
     def _started(self, job: Job, pid: int) -> None:
@@ -140,6 +140,11 @@ class Jobs:
         if job.killed:
             job.kill()
 
+    def _force(self, job: Job) -> None:
+        """SIGKILL to a launcher that has not ended, and the runtime below it."""
+        if job.launcher >= 0 and (group := _number(self._places.job(job.name) / "launcher")):
+            os.killpg(group, signal.SIGKILL)  # its process id is not free before the pidfd is handled
+
     def _ended(self, job: Job) -> None:
         self._reactor.remove(job.launcher)
         job.launcher = _closed(job.launcher)
@@ -150,16 +155,16 @@ class Jobs:
     def _settle(self, job: Job) -> None:
         end = self._places.job(job.name) / "exit"
         if _number(end) is None:
-            subprocess.run(self._runtime.delete(job.name), env=_ENV, timeout=20, check=False)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                subprocess.run(self._runtime.delete(job.name), env=_ENV, timeout=START_S, check=False)
             end.write_text(str(KILLED))
         job.code, job.init = _number(end), _closed(job.init)
         # The cgroup and its counters went with the runtime, so this is an inference.
         killed_by_other = job.code == KILLED and not job.killed
         job.oom = killed_by_other and cgroup.oom_kills(_VMSTAT.read_text()) > job.oom_kills
         self._unstage(job)
-        waiters, job.waiters = job.waiters, []
-        for waiter in waiters:
-            waiter()
+        for waiter in job.waiters:
+            self._reactor.call_soon(waiter)
 
     def _unstage(self, job: Job) -> None:
         for path in self._places.staged(job.name, "").parent.glob(f"{job.name}.*"):
@@ -172,18 +177,21 @@ class Jobs:
         self._unstage(job)
         # rm, not shutil.rmtree: a job may leave folders nested deeper than Python recurses.
         paths = (str(self._places.job(job.name)), str(self._places.output(job.name)))
-        subprocess.run(["rm", "-rf", "--one-file-system", "--", *paths], env=_ENV, check=True)
-        del self.all[job.name]
+        removed = subprocess.run(["rm", "-rf", "--one-file-system", "--", *paths], env=_ENV, check=False)
+        if removed.returncode:
+            raise OSError(f"could not remove the folders of job {job.name}")
+        self.all.pop(job.name, None)
 
     def end_all(self, seconds: float) -> None:
         """Kill every job, wait for the ends (after `seconds` by force), remove all traces."""
         deadline = self._reactor.now() + seconds
         for job in self.all.values():
             job.kill()
-        while running := [job.launcher for job in self.all.values() if job.launcher >= 0]:
-            for launcher in running if self._reactor.now() > deadline else ():
-                signal.pidfd_send_signal(launcher, signal.SIGKILL)
+        while running := [job for job in self.all.values() if job.launcher >= 0]:
+            for job in running if self._reactor.now() > deadline else ():
+                self._force(job)
             self._reactor.turn(0.05)
+        self._reactor.turn(0)  # the last waiters
         for job in list(self.all.values()):
             self.discard(job)
 

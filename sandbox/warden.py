@@ -51,15 +51,13 @@ class Warden:
         self._service = Service(reactor, self._places.run / "warden.sock", users, self._handle)
 
     def _handle(self, message: dict[str, Any], fds: list[int], reply: Reply) -> None:
-        try:
+        def work() -> None:
             request = parse_request(message, len(fds), self._settings.roots)
             if self._reactor.stopped:
                 raise SpecError("stopping", "the warden is shutting down")
             self._do(request, fds, reply)
-        except SpecError as error:
-            reply(error.fields())
-        except OSError as error:
-            reply(SpecError("failed", str(error)).fields())
+
+        _guarded(work, reply)
 
     def _do(self, request: Request, fds: list[int], reply: Reply) -> None:
         match request.verb:
@@ -138,8 +136,12 @@ class Warden:
     def _remove_job(self, job: Job, reply: Reply) -> None:
         if job.code is None and not job.killed:
             raise SpecError("job.running", f"job {job.name} still runs")
-        job.when_ended(lambda: self._jobs.discard(job))
-        job.when_ended(lambda: reply({}))
+
+        def work() -> None:
+            self._jobs.discard(job)
+            reply({})
+
+        job.when_ended(lambda: _guarded(work, reply))
 
     def stop(self) -> None:
         """End every job and remove every namespace, mount, socket and folder."""
@@ -148,3 +150,12 @@ class Warden:
             self._clean(name)
         self._service.close()
         shutil.rmtree(self._places.run)
+
+
+def _guarded(work: Callable[[], None], reply: Reply) -> None:
+    try:
+        work()
+    except SpecError as error:
+        reply(error.fields())
+    except OSError as error:
+        reply(SpecError("failed", str(error)).fields())

@@ -154,6 +154,48 @@ def test_a_waiting_client_hears_of_the_end(rig: WardenRig) -> None:
     os.close(end)
 
 
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("#!/bin/sh\nexec sleep 86395", "without a reason"),
+        ("#!/bin/sh\nexit 1", "without a reason"),
+        ("#!/bin/sh\nprintf 'no such thing' >\"$4\"; exit 1", "no such thing"),
+        ("not a program", "without a reason"),
+    ],
+    ids=["hangs", "fails", "fails and says why", "cannot be run"],
+)
+def test_a_runtime_that_does_not_start_the_job(text: str, why: str) -> None:
+    with WardenRig(start_s=0.5) as rig:
+        rig.stop()
+        program = rig.base / "runtime"
+        program.write_text(text)
+        program.chmod(0o755)
+        rig.runtime = str(program)
+        rig.start()
+        rig.call("jail.create", jail="never").close()
+        with open(os.devnull, "r+b") as null:
+            got = rig.start_job("never", ["true"], (null.fileno(),) * 3)
+        assert got.error == "start"
+        assert why in got["message"]
+        assert not running("sleep 86395")
+        assert (os.listdir(rig.run / "jobs"), os.listdir(rig.work)) == ([], [])
+        assert rig.call("jail.destroy", jail="never")["ok"]
+
+
+def test_two_requests_to_remove_a_dying_job_are_both_answered(rig: WardenRig) -> None:
+    end = held_job(rig, "twice", "sleep 60")
+    channel = rig.connect()
+    channel.send({"id": 1, "verb": "job.kill", "job": "twice"})
+    channel.send({"id": 2, "verb": "job.remove", "job": "twice"})
+    channel.send({"id": 3, "verb": "job.remove", "job": "twice"})
+    answers = {message["id"]: message["ok"] for message, _ in (channel.next() for _ in range(3))}
+    assert answers[1] is answers[2] is True
+    assert set(answers) == {1, 2, 3}
+    assert rig.call("job.list")["jobs"] == []
+    channel.close()
+    os.close(end)
+
+
 def running(text: str) -> bool:
     return subprocess.run(["pgrep", "-f", text], capture_output=True, check=False).returncode == 0
 

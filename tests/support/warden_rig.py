@@ -24,13 +24,15 @@ UID_BASE, UID_COUNT, CONTROL_UID, OWNER_UID = 300_000, 50, 64_000, 4_321
 _SERVE = """
 import os, sys
 from pathlib import Path
+from exeat.sandbox import jobs
 from exeat.sandbox.spec import Limits
 from exeat.sandbox.warden import WardenSettings, serve
 base, control, first, count, memory, pids = Path(sys.argv[1]), *map(int, sys.argv[2:7])
 settings = WardenSettings(
     run_dir=base / "run", state_dir=base / "state", control_uid=control, uid_base=first, uid_count=count,
-    roots=(base / "share",), limits=Limits(memory=memory, pids=pids),
+    roots=(base / "share",), limits=Limits(memory=memory, pids=pids), runtime=sys.argv[7],
 )
+jobs.START_S = float(sys.argv[8])
 sys.exit(serve(settings, lambda: os.write(1, b"ready")))
 """
 
@@ -58,6 +60,8 @@ class WardenRig:
 
     memory: int = 512 * 1024**2
     pids: int = 128
+    runtime: str = "crun"
+    start_s: float = 20.0
     base: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="exw-", dir="/tmp")))
     process: subprocess.Popen[bytes] | None = None
     channel: Channel | None = None
@@ -84,7 +88,16 @@ class WardenRig:
     def start(self) -> None:
         numbers = (CONTROL_UID, UID_BASE, UID_COUNT, self.memory, self.pids)
         self.process = subprocess.Popen(
-            [sys.executable, "-c", _SERVE, str(self.base), *map(str, numbers)], stdout=subprocess.PIPE
+            [
+                sys.executable,
+                "-c",
+                _SERVE,
+                str(self.base),
+                *map(str, numbers),
+                self.runtime,
+                str(self.start_s),
+            ],
+            stdout=subprocess.PIPE,
         )
         assert self.process.stdout
         assert select.select([self.process.stdout], [], [], 20)[0], "the warden did not become ready"
