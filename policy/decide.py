@@ -226,8 +226,8 @@ def _grant(policy: CompiledPolicy, request: Request, matches: _Matches) -> Decis
         if public or lease.private:
             return matches.answer(Verdict.ALLOW, "lease.active", lease.id, lease.id)
     answer = _rule_answer(policy, request, matches, public)
-    # A lease whose address check failed is as good as none, but it is the better explanation.
-    if matches.leases and answer.verdict is Verdict.DENY and not answer.rule:
+    # A lease whose address check failed is as good as none, but it explains a deny best.
+    if matches.leases and answer.verdict is Verdict.DENY:
         return matches.answer(Verdict.DENY, "address.not_public", matches.leases[0].id)
     return answer
 

@@ -76,11 +76,33 @@ TEXTS: dict[str, str] = {
     "dns.nxdomain": "the name does not exist",
     "dns.no_address": "the name has no address",
     "dns.unavailable": "the upstream resolver does not answer",
-    "dns.refused": "the upstream resolver refused",
+    "dns.refused": "the resolver refused the name",
+    "dns.rate": "too many lookups at once",
+    "tls.not_tls": "this port takes TLS only",
+    "tls.malformed": "malformed TLS ClientHello",
+    "tls.ech": "encrypted ClientHello hides the server name",
+    "tls.two_names": "more than one server name in the ClientHello",
+    "tls.name_type": "unknown server name type in the ClientHello",
+    "tls.sni_ip": "the server name is an IP address",
+    "tls.sslv2": "SSLv2 hello",
+    "tls.too_large": "ClientHello is too large",
+    "tls.early_data": "data before a complete ClientHello",
+    "tls.timeout": "no ClientHello in time",
+    "http.nested_connect": "CONNECT inside a tunnel",
+    "http.host_mismatch": "Host differs from the tunnel's target",
+    "dial.refused": "the destination refused the connection",
+    "dial.timeout": "the destination did not answer in time",
+    "dial.unreachable": "the destination is not reachable",
+    "limit.connections": "too many open connections of this job",
+    "limit.descriptors": "the gateway is full",
+    "limit.asks": "too many requests wait for approval",
+    "policy.unavailable": "no policy has been loaded yet",
     "ledger.unavailable": "the ledger cannot record, so nothing is opened",
     "kill": "stopped by the kill switch",
 }
 
+# Nobody's permission would change these: the client or the far side has to.
+_NO_COMMAND = ("malformed.", "tls.", "http.", "dial.", "dns.", "sni.")
 # Where a person's lease could open the door: what deny, meta and ceiling refuse, no lease can.
 _LEASABLE = frozenset(
     {"posture.default_deny", "posture.not_public_name", "posture.port", "ip_literal.denied"}
@@ -102,7 +124,9 @@ def advise(decision: Decision, host: str | Address, port: int, project: str) -> 
     plain and short.
     """
     why, place = short_text(decision.reason), _shown(host, port)
-    return _plain(f"{why}; {_next(decision, place, project)}" if place else why)
+    if not place or decision.reason.startswith(_NO_COMMAND):
+        return _plain(why)
+    return _plain(f"{why}; {_next(decision, place, project)}")
 
 
 def _next(decision: Decision, place: str, project: str) -> str:

@@ -73,7 +73,7 @@ def reference(
         if public or lease.private:
             return ("allow", "lease.active", lease.id)
     answer = _rules_or_posture(document, request, asking, allowing, public)
-    if active and answer[0] == "deny" and not answer[2]:
+    if active and answer[0] == "deny":
         return ("deny", "address.not_public", active[0].id)
     return answer
 

@@ -90,6 +90,20 @@ def test_lookups() -> None:
     assert snapshot.decide_lookup(Subject("q", "x"), "b.org", NOW, usage).reason == "meta.project"
 
 
+@pytest.mark.parametrize(
+    ("ports", "expected"),
+    [("53", "deny"), ("53-54", "allow"), ("784", "deny"), ("8443", "allow"), ("8443-8444", "allow")],
+)
+def test_a_lookup_needs_one_port_that_is_open(ports: str, expected: str) -> None:
+    one = document(f"allow: [{{to: b.org, ports: {ports}}}]")
+    fields = {"documents": [one], "projects": {"p": one.digest}, "jobs": {}, "control": ["x.org:8443"]}
+    decision = Snapshot.load(message(**fields)).decide_lookup(JOB, "b.org", NOW, Usage())
+    assert decision.verdict == expected
+    fields["control"] = ["b.org:8443"]
+    closed = Snapshot.load(message(**fields)).decide_lookup(JOB, "b.org", NOW, Usage())
+    assert closed.verdict == ("deny" if ports == "8443" else expected)
+
+
 def test_the_lab_and_the_node() -> None:
     fields = {
         "treat_as_public": ["203.0.113.0/24", "169.254.0.0/16", "127.0.0.0/8"],
