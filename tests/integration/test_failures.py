@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
-from support.running import Running, wait_for
+from tests.support.running import Running, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,8 +21,8 @@ CURL = "curl -s -o /dev/null --max-time"
 
 
 @pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    made = Running(tmp_path_factory.mktemp("failures"), "exlf-")
+def running() -> Iterator[Running]:
+    made = Running("fail")
     yield made
     made.close()
 
@@ -32,6 +32,7 @@ def healthy(running: Running) -> Iterator[None]:
     """Every test finds the appliance whole and leaves a ledger that verifies."""
     wait_for(running.healed)
     yield
+    print(running.lab.log("appliance").read_text())  # pytest shows it when the test failed
     wait_for(running.healed)
     running.exeat("ledger", "verify", "--state-dir", str(running.lab.state_dir))
 

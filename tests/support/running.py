@@ -8,24 +8,24 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exeat.appliance.lab import manage, plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from pathlib import Path
 
 
 class Running:
-    """`exeat up` in a lab made in `folder`; `prefix` keeps labs apart."""
+    """`exeat up` in a lab of its own, in folders that the service users can reach.
 
-    def __init__(self, folder: Path, prefix: str) -> None:
-        self.lab = plan.Lab.named(prefix, folder / "exeat-lab-run", folder / "exeat-lab-state")
-        folder.chmod(0o755)
-        for parent in folder.parents[:3]:  # pytest's folders are 0700; the services must pass
-            if parent.name.startswith("pytest-"):
-                parent.chmod(0o755)
+    `name` (a few letters) keeps labs apart. Not below pytest's temporary folder: that is 0700.
+    """
+
+    def __init__(self, name: str) -> None:
+        folders = (Path(f"/run/exeat-lab-{name}"), Path(f"/var/lib/exeat-lab-{name}"))
+        self.lab = plan.Lab.named(f"exl{name}-", *folders)
         manage.up(self.lab)
 
     def close(self) -> None:
