@@ -69,6 +69,7 @@ class Demo:
     lab: Lab
     report: Report
     records: list[Record] = field(default_factory=list)
+    jobs: list[Running] = field(default_factory=list)
     approved_at: float = 0.0
     kept: str = ""
 
@@ -315,6 +316,8 @@ class Demo:
         return result
 
     def take_down(self) -> Result:
+        for job in self.jobs:
+            job.stop()
         if self.report.failures and self.lab.run_dir.is_dir():
             self.kept = str(self._keep())
         manage.down(self.lab)
@@ -342,12 +345,14 @@ class Demo:
 
     def _job(self, *arguments: str, hold: str = "2500ms") -> Running:
         script = self.lab.job / Path(demo_job.__file__).name
-        return Running(
+        job = Running(
             command(
                 self.lab, "run", "--project", plan.PROJECT, "--policy", str(manage.CRAWLER), "--hold", hold,
                 "--ro", str(self.lab.job), "--", "/usr/bin/python3", str(script), *arguments,
             )
         )  # fmt: skip
+        self.jobs.append(job)
+        return job
 
     def _read(self) -> list[Record]:
         return [record for _, record in read_records(self.lab.state_dir / "ledger")]

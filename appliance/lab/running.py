@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import queue
 import subprocess
@@ -119,6 +120,18 @@ class Running:
         for reader in self._readers:
             reader.join(seconds)
         return code
+
+    def stop(self) -> None:
+        """End it if a failed step has left it behind; close its streams in any case."""
+        if self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
+        for reader in self._readers:
+            reader.join()
+        for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
+            if stream is not None:
+                with contextlib.suppress(OSError):
+                    stream.close()
 
     def tail(self) -> str:
         """The last it said that was not a line of its own."""

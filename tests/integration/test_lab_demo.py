@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from exeat.appliance.lab import demo_job, manage, plan
+from exeat.appliance.lab import demo_job, manage, network, plan
 from exeat.appliance.lab.demo_report import Report
+from exeat.appliance.lab.running import Running, command
 
 STEPS = ["up", "tour", "lease", "kill", "verify", "reconcile", "hostile", "names", "down"]
 
@@ -43,6 +45,34 @@ def test_the_demonstration_passes_and_leaves_nothing() -> None:
     assert found["reconcile"]["ledger_and_far_side"]["equal"] > 8
     lab = plan.Lab.named("exlv-", Path(run_dir), Path(state_dir))
     assert manage.leftovers(lab) == []
+
+
+@pytest.mark.root
+@pytest.mark.slow
+def test_down_removes_a_running_job_after_all_of_the_appliance_was_killed() -> None:
+    lab = plan.Lab.named("exlx-", Path("/run/exeat-lab-test2"), Path("/var/lib/exeat-lab-test2"))
+    manage.up(lab)
+    job = Running(command(lab, "run", "--project", "crawler", "--", "sh", "-c", "echo '{}'; exec sleep 120"))
+    try:
+        job.line(20)
+        inside = [pid for jail in manage._mounts_below(lab.run_dir) for pid in network.processes(Path(jail))]
+        assert inside
+        ours = [pid for pid in manage._processes_of(lab) if _words(pid)[-1:] in (["up"], *SERVED)]
+        assert len(ours) == 6
+        for pid in ours:
+            os.kill(pid, signal.SIGKILL)
+    finally:
+        manage.down(lab)
+        job.stop()
+    assert manage.leftovers(lab) == []
+    assert not [pid for pid in inside if Path(f"/proc/{pid}").exists()]
+
+
+SERVED = [[name] for name in ("warden", "proxy", "guard", "ledger", "control")]
+
+
+def _words(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/cmdline").read_bytes().decode().rstrip("\0").split("\0")
 
 
 @pytest.mark.root
