@@ -77,7 +77,7 @@ def _canonical(request: Request) -> Request:
     resolved = request.resolved
     if any(address.family == 6 for address in resolved):
         resolved = tuple(_canonical_address(address) for address in resolved)
-    if host is request.host and resolved is request.resolved:
+    if host == request.host and resolved == request.resolved:
         return request
     return replace(request, host=host, resolved=resolved)
 

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
 # DNS, DNS over TLS, DNS over QUIC (old and new port): the guard is the only resolver.
 DNS_PORTS = frozenset({53, 784, 853, 8853})
-LOOPBACK_NAMES = ("localhost", "localdomain", "localhost6", "localdomain6", "ip6-localhost", "ip6-loopback")
+LOOPBACK_NAMES = frozenset(
+    {"localhost", "localdomain", "localhost6", "localdomain6", "ip6-localhost", "ip6-loopback"}
+)
 METADATA_NAMES = (
     "metadata",
     "metadata.google.internal",
@@ -28,6 +30,7 @@ METADATA_NAMES = (
     "rancher-metadata",
     "rancher-metadata.rancher.internal",
 )
+_METADATA_ENDS = tuple(f".{name}" for name in METADATA_NAMES)
 _LOCAL = frozenset({AddressClass.LOOPBACK, AddressClass.UNSPECIFIED})
 _SPECIAL = frozenset({AddressClass.LINK_LOCAL, AddressClass.MULTICAST, AddressClass.RESERVED})
 # Of an IPv4 address inside IPv6 only these count here. Where a translator's format is ambiguous the
@@ -87,7 +90,8 @@ class MetaRules:
 
     def _place(self, request: Request) -> str:
         host = request.host
-        if isinstance(host, str) and _under(host, LOOPBACK_NAMES):
+        name = host if isinstance(host, str) else ""
+        if name.rpartition(".")[2] in LOOPBACK_NAMES:
             return "meta.loopback"
         dialled = addresses_of(request)
         addresses = judged(dialled)
@@ -96,14 +100,10 @@ class MetaRules:
             classes |= {self.classify(address) for address in addresses} & _INSIDE
         if classes & _LOCAL or any(address in self.host_local for address in addresses):
             return "meta.loopback"
-        if any(map(is_metadata, addresses)) or (isinstance(host, str) and _under(host, METADATA_NAMES)):
+        if any(map(is_metadata, addresses)) or f".{name}".endswith(_METADATA_ENDS):
             return "meta.metadata"
         if classes & _SPECIAL:
             return "meta.special_address"
         if any((place, request.port) in self.control for place in (host, *addresses)):
             return "meta.control_plane"
         return ""
-
-
-def _under(host: str, names: tuple[str, ...]) -> bool:
-    return any(host == name or host.endswith("." + name) for name in names)
