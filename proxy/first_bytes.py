@@ -23,6 +23,7 @@ HTTP_PORT = 80
 MAX_HTTP = 16 * 1024
 
 _TLS_RECORD = 0x16
+_BARE_LF = re.compile(rb"(?<!\r)\n")
 _TEXT = re.compile(rb"[\t\r\x20-\xff]*")
 _REQUEST_LINE = re.compile(rb"([A-Z]{1,32}) ([\x21-\x7e]+) HTTP/1\.[01]\r\n")
 
@@ -93,12 +94,18 @@ class FirstBytesJudge:
         return None if hello is None else self._passed(Kind.TLS, hello)
 
     def _feed_http(self) -> FirstBytes | None:
-        end = self._data.find(b"\r\n\r\n", 0, MAX_HTTP)
+        data = bytes(self._data[:MAX_HTTP])
+        # At once, not when the head is complete: by our grammar it might never be.
+        if b"\n" in data.lstrip(b"\r\n \t") and not _REQUEST_LINE.match(data):
+            raise TunnelError("http.request_line")
+        end = data.find(b"\r\n\r\n")
+        if _BARE_LF.search(data, 0, end if end >= 0 else len(data)):
+            raise TunnelError("http.line_ending")
         if end < 0:
             if len(self._data) >= MAX_HTTP:
                 raise TunnelError("http.head_too_large")
             return None
-        self._judge_http(bytes(self._data[: end + 2]))
+        self._judge_http(data[: end + 2])
         return self._passed(Kind.OTHER)
 
     def _judge_http(self, head: bytes) -> None:

@@ -28,6 +28,7 @@ _INT: Final = struct.Struct("=i")
 _SIOCINQ: Final = 0x541B
 _SIOCOUTQ: Final = 0x5411
 _SO_COOKIE: Final = 57
+_LOOKS: Final = 32
 
 
 class KernelCount(NamedTuple):
@@ -52,13 +53,10 @@ def kernel_count(
     if sock.family == socket.AF_UNIX:
         return None
     try:
-        raw = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO.size)
-        unacked, unread = _queue(sock, _SIOCOUTQ), _queue(sock, _SIOCINQ)
-    except OSError:
+        info, unacked, unread = _steady(sock)
+    except (OSError, struct.error):
         return None
-    if len(raw) < _INFO.size:
-        return None
-    retrans, acked, received, segs_out, segs_in = _INFO.unpack(raw)
+    retrans, acked, received, segs_out, segs_in = info
     return KernelCount(
         sent=max(0, acked + unacked - connected - fin_sent),
         received=max(0, received - unread - fin_received),
@@ -67,6 +65,21 @@ def kernel_count(
         segs_in=segs_in,
         retrans=retrans,
     )
+
+
+def _steady(sock: socket.socket) -> tuple[tuple[int, ...], int, int]:
+    """TCP_INFO and the queues as of one moment: packets go on arriving while we look."""
+    info = _info(sock)
+    for _ in range(_LOOKS):
+        unacked, unread = _queue(sock, _SIOCOUTQ), _queue(sock, _SIOCINQ)
+        before, info = info, _info(sock)
+        if before[1:3] == info[1:3]:
+            break
+    return info, unacked, unread
+
+
+def _info(sock: socket.socket) -> tuple[int, ...]:
+    return _INFO.unpack(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO.size))
 
 
 def _queue(sock: socket.socket, request: int) -> int:

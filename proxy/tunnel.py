@@ -101,7 +101,8 @@ class Tunnel:
         self.decision = decision
         self.gate = Gate(self._reserve)
         self.relay: Relay | None = None
-        self.idle_s = flow.gateway.settings.idle_timeout_s
+        self._idle_s = flow.gateway.settings.idle_timeout_s
+        self._second_request = False
         self._gateway = flow.gateway
         self._upstream = upstream
         self._request = request
@@ -181,7 +182,8 @@ class Tunnel:
 
     def second_request(self) -> None:
         """The client believes in keep-alive: let the answer it is getting end, then close."""
-        self.idle_s = min(self.idle_s, SECOND_REQUEST_S)
+        self._second_request = True
+        self._idle_s = min(self._idle_s, SECOND_REQUEST_S)
 
     def first_bytes_judged(self) -> None:
         self._first_bytes_until = float("inf")
@@ -269,8 +271,8 @@ class Tunnel:
         self.charge()
         if isinstance(self._watch, BodyFramer) and relay.down.shut:
             self.end("eof")  # the answer is complete; what the client still says has nowhere to go
-        elif now - relay.activity > self.idle_s:
-            self.end("idle" if self.idle_s > SECOND_REQUEST_S else "http.second_request")
+        elif now - relay.activity > self._idle_s:
+            self.end("http.second_request" if self._second_request else "idle")
         elif now > self._first_bytes_until:
             self.end("tls.timeout")
         elif now - self._progressed >= PROGRESS_S:
@@ -361,8 +363,8 @@ class Tunnel:
         return upstream, client
 
     def _finish(self) -> None:
-        self._gateway.closed(self)
         self._append_close(self._ended)
+        self._gateway.closed(self)
 
     def _append_close(self, reason: str) -> None:
         record = self.flow.evidence.close(reason, self.gate.reserved, self.counts(), *self._final)

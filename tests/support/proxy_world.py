@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from exeat.ledger import ipc
 from exeat.ledger.reader import read_records
@@ -93,7 +93,7 @@ class Control(threading.Thread):
         with contextlib.suppress(OSError):
             while True:
                 sock, _ = self._listener.accept()
-                with contextlib.suppress(ipc.IpcError, OSError):
+                with contextlib.suppress(ipc.IpcError, OSError), sock:
                     self._serve(ipc.Channel(sock))
 
     def _serve(self, channel: ipc.Channel) -> None:
@@ -132,9 +132,7 @@ class Control(threading.Thread):
                 self._lock.wait(left)
 
     def close(self) -> None:
-        self._listener.close()
-        if self._channel is not None:
-            self._channel.close()
+        _stop(self, self._listener)
 
 
 class Guard(threading.Thread):
@@ -152,7 +150,7 @@ class Guard(threading.Thread):
         with contextlib.suppress(OSError):
             while True:
                 sock, _ = self._listener.accept()
-                with contextlib.suppress(ipc.IpcError, OSError):
+                with contextlib.suppress(ipc.IpcError, OSError), sock:
                     self._serve(ipc.Channel(sock))
 
     def _serve(self, channel: ipc.Channel) -> None:
@@ -171,7 +169,15 @@ class Guard(threading.Thread):
         }
 
     def close(self) -> None:
-        self._listener.close()
+        _stop(self, self._listener)
+
+
+def _stop(thread: threading.Thread, listener: socket.socket) -> None:
+    """End an accept loop whose peers are gone already."""
+    with contextlib.suppress(OSError):
+        listener.shutdown(socket.SHUT_RDWR)
+    thread.join(5)
+    listener.close()
 
 
 def _spawn(code: str, *words: str) -> subprocess.Popen[bytes]:
@@ -204,7 +210,7 @@ class World:
 
     def __init__(self, base: Path, policy: str, **settings: float) -> None:
         self.base = base
-        self._settings = settings
+        self._clients: list[socket.socket] = []
         for name in ("state", "ledger", "control", "guard"):
             (base / name).mkdir(exist_ok=True)
         self.control = Control(base / "control" / "hub.sock")
@@ -249,11 +255,12 @@ class World:
 
     def connect(self) -> socket.socket:
         sock = socket.create_connection(self.listener.getsockname(), 10)
-        sock.settimeout(10)
+        self._clients.append(sock)
         return sock
 
     def connect_unix(self) -> socket.socket:
         sock = socket.socket(socket.AF_UNIX)
+        self._clients.append(sock)
         sock.settimeout(10)
         sock.connect(str(self.base / "proxy.sock"))
         return sock
@@ -300,6 +307,9 @@ class World:
             process.wait(10)
             if process.stdout:
                 process.stdout.close()
+        for sock in self._clients:
+            sock.close()
+        Origin.close_all()
         self.control.close()
         self.guard.close()
         self.listener.close()
@@ -348,6 +358,8 @@ def read_all(sock: socket.socket) -> bytes:
 
 
 class Origin(threading.Thread):
+    _made: ClassVar[list[Origin]] = []
+
     """Accepts on an address of the namespace; `serve(sock)` per connection, in its own thread."""
 
     def __init__(self, port: int, serve: Callable[[socket.socket], None], address: str = HOME) -> None:
@@ -357,6 +369,8 @@ class Origin(threading.Thread):
         self._serve = serve
         self.connections = 0
         self.received = bytearray()
+        self._workers: list[threading.Thread] = []
+        self._made.append(self)
         self.start()
 
     def run(self) -> None:
@@ -364,7 +378,9 @@ class Origin(threading.Thread):
             while True:
                 sock, _ = self._listener.accept()
                 self.connections += 1
-                threading.Thread(target=self._guarded, args=(sock,), daemon=True).start()
+                worker = threading.Thread(target=self._guarded, args=(sock,), daemon=True)
+                self._workers.append(worker)
+                worker.start()
 
     def _guarded(self, sock: socket.socket) -> None:
         with contextlib.suppress(OSError), sock:
@@ -375,10 +391,17 @@ class Origin(threading.Thread):
         while data := sock.recv(65536):
             self.received += data
 
-    def close(self) -> None:
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
+    @classmethod
+    def close_all(cls) -> None:
+        """At the end of a world, when the proxy is gone and every connection with it."""
+        for origin in cls._made:
+            with contextlib.suppress(OSError):
+                origin._listener.shutdown(socket.SHUT_RDWR)
+            origin.join(5)
+            origin._listener.close()
+            for worker in origin._workers:
+                worker.join(5)
+        cls._made.clear()
 
 
 def client_hello(name: str | None) -> bytes:
