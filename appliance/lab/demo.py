@@ -320,14 +320,13 @@ class Demo:
             job.stop()
         if self.report.failures and self.lab.run_dir.is_dir():
             self.kept = str(self._keep())
-        manage.down(self.lab)
+        manage.down(self.lab, keep_failed=True)
         return {"left_behind": manage.leftovers(self.lab)}
 
     def _keep(self) -> Path:
         """A failed demonstration's logs and ledger, where they outlive it."""
-        kept = self.lab.run_dir.with_name(self.lab.run_dir.name + "-failed")
-        shutil.rmtree(kept, ignore_errors=True)
-        shutil.copytree(self.lab.log("x").parent, kept)
+        kept = self.lab.failed
+        shutil.copytree(self.lab.log("x").parent, kept, dirs_exist_ok=True)
         with contextlib.suppress(OSError):
             shutil.copytree(self.lab.state_dir / "ledger", kept / "ledger")
         return kept

@@ -49,6 +49,7 @@ def up(lab: Lab, *, appliance: bool = True) -> None:
             raise LabError(f"`{tool}` is missing: apt-get install {package}")
     with _lock(lab):
         _take_down(lab)
+        shutil.rmtree(lab.failed, ignore_errors=True)
         try:
             _make(lab, appliance)
         except BaseException as error:
@@ -61,10 +62,15 @@ def up(lab: Lab, *, appliance: bool = True) -> None:
             raise
 
 
-def down(lab: Lab) -> None:
-    """Remove every process, mount, namespace and file of the lab, and prove it. Raises LabError."""
+def down(lab: Lab, *, keep_failed: bool = False) -> None:
+    """Remove every process, mount, namespace and file of the lab, and prove it. Raises LabError.
+
+    `keep_failed` spares the logs of a failure.
+    """
     with _lock(lab):
         _take_down(lab)
+        if not keep_failed:
+            shutil.rmtree(lab.failed, ignore_errors=True)
 
 
 def is_up(lab: Lab) -> bool:
@@ -151,10 +157,8 @@ def _keep_logs(lab: Lab, error: BaseException) -> str:
     logs = lab.log("x").parent
     if not isinstance(error, LabError) or not logs.is_dir():
         return ""
-    kept = lab.run_dir.with_name(lab.run_dir.name + "-failed")
-    shutil.rmtree(kept, ignore_errors=True)
-    shutil.copytree(logs, kept)
-    return f" (logs kept in {kept})"
+    shutil.copytree(logs, lab.failed, dirs_exist_ok=True)
+    return f" (logs kept in {lab.failed})"
 
 
 # -- taking down ------------------------------------------------------------------------------

@@ -125,6 +125,11 @@ class Lab:
     def appliance_run(self) -> Path:
         return self.run_dir / "appliance"
 
+    @property
+    def failed(self) -> Path:
+        """Where the logs of a failed start or demonstration outlive it, until the next `up` or `down`."""
+        return self.run_dir.with_name(self.run_dir.name + "-failed")
+
     def log(self, service: str) -> Path:
         return self.run_dir / "log" / f"{service}.log"
 

@@ -397,6 +397,8 @@ def test_a_failed_up_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         manage.up(lab, appliance=False)
     assert network.namespaces(lab) == []
     assert [path.name for path in tmp_path.iterdir()] == ["exeat-lab-r-failed"]
+    manage.down(lab)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_second_command_at_the_same_time_is_told_to_wait(tmp_path: Path) -> None:
