@@ -90,7 +90,12 @@ def decode(data: bytes) -> Value:
 def _decode(data: bytes, at: int, depth: int) -> tuple[Value, int]:
     if at >= len(data):
         raise CborError("ends inside a value")
-    major, info = data[at] >> 5, data[at] & 31
+    first = data[at]
+    if first < 24:  # the two commonest items first: a small number, a short text
+        return first, at + 1
+    major, info = first >> 5, first & 31
+    if major == _TEXT and info < 24:
+        return _string(data, at + 1, info, _TEXT)
     if major == _SIMPLE:
         if info not in _SIMPLE_VALUES:
             raise CborError("floats and other simple values are not allowed")

@@ -290,7 +290,7 @@ class Daemon:
         fresh: list[bytes] = []
         first: int | None = None
         for data in encoded:
-            record = records.decode(data)
+            record = records.inspect(data)
             if record.kind not in client.kinds:
                 raise RecordError("not a kind this client may write")
             seq = self._next_seq() + len(fresh)

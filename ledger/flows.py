@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from itertools import islice
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeAlias
 
 from exeat.ledger import cbor, records
 from exeat.ledger.records import Kind
@@ -17,11 +17,26 @@ from exeat.ledger.records import Kind
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from exeat.ledger.records import Record
-
 NOBODY: Final = 0  # the owner of a flow whose client has not come back yet
 _REMEMBERED: Final = 65536  # settled flows kept so that a repeated close is known for what it is
 _CARRIED: Final = 4096  # of them, into a new segment
+
+
+class FlowRecord(Protocol):
+    """What `step` looks at: a `Record`, or a `Brief` of one."""
+
+    @property
+    def kind(self) -> Kind: ...
+    @property
+    def flow(self) -> bytes: ...
+    @property
+    def bytes_out(self) -> int: ...
+    @property
+    def bytes_in(self) -> int: ...
+    @property
+    def reserved(self) -> int: ...
+    @property
+    def job(self) -> str: ...
 
 
 class FlowError(Exception):
@@ -51,7 +66,7 @@ State: TypeAlias = OpenFlow | SettledFlow | None
 TRACKED: Final = frozenset({Kind.OPEN, Kind.RESERVE, Kind.PROGRESS, Kind.CLOSE, Kind.ORPHAN, Kind.RESUME})
 
 
-def step(state: State, record: Record, seq: int, owner: int) -> tuple[State, int | None]:
+def step(state: State, record: FlowRecord, seq: int, owner: int) -> tuple[State, int | None]:
     """The flow's next state, and the number of the record this one repeats (then it is not stored).
 
     `seq` is the number the record would get. Raises FlowError.
@@ -65,7 +80,7 @@ def step(state: State, record: Record, seq: int, owner: int) -> tuple[State, int
     return OpenFlow(seq, record.bytes_out, record.bytes_in, record.reserved, record.job, owner), None
 
 
-def _step_open(state: OpenFlow, record: Record, seq: int, owner: int) -> tuple[State, int | None]:
+def _step_open(state: OpenFlow, record: FlowRecord, seq: int, owner: int) -> tuple[State, int | None]:
     if record.kind is Kind.ORPHAN:  # written by the ledger alone, whoever owned the flow
         return SettledFlow(state.open_seq, seq, orphaned=True), None
     if state.owner not in (NOBODY, owner):
@@ -83,7 +98,7 @@ def _step_open(state: OpenFlow, record: Record, seq: int, owner: int) -> tuple[S
     return grown, None
 
 
-def _step_settled(state: SettledFlow, record: Record, seq: int) -> tuple[State, int | None]:
+def _step_settled(state: SettledFlow, record: FlowRecord, seq: int) -> tuple[State, int | None]:
     if record.kind is Kind.OPEN:
         return state, state.open_seq
     if record.kind is Kind.CLOSE and state.orphaned:  # exact counts are better evidence than bounds
@@ -137,7 +152,7 @@ class FlowTable:
 
     def replay(self, seq: int, record: bytes) -> None:
         """Follow a record that is in the ledger already."""
-        found = records.decode(record)
+        found = records.inspect(record)
         if found.kind in TRACKED:
             # It fitted when it was written; what does not fit now was settled before the carry's memory.
             with suppress(FlowError):

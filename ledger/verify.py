@@ -146,9 +146,7 @@ class _Verifier:
             if self.sealed:
                 raise _BrokenError(number, "there is something behind the seal")
             if seq != number:
-                raise _BrokenError(
-                    number, f"record {number} is missing or out of order: record {seq} stands there"
-                )
+                raise _BrokenError(number, f"missing or out of order: record {seq} stands in its place")
             if kind == b"R":
                 pending.append(body)
             elif kind in (b"C", b"S"):
@@ -200,7 +198,7 @@ class _Verifier:
             return
         acknowledged = max((size for size, _ in self.heads), default=0)
         if rest and (acknowledged > self.size or _commit_behind(data, at)):
-            raise _BrokenError(number, f"record {number} is damaged: its checksum does not match")
+            raise _BrokenError(number, "damaged: its checksum does not match")
         self.note(
             f"unfinished write behind record {self.size - 1}: never acknowledged, settled at the next start"
         )
