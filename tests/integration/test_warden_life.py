@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import select
 import signal
@@ -131,8 +132,12 @@ def test_a_stopped_warden_leaves_nothing(rig: WardenRig) -> None:
     rig.call("jail.create", jail="empty").close()
     rig.run_job("done", ["sh", "-c", "echo x >left"], mounts=[{"path": str(share), "mode": "ro"}])
     assert len(mounts_below(rig.base)) == 3  # the jails
+    assert running("sleep 86396")
+    groups = cgroups_of(rig, "one", "two")
     assert rig.stop(signal.SIGTERM) == 0
     assert everything(rig) == before
+    assert not running("sleep 8639[67]")
+    assert not [path for path in groups if path.exists()]
     assert not rig.run.exists()
     assert os.listdir(rig.work) == []
     assert share.exists()
@@ -200,8 +205,16 @@ def running(text: str) -> bool:
     return subprocess.run(["pgrep", "-f", text], capture_output=True, check=False).returncode == 0
 
 
-def everything(rig: WardenRig) -> tuple[object, ...]:
-    """What a warden could leave on the machine: mounts, processes, cgroups, namespaces' mounts."""
-    cgroups = sorted(str(path) for path in Path("/sys/fs/cgroup").glob("*/exeat-*"))
+def cgroups_of(rig: WardenRig, *jobs: str) -> list[Path]:
+    found = []
+    for job in jobs:
+        config = json.loads((rig.run / "jobs" / job / "config.json").read_text())
+        found += Path("/sys/fs/cgroup").glob(f"**/{config['linux']['cgroupsPath'].strip('/')}")
+    assert found
+    return found
+
+
+def everything(rig: WardenRig) -> tuple[list[str], list[str]]:
+    """What a warden could leave on the machine: mounts, and processes that name its folders."""
     processes = [line for line in children_of(rig.base) if "WardenSettings" not in line]
-    return mounts_below(rig.base), processes, cgroups
+    return mounts_below(rig.base), processes
