@@ -36,6 +36,8 @@ class Line:
 
     @property
     def name(self) -> str:
+        if not self.host:
+            return "(no valid destination)"
         return f"{self.host}:{self.port}" if self.port else self.host
 
     @property
