@@ -265,7 +265,7 @@ class Flow:
             if code:
                 self._refuse(self._own(code))
             else:
-                self._open(first.data, None)
+                self._open(first.data, None, self.evidence.decision if first.hello else None)
         elif self.evidence.port not in TLS_PORTS:
             self._open(b"", judge)
 
@@ -292,13 +292,15 @@ class Flow:
             return
         self._open(arrival.head + body, framer)
 
-    def _open(self, first: bytes, watch: FirstBytesJudge | BodyFramer | None) -> None:
+    def _open(
+        self, first: bytes, watch: FirstBytesJudge | BodyFramer | None, decided: Decision | None = None
+    ) -> None:
         """Hand both sockets to a Tunnel, if policy still says yes at this very moment.
 
-        Deciding and charging are one step here, so that flows in parallel cannot spend a budget
-        twice.
+        Deciding and charging are one step, so that flows in parallel cannot spend a budget twice;
+        `decided` is a decision made just now, in the same callback.
         """
-        decision = self.decide(self._need_request())
+        decision = decided or self.decide(self._need_request())
         upstream = self._upstream
         if not decision.allowed or upstream is None:
             self._refuse(self._denied(decision))

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, Final
 from exeat.ledger.client import LedgerClient
 from exeat.ledger.hub import HubClient
 from exeat.ledger.reactor import EPOLLIN, Reactor
-from exeat.ledger.records import Kind
 from exeat.policy.model import Decision, Request, Verdict
 from exeat.policy.snapshot import Snapshot, SnapshotError
 from exeat.proxy import jails
@@ -215,8 +214,10 @@ class Gateway:
     def describe_policy(self, evidence: Evidence) -> None:
         """Write down under which policy a decision was made."""
         snapshot = self.snapshot
-        document = snapshot.document_for(evidence.subject) if snapshot else None
-        if snapshot is None or document is None:
+        if snapshot is None or snapshot.generation == evidence.generation:
+            return
+        document = snapshot.document_for(evidence.subject)
+        if document is None:
             return
         evidence.generation = snapshot.generation
         evidence.policy_digest = bytes.fromhex(document.digest)
@@ -332,7 +333,7 @@ class Gateway:
     def _resume(self) -> None:
         """A new connection to the ledger: claim the flows that are still open, before anything else."""
         for tunnel in [*self._tunnels.values(), *self._settling]:
-            self.ledger.append([tunnel.progress(Kind.RESUME)], lambda _: None)
+            self.ledger.append([tunnel.resume()], lambda _: None)
 
     def _check_removed(self, jail: Jail) -> None:
         if jail.removed and jail.quiet and self._jails.get(jail.name) is jail:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from exeat.ledger.records import Kind
 from exeat.policy.model import Decision, Request, Verdict
 from exeat.proxy import refusal, tcpinfo
 from exeat.proxy.body import BodyFramer
@@ -277,10 +276,11 @@ class Tunnel:
             self.end("tls.timeout")
         elif now - self._progressed >= PROGRESS_S:
             self._progressed = now
-            self._gateway.ledger.append([self.progress(Kind.PROGRESS)], lambda _: None)
+            record = self.flow.evidence.progress(self.gate.reserved, *self.counts())
+            self._gateway.ledger.append([record], lambda _: None)
 
-    def progress(self, kind: Kind) -> bytes:
-        return self.flow.evidence.progress(kind, self.gate.reserved, *self.counts())
+    def resume(self) -> bytes:
+        return self.flow.evidence.resume(self.gate.reserved, *self.counts())
 
     def recheck(self) -> None:
         """The snapshot changed: does it still allow what runs here?"""

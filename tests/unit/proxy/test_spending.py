@@ -1,0 +1,81 @@
+"""Budgets and leases shared by several flows: what one holds is not offered to another."""
+
+from __future__ import annotations
+
+from tests.support.proxy_world import Suffixes
+
+from exeat.policy.document import load_policy
+from exeat.policy.leases import Lease
+from exeat.policy.model import Decision, Subject, Verdict
+from exeat.policy.scopes import parse_scope
+from exeat.policy.snapshot import Snapshot
+from exeat.proxy.gate import FIRST_STEP
+from exeat.proxy.spending import Spending
+
+POLICY = """
+egress: v1
+project: p
+allow:
+  - {id: a, to: a.example.org, budget: total}
+  - {id: b, to: b.example.org, budget: upward}
+budgets:
+  total: {bytes: 1000/1d}
+  upward: {bytes_up: 1000/1d}
+"""
+SUBJECT = Subject("p", "agent")
+NOW = 1_800_000_000_000
+
+
+def spending(*leases: Lease) -> Spending:
+    document = load_policy(POLICY, file="test", suffixes=Suffixes())
+    message = Snapshot.message(
+        generation=1, fresh_ms=1, documents=[document], projects={"p": document.digest}, leases=leases
+    )
+    snapshot = Snapshot.load(message)
+    made = Spending(lambda: snapshot, lambda: NOW)
+    made.usage.define("p", document.budgets)
+    return made
+
+
+def decision(budget: str = "", lease: str = "") -> Decision:
+    return Decision(Verdict.ALLOW, "rule.allow", budgets=(budget,) if budget else (), lease=lease)
+
+
+def test_no_limit_no_allowance() -> None:
+    assert spending().allowance(SUBJECT, decision()) is None
+
+
+def test_a_promise_is_held_for_its_flow() -> None:
+    book, first = spending(), decision("total")
+    book.promise("p", first, 600)
+    found = book.allowance(SUBJECT, first)
+    assert found is not None
+    assert (found.free, found.left, found.reason) == (400, 1000, "budget.exceeded")
+    book.charge_bytes("p", first, 100, 500)
+    book.promise("p", first, -600)
+    found = book.allowance(SUBJECT, first)
+    assert found is not None
+    assert (found.free, found.left) == (400, 400)
+    book.charge_bytes("p", first, 400, 0)
+    assert book.allowance(SUBJECT, first) == (0, 0, "budget.exceeded")
+
+
+def test_one_direction_is_stepped_not_split() -> None:
+    book, up = spending(), decision("upward")
+    found = book.allowance(SUBJECT, up)
+    assert found is not None
+    assert found.free == FIRST_STEP
+    book.charge_bytes("p", up, 999, 1_000_000)
+    assert book.allowance(SUBJECT, up) == (FIRST_STEP, 1, "budget.exceeded")
+    book.charge_bytes("p", up, 1, 0)
+    assert book.allowance(SUBJECT, up) == (0, 0, "budget.exceeded")
+
+
+def test_the_tightest_limit_counts() -> None:
+    lease = Lease("p/1", "p", (parse_scope("a.example.org"),), exp_ms=NOW + 1, max_bytes=300)
+    book, both = spending(lease), decision("total", "p/1")
+    assert book.allowance(SUBJECT, both) == (300, 300, "lease.exhausted")
+    book.charge_open("p", both)
+    assert book.usage.lease_uses("p/1") == 1
+    book.charge_bytes("p", both, 100, 200)
+    assert book.allowance(SUBJECT, both) == (0, 0, "lease.exhausted")
