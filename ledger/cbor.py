@@ -87,6 +87,21 @@ def decode(data: bytes) -> Value:
     return value
 
 
+def first_items(data: bytes, count: int) -> list[Value]:
+    """The first `count` items of an array (fewer if it has fewer), for bytes that were decoded before.
+
+    Raises CborError as far as it looks, which is no further than it must.
+    """
+    if not data or data[0] >> 5 != _ARRAY:
+        raise CborError("not an array")
+    length, at = _argument(data, 1, data[0] & 31)
+    items: list[Value] = []
+    for _ in range(min(length, count)):
+        item, at = _decode(data, at, 1)
+        items.append(item)
+    return items
+
+
 def _decode(data: bytes, at: int, depth: int) -> tuple[Value, int]:
     if at >= len(data):
         raise CborError("ends inside a value")

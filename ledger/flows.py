@@ -152,7 +152,7 @@ class FlowTable:
 
     def replay(self, seq: int, record: bytes) -> None:
         """Follow a record that is in the ledger already."""
-        found = records.inspect(record)
+        found = records.recall(record)
         if found.kind in TRACKED:
             # It fitted when it was written; what does not fit now was settled before the carry's memory.
             with suppress(FlowError):

@@ -223,7 +223,16 @@ def decode(data: bytes) -> Record:
 
 def inspect(data: bytes) -> Brief:
     """As `decode`, and as strict, but building only what is needed to follow a flow."""
-    kind, values = _parse(data)
+    return _brief(*_parse(data))
+
+
+def recall(data: bytes) -> Brief:
+    """As `inspect`, for a record that was judged before it was stored: reads only as far as it must."""
+    _schema, kind, *values = cbor.first_items(data, _HEAD + 7)
+    return _brief(_kind(kind), values)
+
+
+def _brief(kind: Kind, values: list[Any]) -> Brief:
     if len(values) < 7:
         values += [field.default for field in _LAYOUT[len(values) : 7]]
     return Brief(kind, values[2], values[3], values[4], values[5], values[6])

@@ -65,6 +65,8 @@ def test_cbor_accepts_only_what_it_would_write(data: bytes) -> None:
 def test_record_round_trip(record: Record) -> None:
     data = records.encode(record)
     assert records.decode(data) == record
+    assert records.inspect(data) == records.recall(data)
+    assert all(value == getattr(record, name) for name, value in records.inspect(data)._asdict().items())
     assert len(data) <= records.MAX_RECORD
 
 
