@@ -35,24 +35,25 @@ class AskBook:
     def __init__(self, send: Callable[[dict[str, Any]], bool]) -> None:
         self._send = send
         self._parked: dict[str, set[Parked]] = {}
+        self._asked: dict[str, dict[str, Any]] = {}
         self._ids: OrderedDict[str, str] = OrderedDict()
 
     def park(self, key: str, flow: Parked, request: Request, host: str, decision: Decision) -> bool:
         """False when nobody can be asked. Control is told of every new episode of waiting."""
         waiting = self._parked.get(key)
         if waiting is None:
-            if not self._send(
-                {
-                    "t": "ask",
-                    "key": key,
-                    "subject": request.subject._asdict(),
-                    "host": host,
-                    "port": request.port,
-                    "proto": request.proto,
-                    "rule": decision.rule,
-                }
-            ):
+            message = {
+                "t": "ask",
+                "key": key,
+                "subject": request.subject._asdict(),
+                "host": host,
+                "port": request.port,
+                "proto": request.proto,
+                "rule": decision.rule,
+            }
+            if not self._send(message):
                 return False
+            self._asked[key] = message
             waiting = self._parked[key] = set()
         waiting.add(flow)
         return True
@@ -62,7 +63,7 @@ class AskBook:
         if waiting is not None:
             waiting.discard(flow)
             if not waiting:
-                del self._parked[key]
+                del self._parked[key], self._asked[key]
 
     def pending(self, key: str, request_id: str) -> None:
         """Control gave the ask an id."""
@@ -79,3 +80,8 @@ class AskBook:
         for flows in list(self._parked.values()):
             for flow in list(flows):
                 flow.reconsider()
+
+    def repeat(self) -> None:
+        """Tell control again who waits: it may have been restarted, and coalesces by key."""
+        for message in list(self._asked.values()):
+            self._send(message)

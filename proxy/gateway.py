@@ -102,6 +102,7 @@ class Gateway:
             for tunnel in list(self._tunnels.values()):
                 tunnel.recheck()
             self.asks.reconsider()
+        self.asks.repeat()  # control sends a snapshot whenever it has (re)connected
 
     def on_jail(
         self, jail: str, subject: Subject, sockets: dict[str, socket.socket], message: Message
