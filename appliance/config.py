@@ -13,9 +13,9 @@ import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from exeat.policy.addresses import Cidr, format_address, parse_cidr
+from exeat.policy.addresses import Cidr, format_address, parse_address, parse_cidr
 from exeat.policy.errors import MalformedError
 from exeat.policy.names import parse_authority
 
@@ -27,6 +27,9 @@ _ENV_PREFIX = "EXEAT_"
 _RESERVED_ENV = {"EXEAT_CONFIG"}
 
 
+_LABEL = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
+
+
 class ConfigError(Exception):
     """The configuration cannot be used; the message is one line that says where and why."""
 
@@ -36,7 +39,7 @@ class _Section(BaseModel):
 
 
 class Node(_Section):
-    name: Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")] = "node"
+    name: Annotated[str, Field(pattern=_LABEL)] = "node"
 
 
 class Paths(_Section):
@@ -59,27 +62,86 @@ class Users(_Section):
     control: str = "exeat-control"
 
 
+def _endpoint(text: str) -> tuple[str, int]:
+    """ADDRESS:PORT as (address text, port); a name is refused, for nothing here may be looked up."""
+    try:
+        host, port = parse_authority(text.encode())
+    except MalformedError as error:
+        raise ValueError(f"`{text}` is not ADDRESS:PORT ({error})") from None
+    if isinstance(host, str):
+        raise ValueError(f"`{text}`: an address, never a name")
+    return format_address(host), port
+
+
+def _checked_endpoints(value: tuple[str, ...]) -> tuple[str, ...]:
+    for text in value:
+        _endpoint(text)
+    return value
+
+
+# ADDRESS:PORT, checked; `_endpoint` takes it apart.
+Endpoints = Annotated[tuple[str, ...], AfterValidator(_checked_endpoints)]
+
+
+def endpoints(texts: Endpoints) -> tuple[tuple[str, int], ...]:
+    """(address text, port) of each."""
+    return tuple(_endpoint(text) for text in texts)
+
+
 class Dns(_Section):
-    """`upstream`: resolvers as ADDRESS:PORT, in order of preference. Never a name."""
+    """`upstream`: resolvers in order of preference. `listen`: for clients outside jails."""
 
-    upstream: tuple[str, ...] = ()
+    upstream: Endpoints = ()
+    listen: Endpoints = ()
 
-    @field_validator("upstream")
+
+class Proxy(_Section):
+    """Doors for clients outside jails; who they are is `[[identity]]`'s to say.
+
+    Each port speaks HTTP CONNECT, absolute-form HTTP and SOCKS5, told apart by the first byte;
+    `listen_socks` is for clients that want a port of its own. `listen_unix` are socket paths.
+    """
+
+    listen: Endpoints = ()
+    listen_socks: Endpoints = ()
+    listen_unix: tuple[Path, ...] = ()
+
+
+def _source_cidr(text: str) -> Cidr | None:
+    """A CIDR, or an address as the CIDR that holds only it."""
+    if "/" in text:
+        return parse_cidr(text)
+    try:
+        address = parse_address(text)
+    except MalformedError:
+        return None
+    return Cidr(address.family, address.value, 32 if address.family == 4 else 128)
+
+
+class Identity(_Section):
+    """Clients from `source` are this subject. `source` is a CIDR, an address, or `uid:N`.
+
+    The most specific source wins. `uid:N` counts for Unix sockets, where the kernel tells it.
+    """
+
+    source: str
+    project: Annotated[str, Field(pattern=_LABEL)]
+    agent: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")] = "client"
+
+    @field_validator("source")
     @classmethod
-    def _address_and_port(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for entry in value:
-            try:
-                host, _port = parse_authority(entry.encode())
-            except MalformedError as error:
-                raise ValueError(f"`{entry}` is not ADDRESS:PORT ({error})") from None
-            if isinstance(host, str):
-                raise ValueError(f"`{entry}`: a resolver is an address, never a name")
-        return value
+    def _known_form(cls, value: str) -> str:
+        if re.fullmatch(r"uid:(0|[1-9][0-9]{0,9})", value) or _source_cidr(value) is not None:
+            return value
+        raise ValueError(f"`{value}` is neither an address, a CIDR without host bits, nor uid:N")
 
-    def endpoints(self) -> tuple[tuple[str, int], ...]:
-        """The upstreams as (address text, port)."""
-        pairs = (parse_authority(entry.encode()) for entry in self.upstream)
-        return tuple((format_address(host), port) for host, port in pairs if not isinstance(host, str))
+    @property
+    def uid(self) -> int | None:
+        return int(self.source.removeprefix("uid:")) if self.source.startswith("uid:") else None
+
+    @property
+    def cidr(self) -> Cidr | None:
+        return None if self.source.startswith("uid:") else _source_cidr(self.source)
 
 
 class Policy(_Section):
@@ -134,6 +196,8 @@ class Config(_Section):
     paths: Paths = Paths()
     users: Users = Users()
     dns: Dns = Dns()
+    proxy: Proxy = Proxy()
+    identity: tuple[Identity, ...] = ()
     policy: Policy = Policy()
     sandbox: Sandbox = Sandbox()
     asks: Asks = Asks()

@@ -11,6 +11,7 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 from exeat.appliance.client import load_config
+from exeat.appliance.config import endpoints
 from exeat.appliance.errors import NotReachableError
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ def _guard(config: Config) -> int:
 
     settings = GuardSettings(
         run_dir=config.run_dir,
-        upstreams=config.dns.endpoints(),
+        upstreams=endpoints(config.dns.upstream),
         node=config.node.name,
         control_uid=_uid(config.users.control),
         proxy_uid=_uid(config.users.gateway),
