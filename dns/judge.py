@@ -6,10 +6,10 @@ fresh snapshot the answer is a deny, whatever was asked.
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from exeat.dns.wire import host_text
+from exeat.ledger.clock import Clock
 from exeat.policy.model import Address, Decision, Request, Subject, Verdict
 from exeat.policy.names import MalformedError, parse_host
 from exeat.policy.usage import Usage
@@ -39,15 +39,12 @@ class Binding(NamedTuple):
     posture: str = ""
 
 
-def wall_ms() -> int:
-    return time.time_ns() // 1_000_000
-
-
 class Judge:
     """Decides lookups under the newest snapshot. `now` is seconds of CLOCK_BOOTTIME."""
 
     def __init__(self, now: Callable[[], float]) -> None:
         self._now = now
+        self._clock = Clock()
         self._snapshot: Snapshot | None = None
         self._fresh_until = 0.0
         self._usage = Usage()
@@ -116,12 +113,12 @@ class Judge:
 
     def charge(self, asker: Asker, decision: Decision) -> None:
         """Count one upstream query against the budgets that the decision named."""
-        self._usage.charge(asker.subject.project, decision.budgets, now_ms=wall_ms(), lookups=1)
+        self._usage.charge(asker.subject.project, decision.budgets, now_ms=self._clock.now_ms(), lookups=1)
 
     def _ask(self, asker: Asker, host: str, addresses: tuple[Address, ...], usage: Usage) -> Decision:
         if self._snapshot is None or not self.fresh:
             return EXPIRED
         if not asker.port:
-            return self._snapshot.decide_lookup(asker.subject, host, wall_ms(), usage, addresses)
+            return self._snapshot.decide_lookup(asker.subject, host, self._clock.now_ms(), usage, addresses)
         request = Request(asker.subject, host, asker.port, asker.proto, addresses)
-        return self._snapshot.decide(request, wall_ms(), usage)
+        return self._snapshot.decide(request, self._clock.now_ms(), usage)

@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from exeat.ledger.client import LedgerClient
+from exeat.ledger.clock import Clock
 from exeat.ledger.hub import HubClient
 from exeat.ledger.reactor import EPOLLIN, Reactor
 from exeat.policy.model import Decision, Request, Verdict
 from exeat.policy.snapshot import Snapshot, SnapshotError
 from exeat.proxy import jails
 from exeat.proxy.asks import AskBook
-from exeat.proxy.clock import Clock
 from exeat.proxy.flow import Flow
 from exeat.proxy.guard_client import GuardClient
 from exeat.proxy.jails import Jail

@@ -11,10 +11,11 @@ import time
 
 
 class Clock:
-    """`now_ms()` in milliseconds of Unix time."""
+    """`now_ms()` in milliseconds of Unix time, never before `not_before_ms`."""
 
-    def __init__(self) -> None:
-        self._offset_ns = time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    def __init__(self, not_before_ms: int = 0) -> None:
+        start_ns = max(time.time_ns(), not_before_ms * 1_000_000)
+        self._offset_ns = start_ns - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
     def now_ms(self) -> int:
         by_boot = time.clock_gettime_ns(time.CLOCK_BOOTTIME) + self._offset_ns
