@@ -19,7 +19,8 @@ def register(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     reply = Client(load_config(args)).call("status")
-    whole = set(reply["gateway"]) == {"guard", "proxy"} and not reply["policy_error"] and not reply["down"]
+    gateway = set(reply["gateway"]) == {"guard", "proxy"}
+    whole = gateway and reply["clock_trusted"] and not (reply["policy_error"] or reply["down"])
     if args.json:
         print(json.dumps({key: value for key, value in reply.items() if key not in ("id", "ok")}))
         return 0 if whole else 1
@@ -31,6 +32,8 @@ def run(args: argparse.Namespace) -> int:
     print(f"leases     {leases}")
     if reply["down"]:
         print(f"DOWN       {', '.join(reply['down'])}: nothing new opens")
+    if not reply["clock_trusted"]:
+        print("CLOCK      stands before a time already seen: no lease holds until it is set")
     if reply["policy_error"]:
         print(f"policy     NOT RELOADED: {reply['policy_error']}")
     if reply["lab"]:

@@ -1,4 +1,4 @@
-"""Control's own records: leases and policies, durable before they take effect."""
+"""Control's own records: leases and policies."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from exeat.ledger.records import Kind, Record, encode, printable
 if TYPE_CHECKING:
     from pathlib import Path
 
+PATIENCE_S = 2.0  # a revocation may be waiting behind this write
+
 
 class Evidence:
-    """Writes to the ledger at `path`; raises RefusedError(`ledger.unavailable`)."""
+    """Makes records, and writes them to the ledger at `path`."""
 
     def __init__(self, path: Path, node: str) -> None:
         self._path = path
         self._node = node
 
-    async def lease(
-        self, *, lease: str, project: str, agent: str, actor: str, state: str, detail: str
-    ) -> None:
-        """One change of state of a lease, durable when this returns."""
+    def lease(self, *, lease: str, project: str, agent: str, actor: str, state: str, detail: str) -> bytes:
+        """The record of one change of state of a lease."""
         real, boot = stamps()
         record = Record(
             kind=Kind.LEASE,
@@ -37,10 +37,27 @@ class Evidence:
             node=self._node,
             detail=printable(detail),
         )
-        await self._append([encode(record)])
+        return encode(record)
 
-    async def _append(self, records: list[bytes]) -> None:
+    def policy(self, *, project: str, digest: str, actor: str, verdict: str, detail: str) -> bytes:
+        """The record of a policy that is put in force: `verdict` is first, narrows or widens."""
+        real, boot = stamps()
+        record = Record(
+            kind=Kind.POLICY,
+            t_real_ns=real,
+            t_boot_ns=boot,
+            project=project,
+            policy_digest=bytes.fromhex(digest),
+            decision=verdict,
+            actor=printable(actor, 128),
+            node=self._node,
+            detail=printable(detail),
+        )
+        return encode(record)
+
+    async def write(self, *records: bytes) -> None:
+        """Durable when this returns; raises RefusedError(`ledger.unavailable`)."""
         try:
-            await asyncio.to_thread(append_blocking, self._path, records)
+            await asyncio.to_thread(append_blocking, self._path, list(records), timeout=PATIENCE_S)
         except (LedgerError, OSError) as error:
             raise RefusedError("ledger.unavailable", f"the ledger cannot record: {error}") from None

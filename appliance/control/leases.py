@@ -1,8 +1,9 @@
 """Leases in force and asked for: the pure state machine, made durable and put on the ledger.
 
-Order of every change: the state machine says yes, the ledger holds it, the database holds it,
-then the gateway hears of it. A crash between two of these loses no approval that was answered:
-the answer goes out last.
+Order of a change that opens: the state machine says yes, the ledger holds it, the database holds
+it, then the gateway hears of it, and the answer goes out last; a crash between two of these loses
+no approval that was answered. A change that ends a lease goes the other way round: the database
+and the gateway first, whatever state the ledger is in, and the record as soon as it can be written.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
-import time
 from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -35,12 +35,14 @@ if TYPE_CHECKING:
     from exeat.appliance.control.evidence import Evidence
     from exeat.appliance.control.policies import Policies
     from exeat.appliance.control.store import Store
+    from exeat.appliance.control.time import TrustedClock
     from exeat.ledger.ipc import Message
     from exeat.policy.document import Document
     from exeat.policy.model import Subject
     from exeat.policy.snapshot import Snapshot
 
 PEOPLE_ROLE = "admin"  # only root reaches control.sock; roles come with the API
+_ENDS = states.TERMINAL | {State.REVOKING}
 _LIVE = (State.REQUESTED, State.ACTIVE, State.REVOKING)
 
 
@@ -50,23 +52,29 @@ class Leases:
     def __init__(
         self,
         config: Config,
+        clock: TrustedClock,
         store: Store,
         policies: Policies,
         evidence: Evidence,
         changed: Callable[[], None],
     ) -> None:
         self._asks = config.asks
+        self._clock = clock
         self._store = store
         self._policies = policies
         self._evidence = evidence
         self._changed = changed
         self._all = {lease: Lease.from_json(json.loads(body)) for lease, body in store.load_leases()}
         self._pending: dict[str, str] = {}  # key of an ask -> id of its request
+        self._owed: list[bytes] = []  # records of ended leases that the ledger could not take yet
         self._changing = asyncio.Lock()  # a change waits for the ledger: no two may overlap
 
     # -- what others read
 
     def for_gateway(self) -> list[Lease]:
+        """Active leases; none while the clock cannot be trusted to end them."""
+        if not self._clock.trusted:
+            return []
         return [lease for lease in self._all.values() if lease.state is State.ACTIVE]
 
     def counts(self) -> dict[str, int]:
@@ -75,13 +83,13 @@ class Leases:
     def rows(self, project: object, *, everything: bool) -> list[dict[str, Any]]:
         """The live leases, or all; of one project, or of all (None)."""
         return [
-            _row(lease)
+            self._row(lease)
             for lease in self._all.values()
             if project in (None, lease.project) and (everything or lease.state in _LIVE)
         ]
 
     def row(self, name: str) -> dict[str, Any]:
-        return _row(self._get(name))
+        return self._row(self._get(name))
 
     # -- asking
 
@@ -94,7 +102,7 @@ class Leases:
         subject = message["subject"]
         key = str(message["key"])
         known = self._all.get(self._pending.get(key, ""))
-        if known is not None and states.settle(known, _now()).state is State.REQUESTED:
+        if known is not None and states.settle(known, self._now()).state is State.REQUESTED:
             return known.id
         host = parse_host(str(message["host"]))
         document = self._policies.document_of(str(subject["project"]), str(subject["job"]))
@@ -122,7 +130,7 @@ class Leases:
                 reason=str(message.get("reason", "")),
                 ttl_ms=ttl if isinstance(ttl, int) else None,
             )
-        return _row(lease)
+        return self._row(lease)
 
     async def _open_request(
         self,
@@ -157,7 +165,7 @@ class Leases:
                 reason=reason,
                 policy=document.digest,
             ),
-            _now(),
+            self._now(),
         )
         if not outcome.ok:
             raise RefusedError(outcome.reason, f"{to}: this cannot be asked for")
@@ -184,16 +192,20 @@ class Leases:
     async def _decide(
         self, message: Message, person: str, step: Callable[[Lease, Actor, int], states.Outcome]
     ) -> dict[str, Any]:
+        if not self._clock.trusted:
+            raise RefusedError("clock.untrusted", "the clock stands before a time already seen: set it first")
         async with self._changing:
             lease = self._get(message.get("lease"))
-            return await self._apply(step(lease, Actor(person, PEOPLE_ROLE), _now()), message, person)
+            return await self._apply(step(lease, Actor(person, PEOPLE_ROLE), self._now()), message, person)
 
     async def revoke(self, message: Message, person: str) -> list[dict[str, Any]]:
         """One lease, or with `prefix` all live ones whose id begins so."""
         async with self._changing:
+            chosen = self._chosen(str(message.get("lease")), prefix=bool(message.get("prefix")))
+            actor = Actor(person, PEOPLE_ROLE)
             return [
-                await self._apply(states.revoke(lease, Actor(person, PEOPLE_ROLE), _now()), message, person)
-                for lease in self._chosen(str(message.get("lease")), prefix=bool(message.get("prefix")))
+                await self._apply(states.revoke(lease, actor, self._now()), message, person)
+                for lease in chosen
             ]
 
     def _chosen(self, name: str, *, prefix: bool) -> list[Lease]:
@@ -211,10 +223,11 @@ class Leases:
                 await self._keep(outcome.lease, "time")  # it had lapsed or expired meanwhile
             raise RefusedError(outcome.reason, f"{outcome.lease.id}: {short_text(outcome.reason)}")
         await self._keep(outcome.lease, person, str(message.get("why", "")))
-        return _row(outcome.lease)
+        return self._row(outcome.lease)
 
     async def _keep(self, lease: Lease, actor: str, why: str = "") -> None:
-        await self._evidence.lease(
+        """Record, store, publish. What opens waits for the ledger; what ends a lease never does."""
+        record = self._evidence.lease(
             lease=lease.id,
             project=lease.project,
             agent=",".join(sorted(lease.agents)),
@@ -222,14 +235,30 @@ class Leases:
             state=str(lease.state),
             detail=" ".join([*map(str, lease.to), why]).strip(),
         )
+        ends = lease.state in _ENDS
+        if not ends:
+            await self._evidence.write(record)
         self._store.save_lease(lease.id, json.dumps(lease.to_json()))
         self._all[lease.id] = lease
         self._changed()
+        if ends:
+            self._owed.append(record)
+            await self._pay()
+
+    async def _pay(self) -> None:
+        """Write the records that are owed, oldest first; those that cannot be written stay owed."""
+        while self._owed:
+            try:
+                await self._evidence.write(self._owed[0])
+            except RefusedError:
+                return
+            del self._owed[0]
 
     async def tick(self) -> None:
         """Let time end what it has ended."""
         async with self._changing:
-            now = _now()
+            await self._pay()
+            now = self._now()
             for lease in list(self._all.values()):
                 settled = states.settle(lease, now)
                 if settled.state is not lease.state:
@@ -244,6 +273,31 @@ class Leases:
             raise RefusedError("lease.unknown", f"no lease `{text}`: `exeat lease ls --all` lists them")
         return found[0]
 
+    def _now(self) -> int:
+        return self._clock.now_ms()
+
+    def _row(self, lease: Lease) -> dict[str, Any]:
+        """A lease as the command line and `--json` show it; times in ms since 1970."""
+        settled = states.settle(lease, self._now())
+        return {
+            "id": settled.id,
+            "state": str(settled.state),
+            "project": settled.project,
+            "to": [str(replace(scope, ports=None)) if scope.ports else str(scope) for scope in settled.to],
+            "ports": sorted(
+                {text for scope in settled.to for text in ports_text(scope.ports or settled.ports)}
+            ),
+            "requester": settled.requester,
+            "reason": settled.reason,
+            "exp": settled.exp_ms,
+            "lapses": settled.requested_ms + settled.request_ttl_ms,
+            "ttl_ms": settled.ttl_ms,
+            "approvals": [approval.by for approval in settled.approvals],
+            "approvals_needed": settled.approvals_needed,
+            "ended_by": settled.ended_by,
+            "policy": settled.policy,
+        }
+
     # -- explaining
 
     def why(self, snapshot: Snapshot, subject: Subject, message: Message) -> dict[str, Any]:
@@ -255,7 +309,7 @@ class Leases:
             raise RefusedError(
                 getattr(error, "code", "malformed.host"), f"`{text}` is not HOST[:PORT]"
             ) from None
-        decision = snapshot.decide(Request(subject, host, port), _now(), Usage())
+        decision = snapshot.decide(Request(subject, host, port), self._now(), Usage())
         name = _host_text(host)
         return {
             "to": f"{name}:{port}",
@@ -265,10 +319,6 @@ class Leases:
             "text": short_text(decision.reason),
             "next": "" if decision.allowed else advise(decision, name, port, subject.project),
         }
-
-
-def _now() -> int:
-    return time.time_ns() // 1_000_000
 
 
 def _host_text(host: str | Address) -> str:
@@ -291,24 +341,3 @@ def _scopes(texts: Iterable[str]) -> tuple[Any, ...]:
 
 def _rule(document: Document, name: str) -> Rule | None:
     return next((rule for rule in document.of_kind(Kind.ASK) if rule.id == name), None)
-
-
-def _row(lease: Lease) -> dict[str, Any]:
-    """A lease as the command line and `--json` show it; times in ms since 1970."""
-    settled = states.settle(lease, _now())
-    return {
-        "id": settled.id,
-        "state": str(settled.state),
-        "project": settled.project,
-        "to": [str(replace(scope, ports=None)) if scope.ports else str(scope) for scope in settled.to],
-        "ports": sorted({text for scope in settled.to for text in ports_text(scope.ports or settled.ports)}),
-        "requester": settled.requester,
-        "reason": settled.reason,
-        "exp": settled.exp_ms,
-        "lapses": settled.requested_ms + settled.request_ttl_ms,
-        "ttl_ms": settled.ttl_ms,
-        "approvals": [approval.by for approval in settled.approvals],
-        "approvals_needed": settled.approvals_needed,
-        "ended_by": settled.ended_by,
-        "policy": settled.policy,
-    }

@@ -22,7 +22,8 @@ from exeat.appliance.control.hub import Hub
 from exeat.appliance.control.jobs import Jobs
 from exeat.appliance.control.leases import Leases
 from exeat.appliance.control.policies import Policies
-from exeat.appliance.control.store import Store
+from exeat.appliance.control.store import Store, StoreError
+from exeat.appliance.control.time import TrustedClock
 from exeat.appliance.errors import RefusedError
 from exeat.policy.model import Subject
 from exeat.policy.snapshot import Snapshot
@@ -43,17 +44,17 @@ Handler = "Callable[[Message, list[int], str], Awaitable[dict[str, Any]]]"
 class Control:
     """Everything of one control process, wired."""
 
-    def __init__(self, config: Config, tasks: asyncio.TaskGroup) -> None:
+    def __init__(self, config: Config, store: Store, tasks: asyncio.TaskGroup) -> None:
         self._config = config
         self._tasks = tasks
         self._generation = time.time_ns() // 1_000_000  # grows across restarts
         self._published = 0.0
         self._host_local = host_addresses()
-        store = Store(config.state_dir / "control" / "control.sqlite")
+        self._clock = TrustedClock(store)
         evidence = Evidence(config.run_dir / "ledger" / "ledger.sock", config.node.name)
         warden = Requester(config.run_dir / "warden" / "warden.sock", "warden")
         self.policies = Policies(config.policy.dir, store)
-        self.leases = Leases(config, store, self.policies, evidence, changed=self._publish)
+        self.leases = Leases(config, self._clock, store, self.policies, evidence, changed=self._publish)
         self.hub = Hub(
             config.run_dir / "control" / "hub.sock",
             pwd.getpwnam(config.users.gateway).pw_uid,
@@ -99,6 +100,8 @@ class Control:
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(TICK_S)
+            if self._clock.tick():
+                self._publish()
             await self.leases.tick()
             addresses = host_addresses()
             if addresses != self._host_local:
@@ -159,6 +162,7 @@ class Control:
             "jobs": len(running),
             "leases": self.leases.counts(),
             "lab": list(self._config.lab.treat_as_public),
+            "clock_trusted": self._clock.trusted,
             "down": [name for name in ("warden", "ledger") if not self._answers(name)],
         }
 
@@ -236,13 +240,13 @@ async def _guarded(work: Coroutine[Any, Any, None]) -> None:
         print(f"control: internal error: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
 
 
-async def _main(config: Config, ready: Callable[[], None]) -> None:
+async def _main(config: Config, store: Store, ready: Callable[[], None]) -> None:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     async with asyncio.TaskGroup() as tasks:
-        control = Control(config, tasks)
+        control = Control(config, store, tasks)
         await control.start()
         ready()
         await stop.wait()
@@ -256,7 +260,13 @@ class _Stop(Exception):
 def serve(config: Config, ready: Callable[[], None]) -> int:
     """Run until SIGTERM."""
     try:
-        asyncio.run(_main(config, ready))
+        store = Store(config.state_dir / "control" / "control.sqlite")
+    except StoreError as error:
+        print(f"exeat: control: {error}", file=sys.stderr)
+        return 3
+    try:
+        asyncio.run(_main(config, store, ready))
     except* _Stop:
         pass
+    store.close()
     return 0

@@ -1,4 +1,4 @@
-"""What control must remember across a crash: leases, running jobs, their own policies.
+"""What control must remember across a crash: leases, running jobs, their own policies, the time.
 
 SQLite in WAL mode with `synchronous=FULL`: a row that was written is there after power loss.
 Counters and evidence are not kept here; they are the ledger's.
@@ -6,36 +6,65 @@ Counters and evidence are not kept here; they are the ledger's.
 
 from __future__ import annotations
 
+import hashlib
 import sqlite3
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-# Each step is applied once, in order, in a transaction of its own; never edit one that shipped.
+# Each step is applied once, in order, in a transaction of its own. Its checksum is kept: a step
+# that was edited after it had been applied somewhere is refused instead of half-believed.
 MIGRATIONS = (
     """
     CREATE TABLE lease (id TEXT PRIMARY KEY, body TEXT NOT NULL) STRICT;
     CREATE TABLE job (name TEXT PRIMARY KEY, body TEXT NOT NULL) STRICT;
     CREATE TABLE document (digest TEXT PRIMARY KEY, body TEXT NOT NULL) STRICT;
+    CREATE TABLE meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT;
     """,
 )
 
 
+class StoreError(Exception):
+    """The database cannot be used; the message is one line."""
+
+
 class Store:
-    """The database at `path`; raises sqlite3.DatabaseError when it is damaged."""
+    """The database at `path`. Raises StoreError when it is damaged or of another version."""
 
-    def __init__(self, path: Path) -> None:
-        self._db = sqlite3.connect(path, isolation_level=None)
-        self._db.execute("PRAGMA journal_mode=WAL")
-        self._db.execute("PRAGMA synchronous=FULL")
-        self._migrate()
+    def __init__(self, path: Path, migrations: Sequence[str] = MIGRATIONS) -> None:
+        self._path = path
+        try:
+            self._db = sqlite3.connect(path, isolation_level=None)
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=FULL")
+            self._migrate(migrations)
+        except sqlite3.Error as error:
+            raise StoreError(f"{path}: {error}") from None
 
-    def _migrate(self) -> None:
-        (version,) = self._db.execute("PRAGMA user_version").fetchone()
-        for number, step in enumerate(MIGRATIONS[version:], version + 1):
-            self._db.executescript(f"BEGIN; {step} PRAGMA user_version={number}; COMMIT;")
+    def _migrate(self, migrations: Sequence[str]) -> None:
+        table = "migration (number INTEGER PRIMARY KEY, checksum TEXT) STRICT"
+        self._db.execute(f"CREATE TABLE IF NOT EXISTS {table}")
+        applied = dict(self._db.execute("SELECT number, checksum FROM migration"))
+        if len(applied) > len(migrations):
+            raise StoreError(f"{self._path}: written by a newer version of exeat")
+        for number, step in enumerate(migrations, 1):
+            checksum = hashlib.sha256(step.encode()).hexdigest()
+            if number not in applied:
+                self._apply(number, step, checksum)
+            elif applied[number] != checksum:
+                raise StoreError(f"{self._path}: migration {number} is not the one that was applied")
+
+    def _apply(self, number: int, step: str, checksum: str) -> None:
+        try:
+            self._db.executescript(
+                f"BEGIN; {step}; INSERT INTO migration VALUES ({number}, '{checksum}'); COMMIT;"  # noqa: S608
+            )
+        except sqlite3.Error as error:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            raise StoreError(f"{self._path}: migration {number}: {error}; nothing was changed") from None
 
     def save_lease(self, lease: str, body: str) -> None:
         self._put("lease", "id", lease, body)
@@ -65,6 +94,20 @@ class Store:
             f"INSERT INTO {table} ({key}, body) VALUES (?, ?) "  # noqa: S608
             f"ON CONFLICT ({key}) DO UPDATE SET body = excluded.body",
             (value, body),
+        )
+
+    @property
+    def latest_ms(self) -> int:
+        """The latest wall-clock time that was ever kept here (0: none)."""
+        row = self._db.execute("SELECT value FROM meta WHERE name = 'latest_ms'").fetchone()
+        return 0 if row is None else int(row[0])
+
+    def keep_latest_ms(self, value: int) -> None:
+        """Raise the high-water mark; it never goes down."""
+        self._db.execute(
+            "INSERT INTO meta VALUES ('latest_ms', ?) "
+            "ON CONFLICT (name) DO UPDATE SET value = max(value, excluded.value)",
+            (value,),
         )
 
     def close(self) -> None:
