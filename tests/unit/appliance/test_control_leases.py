@@ -1,0 +1,187 @@
+"""Leases as control keeps them, with a real database and a real ledger."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from tests.support import ledgers
+
+from exeat.appliance.config import Config
+from exeat.appliance.control.evidence import Evidence
+from exeat.appliance.control.leases import Leases
+from exeat.appliance.control.policies import Policies
+from exeat.appliance.control.store import Store
+from exeat.appliance.control.time import TrustedClock
+from exeat.appliance.errors import RefusedError
+from exeat.ledger.reader import read_records
+from exeat.ledger.records import Kind
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+POLICY = """\
+egress: v1
+project: p
+ask:
+  - {id: gh, to: .github.com, ttl: 30m, max_ttl: 1h}
+  - {id: two, to: two.example.org, approvals: 2}
+"""
+AS_CONTROL: dict[str, Any] = {"writers": {os.getuid(): "control"}}
+ASK = {
+    "key": "p/a1/api.github.com:443/tcp",
+    "subject": {"project": "p", "agent": "a1", "job": "", "episode": "", "node": "n"},
+    "host": "api.github.com",
+    "port": 443,
+    "proto": "tcp",
+    "rule": "gh",
+}
+
+
+class Desk:
+    """Control's leases on their own; `restart` is a new process on the same files."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        (folder / "policies").mkdir()
+        (folder / "policies" / "p.yaml").write_text(POLICY)
+        self.published = 0
+        self.restart()
+
+    def restart(self) -> None:
+        store = Store(self.folder / "c.sqlite")
+        policies = Policies(self.folder / "policies", store)
+        policies.reload()
+        evidence = Evidence(ledgers.settings(self.folder).socket_path, "n")
+        self.leases = Leases(Config(), TrustedClock(store), store, policies, evidence, self._changed)
+
+    def _changed(self) -> None:
+        self.published += 1
+
+    def ask(self, **changes: Any) -> str:
+        return asyncio.run(self.leases.ask({**ASK, **changes}))
+
+    def do(self, verb: str, lease: str, person: str = "u1", **more: Any) -> Any:
+        return asyncio.run(getattr(self.leases, verb)({"lease": lease, **more}, person))
+
+    def active(self) -> list[str]:
+        return [lease.id for lease in self.leases.for_gateway()]
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Desk:
+    return Desk(tmp_path)
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Iterator[ledgers.Daemon]:
+    with ledgers.running(tmp_path, **AS_CONTROL) as daemon:
+        yield daemon
+
+
+def states(folder: Path) -> list[str]:
+    found = read_records(ledgers.settings(folder).state_dir / "ledger")
+    return [record.decision for _, record in found if record.kind is Kind.LEASE]
+
+
+@pytest.mark.usefixtures("ledger")
+def test_equal_asks_are_one_request_and_an_approval_opens(desk: Desk) -> None:
+    first, second = desk.ask(), desk.ask()
+    assert first == second
+    assert desk.active() == []
+    row = desk.do("approve", first)
+    assert row["state"] == "active"
+    assert row["to"] == ["api.github.com"]
+    assert row["ports"] == ["443"]
+    assert row["ttl_ms"] == 30 * 60_000
+    assert desk.active() == [first]
+    assert states(desk.folder) == ["requested", "active"]
+
+
+@pytest.mark.usefixtures("ledger")
+def test_a_restart_loses_no_approval_and_resurrects_no_revoked_lease(desk: Desk) -> None:
+    kept, ended = desk.ask(), desk.ask(key="other", host="x.github.com")
+    for lease in (kept, ended):
+        desk.do("approve", lease)
+    desk.do("revoke", ended)
+    desk.restart()
+    assert desk.active() == [kept]
+
+
+@pytest.mark.usefixtures("ledger")
+def test_two_approvals_are_two_people(desk: Desk) -> None:
+    lease = desk.ask(key="two", host="two.example.org", rule="two")
+    assert desk.do("approve", lease, "u1")["state"] == "requested"
+    assert desk.do("approve", lease, "u1")["state"] == "requested"
+    desk.restart()  # an approval that was answered is not lost
+    assert desk.do("approve", lease, "u2")["state"] == "active"
+
+
+@pytest.mark.usefixtures("ledger")
+def test_what_may_not_be_is_refused_with_its_code(desk: Desk) -> None:
+    lease = desk.ask()
+    for verb, more, code in (
+        ("approve", {"to": [".github.com"]}, "review.widened"),
+        ("approve", {"ttl_ms": 31 * 60_000}, "review.widened"),
+        ("renew", {}, "state.requested"),
+    ):
+        with pytest.raises(RefusedError) as refused:
+            desk.do(verb, lease, **more)
+        assert refused.value.code == code
+    with pytest.raises(RefusedError) as own:
+        desk.do("approve", lease, "a1")
+    assert own.value.code == "meta.sod"
+    desk.do("deny", lease)
+    with pytest.raises(RefusedError) as final:
+        desk.do("approve", lease, "u2")
+    assert final.value.code == "state.denied"
+    assert desk.active() == []
+
+
+@pytest.mark.usefixtures("ledger")
+def test_a_prefix_revokes_all_below_it_and_nothing_else(desk: Desk) -> None:
+    mine = [desk.ask(key=str(n), host=f"h{n}.github.com") for n in range(3)]
+    subject = {**ASK["subject"], "agent": "a2"}  # type: ignore[dict-item]
+    other = desk.ask(key="other", subject=subject)
+    for lease in (*mine, other):
+        desk.do("approve", lease)
+    rows = desk.do("revoke", "p/a1/", prefix=True)
+    assert {row["id"] for row in rows} == set(mine)
+    assert desk.active() == [other]
+    with pytest.raises(RefusedError, match="no live lease"):
+        desk.do("revoke", "p/a1/", prefix=True)
+
+
+def test_without_a_ledger_nothing_opens_but_revoking_works(desk: Desk) -> None:
+    with ledgers.running(desk.folder, **AS_CONTROL):
+        active, asked = desk.ask(), desk.ask(key="other", host="x.github.com")
+        desk.do("approve", active)
+    with pytest.raises(RefusedError) as refused:
+        desk.do("approve", asked)
+    assert refused.value.code == "ledger.unavailable"
+    assert desk.active() == [active]
+    assert desk.do("revoke", active)[0]["state"] == "revoked"
+    assert desk.active() == []
+    with ledgers.running(desk.folder, **AS_CONTROL):
+        asyncio.run(desk.leases.tick())  # what was owed is written now
+        assert states(desk.folder)[-1] == "revoked"
+
+
+@pytest.mark.usefixtures("ledger")
+def test_the_number_of_waiting_requests_is_bounded(desk: Desk) -> None:
+    for number in range(Config().asks.max_pending):
+        desk.ask(key=str(number), host=f"h{number}.github.com")
+    with pytest.raises(RefusedError) as refused:
+        desk.ask(key="one more", host="more.github.com")
+    assert refused.value.code == "ask.limit"
+
+
+@pytest.mark.usefixtures("ledger")
+def test_a_lease_can_be_named_by_its_last_part(desk: Desk) -> None:
+    lease = desk.ask()
+    assert desk.leases.row(lease.rpartition("/")[2])["id"] == lease
+    with pytest.raises(RefusedError, match="no lease"):
+        desk.leases.row("nothing")
