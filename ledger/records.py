@@ -19,6 +19,7 @@ from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
 from exeat.ledger import cbor
+from exeat.ledger.quick import Quick
 
 SCHEMA: Final = 1
 MAX_RECORD: Final = 16384  # bytes; far above what the caps below allow, far below the u16 of a bundle
@@ -171,10 +172,12 @@ _LAYOUT: Final = (
 )
 _HOST_CAP: Final = 255
 _PROTOCOL_CAP: Final = 16
+_KINDS: Final = (Kind.OPEN, *Kind)  # by number; there is no kind 0
 _HEAD: Final = 2  # schema and kind stand before the fields of _LAYOUT
 _values = attrgetter(*(field.name for field in _LAYOUT))
 _FLOW_KINDS: Final = frozenset({Kind.OPEN, Kind.RESERVE, Kind.PROGRESS, Kind.CLOSE, Kind.ORPHAN, Kind.RESUME})
 _U64: Final = 1 << 64
+_quick: Final = Quick(_LAYOUT, Dest, _FLOW_KINDS, len(Kind))
 # Written out, not taken from the Unicode database: what is a valid record must not depend on the
 # interpreter's version. C0, DEL, C1, Arabic letter mark, zero-width and directional marks, line
 # and paragraph separators, embeddings, invisible operators, BOM, annotations, tags.
@@ -194,7 +197,11 @@ def printable(text: str, cap: int = 1024) -> str:
 
 def encode(record: Record) -> bytes:
     """The record's one encoding. Raises RecordError if a field is outside its bounds."""
-    values = list(_values(record))
+    fields = _values(record)
+    quick = _quick.encode(record.kind, fields)
+    if quick is not None:
+        return quick
+    values = list(fields)
     while values and values[-1] == _LAYOUT[len(values) - 1].default:
         values.pop()
     _check(record.kind, values)
@@ -223,6 +230,9 @@ def decode(data: bytes) -> Record:
 
 def inspect(data: bytes) -> Brief:
     """As `decode`, and as strict, but building only what is needed to follow a flow."""
+    quick = _quick.inspect(data)
+    if quick is not None:
+        return Brief(_KINDS[quick[0]], *quick[1:])
     return _brief(*_parse(data))
 
 

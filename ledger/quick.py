@@ -1,0 +1,293 @@
+"""The usual record, encoded and judged fast; whatever is not usual is left to `ledger.records`.
+
+Both functions answer as the slow way would, or not at all (None): tests hold them against each
+other on generated records and on damaged ones. Pure, but with a memory: the fields from `job` to
+`node` say who, where and why. They are the same in many records, so their bytes are kept and
+compared, not made or judged again.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_FRONT: Final = 6  # fields: two times, flow, three counts
+_WHO: Final = 21  # the fields from _FRONT up to here are remembered together
+_REMEMBERED: Final = 2048  # of such groups
+_KEY: Final = 64  # bytes of a group by which it is looked up
+_U32: Final = 1 << 32
+_U64: Final = 1 << 64
+_TIMES_FLOW: Final = struct.Struct(">BQBQB16s")
+_TIMES: Final = struct.Struct(">BQBQB")
+_AS_U64: Final = struct.Struct(">BQ")
+_AS_U32: Final = struct.Struct(">BI")
+_AS_U16: Final = struct.Struct(">BH")
+_SMALL: Final = tuple(bytes((n,)) if n < 24 else bytes((0x18, n)) for n in range(256))
+_TEXT_HEADS: Final = tuple(bytes((0x60 | n,)) if n < 24 else bytes((0x78, n)) for n in range(256))
+_BYTES_HEADS: Final = tuple(bytes((0x40 | n,)) if n < 24 else bytes((0x58, n)) for n in range(256))
+_ARRAY_HEADS: Final = tuple(bytes((0x80 | n, 1)) if n < 24 else bytes((0x98, n, 1)) for n in range(64))
+_EMPTY: Final = {int: b"\x00", str: b"\x60", bytes: b"\x40", type(None): b"\xf6"}
+_UINT, _TEXT, _BYTES, _DEST, _PORT, _IP = range(6)
+_CODES: Final = {int: _UINT, str: _TEXT, bytes: _BYTES, type(None): _DEST}
+_DEST_TYPES: Final = (str, int, str, bytes, str)
+_DEST_FIELDS: Final = ((_TEXT, 255), (_PORT, 0), (_TEXT, 16), (_IP, 16), (_TEXT, 255))
+_IP_HEADS: Final = frozenset({0x40, 0x44, 0x50})
+
+
+class _Unusual(Exception):
+    """Not for here: the slow way goes on."""
+
+
+class Quick:
+    """For records of `layout` (name, default, cap in bytes), whose destinations are of type `dest`.
+
+    `flow_kinds` are the kinds that must name a flow, `kinds` is the largest one.
+    """
+
+    def __init__(
+        self, layout: Sequence[tuple[str, Any, int]], dest: type, flow_kinds: frozenset[int], kinds: int
+    ) -> None:
+        self._defaults = tuple(default for _, default, _ in layout)
+        self._caps = tuple(cap for *_, cap in layout)
+        types = tuple(map(type, self._defaults))
+        self._types = types
+        self._types_dest = tuple(dest if each is type(None) else each for each in types)
+        self._empty = tuple(_EMPTY[each] for each in types)
+        self._fields = tuple((_CODES[each], cap) for each, cap in zip(types, self._caps, strict=True))
+        self._who_fields = self._fields[_FRONT:_WHO]
+        self._no_more = self._defaults[_FRONT:]
+        self._dest_at = types.index(type(None))
+        self._flow_kinds, self._kinds = flow_kinds, kinds
+        self._made: dict[tuple[Any, ...], bytes] = {}
+        self._judged: dict[bytes, tuple[bytes, str]] = {}
+
+    # --- encoding
+
+    def encode(self, kind: int, values: tuple[Any, ...]) -> bytes | None:
+        """The encoding of a record with these fields, all of them; None: not for here."""
+        types = tuple(map(type, values))
+        if types != self._types_dest and types != self._types:
+            return None
+        try:
+            return self._encode(kind, values)
+        except (_Unusual, struct.error):
+            return None
+
+    def _encode(self, kind: int, values: tuple[Any, ...]) -> bytes:
+        real, boot, flow, out, into, reserved = values[:_FRONT]
+        if real < _U32 or boot < _U32 or not 0 < kind <= self._kinds:
+            raise _Unusual
+        if len(flow) == 16:
+            front = _TIMES_FLOW.pack(0x1B, real, 0x1B, boot, 0x50, flow)
+        elif flow or kind in self._flow_kinds:
+            raise _Unusual
+        else:
+            front = _TIMES.pack(0x1B, real, 0x1B, boot, 0x40)
+        if values[_FRONT:] == self._no_more:
+            if not reserved:
+                raise _Unusual
+            return b"".join((_ARRAY_HEADS[8], _SMALL[kind], front, _uint(out), _uint(into), _uint(reserved)))
+        used = len(values)
+        while values[used - 1] == self._defaults[used - 1]:
+            used -= 1
+        if used <= _WHO:
+            raise _Unusual
+        parts = [_ARRAY_HEADS[used + 2], _SMALL[kind], front, _uint(out), _uint(into), _uint(reserved)]
+        parts.append(self._who(values))
+        at = _WHO
+        for value in values[_WHO:used]:
+            parts.append(self._item(value, at) if value else self._empty[at])
+            at += 1
+        return b"".join(parts)
+
+    def _who(self, values: tuple[Any, ...]) -> bytes:
+        dest = values[self._dest_at]
+        if dest is not None and tuple(map(type, dest)) != _DEST_TYPES:
+            raise _Unusual  # True equals 1: the memory would not tell them apart
+        group = values[_FRONT:_WHO]
+        made = self._made.get(group)
+        if made is None:
+            made = b"".join(
+                [
+                    self._item(value, at) if value else self._empty[at]
+                    for at, value in enumerate(group, _FRONT)
+                ]
+            )
+            if len(self._made) >= _REMEMBERED:
+                self._made.clear()
+            self._made[group] = made
+        return made
+
+    def _item(self, value: Any, at: int) -> bytes:
+        kind = type(value)
+        if kind is int:
+            return _uint(value)
+        if kind is str:
+            return _text(value, self._caps[at])
+        if kind is bytes:
+            return _bytes(value, self._caps[at])
+        host, port, protocol, ip, sni = value
+        if not 0 <= port <= 65535 or len(ip) not in (0, 4, 16):
+            raise _Unusual
+        texts = _text(host, 255), _uint(port), _text(protocol, 16), _bytes(ip, 16), _text(sni, 255)
+        return b"\x85" + b"".join(texts)
+
+    # --- judging
+
+    def inspect(self, data: bytes) -> tuple[int, bytes, int, int, int, str] | None:
+        """(kind, flow, bytes_out, bytes_in, reserved, job) of a valid record; None: not for here."""
+        try:
+            return self._inspect(data)
+        except (_Unusual, struct.error, IndexError, UnicodeDecodeError):
+            return None
+
+    def _inspect(self, data: bytes) -> tuple[int, bytes, int, int, int, str]:
+        first, at = data[0], 2
+        if first == 0x98 and data[1] >= 24:
+            used, at = data[1] - 2, 3
+        elif first == 0x88:
+            used = 6
+        else:
+            raise _Unusual
+        kind = data[at]
+        if data[at - 1] != 1 or not 0 < kind <= self._kinds or used > len(self._fields):
+            raise _Unusual
+        tag, real, tag_, boot, flow_head, flow = _TIMES_FLOW.unpack_from(data, at + 1)
+        if tag != 0x1B or tag_ != 0x1B or real < _U32 or boot < _U32:
+            raise _Unusual
+        if flow_head == 0x50:
+            at += 36
+        elif flow_head == 0x40 and kind not in self._flow_kinds:
+            flow = b""
+            at += 20
+        else:
+            raise _Unusual
+        out, at = _number(data, at)
+        into, at = _number(data, at)
+        reserved, at = _number(data, at)
+        if used == _FRONT:
+            if not reserved or at != len(data):
+                raise _Unusual
+            return kind, flow, out, into, reserved, ""
+        judged = self._judged.get(data[at : at + _KEY])
+        if judged is None or not data.startswith(judged[0], at):
+            judged = self._judge(data, at)
+        last, end = self._walk(data, at + len(judged[0]), self._fields[_WHO:used])
+        if end != len(data) or used <= _WHO or data[last:] == self._empty[used - 1]:
+            raise _Unusual
+        return kind, flow, out, into, reserved, judged[1]
+
+    def _judge(self, data: bytes, at: int) -> tuple[bytes, str]:
+        _, end = self._walk(data, at, self._who_fields)
+        who = data[at:end]
+        length, start = (who[0] - 0x60, 1) if who[0] < 0x78 else (who[1], 2)
+        judged = who, who[start : start + length].decode()
+        if len(self._judged) >= _REMEMBERED:
+            self._judged.clear()
+        self._judged[data[at : at + _KEY]] = judged
+        return judged
+
+    def _walk(self, data: bytes, at: int, fields: tuple[tuple[int, int], ...]) -> tuple[int, int]:
+        """Offsets of the last field's item and of its end; raises unless all are valid."""
+        last = at
+        for code, cap in fields:
+            last = at
+            first = data[at]
+            if code == _UINT:
+                if first < 24:
+                    at += 1
+                else:
+                    _, at = _number(data, at)
+            elif code == _TEXT:
+                if first == 0x60:
+                    at += 1
+                    continue
+                start, at = _span(data, at, 0x60, cap)
+                raw = data[start:at]
+                if not (raw.isascii() and raw.decode().isprintable()):
+                    raise _Unusual
+            elif code == _BYTES:
+                _, at = _span(data, at, 0x40, cap)
+            elif code == _DEST:
+                at = self._dest(data, at)
+            elif code == _PORT:
+                if first > 0x19:
+                    raise _Unusual
+                _, at = _number(data, at)
+            elif first not in _IP_HEADS:
+                raise _Unusual
+            else:
+                _, at = _span(data, at, 0x40, cap)
+        if at > len(data):
+            raise _Unusual
+        return last, at
+
+    def _dest(self, data: bytes, at: int) -> int:
+        if data[at] == 0xF6:
+            return at + 1
+        if data[at] != 0x85:
+            raise _Unusual
+        return self._walk(data, at + 1, _DEST_FIELDS)[1]
+
+
+def _uint(value: int) -> bytes:
+    if value < 0:
+        raise _Unusual
+    if value < 256:
+        return _SMALL[value]
+    if value < 65536:
+        return _AS_U16.pack(0x19, value)
+    if value < _U32:
+        return _AS_U32.pack(0x1A, value)
+    return _AS_U64.pack(0x1B, value)
+
+
+def _text(value: str, cap: int) -> bytes:
+    if len(value) > min(cap, 255) or not (value.isascii() and value.isprintable()):
+        raise _Unusual
+    return _TEXT_HEADS[len(value)] + value.encode()
+
+
+def _bytes(value: bytes, cap: int) -> bytes:
+    if len(value) > min(cap, 255):
+        raise _Unusual
+    return _BYTES_HEADS[len(value)] + value
+
+
+def _number(data: bytes, at: int) -> tuple[int, int]:
+    """An unsigned integer in its shortest form and the offset behind it."""
+    first = data[at]
+    if first < 24:
+        return first, at + 1
+    if first == 0x18:
+        value, end, least = data[at + 1], at + 2, 24
+    elif first == 0x19:
+        value, end, least = _AS_U16.unpack_from(data, at)[1], at + 3, 256
+    elif first == 0x1A:
+        value, end, least = _AS_U32.unpack_from(data, at)[1], at + 5, 65536
+    elif first == 0x1B:
+        value, end, least = _AS_U64.unpack_from(data, at)[1], at + 9, _U32
+    else:
+        raise _Unusual
+    if value < least:
+        raise _Unusual
+    return value, end
+
+
+def _span(data: bytes, at: int, major: int, cap: int) -> tuple[int, int]:
+    """Where the content of a string of up to 255 bytes begins and ends."""
+    length = data[at] - major
+    at += 1
+    if length == 24:
+        length = data[at]
+        at += 1
+        if length < 24:
+            raise _Unusual
+    elif not 0 <= length < 24:
+        raise _Unusual
+    if length > cap:
+        raise _Unusual
+    return at, at + length

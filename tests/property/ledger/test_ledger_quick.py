@@ -1,0 +1,134 @@
+"""The fast encoding and judging of records against the slow ones: the same, or left to them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from exeat.ledger import cbor, records
+from exeat.ledger.records import _LAYOUT, Dest, Kind, Record, RecordError
+
+WORDS = st.sampled_from(["", "a", "job-1", "x" * 16, "x" * 17, "y" * 24, "z" * 64, "z" * 65, "n" * 128, "`"])
+TEXTS = WORDS | st.sampled_from(["é", "a\n", "\u202e", "e" * 255, "e" * 256, "f" * 1024])
+EDGES = st.sampled_from([0, 1, 23, 24, 255, 256, 65535, 65536, 2**32 - 1, 2**32, 2**64 - 1, 2**64, -1, True])
+BLOBS = st.sampled_from([b"", b"\x00" * 4, b"\x11" * 16, b"\x22" * 32, b"\x33" * 33, b"\x44" * 300])
+IPS = st.sampled_from([b"", b"\x01" * 4, b"\x02" * 16, b"\x03" * 5])
+PORTS = st.sampled_from([0, 1, True, 443, 65535, 65536, -1])
+DESTS = st.none() | st.builds(Dest, TEXTS, PORTS, WORDS, IPS, TEXTS) | st.builds(Dest, WORDS, st.just(443))
+TIMES = st.integers(2**32 - 1, 2**32) | st.integers(1_700_000_000_000_000_000, 1_800_000_000_000_000_000)
+
+
+def _field(name: str, default: object) -> st.SearchStrategy[Any]:
+    if name in ("t_real_ns", "t_boot_ns"):
+        return TIMES
+    if name == "flow":
+        return st.sampled_from([b"", b"F" * 16, b"f" * 15])
+    usual = {int: EDGES, str: TEXTS, bytes: BLOBS}.get(type(default), DESTS)
+    fitting = {int: st.integers(0, 2**40), str: st.just("job-1"), bytes: st.just(b"1" * 16)}
+    return st.just(default) | fitting.get(type(default), DESTS) | usual
+
+
+# Any mixture; and records of which all but a few fields are fit, as nearly all are.
+RECORDS = st.builds(
+    Record, kind=st.sampled_from(Kind), **{field.name: _field(field.name, field.default) for field in _LAYOUT}
+)
+FIT: dict[str, Any] = {
+    "t_real_ns": 1_790_000_000_000_000_000,
+    "t_boot_ns": 5_000_000_000,
+    "flow": b"F" * 16,
+    "bytes_out": 1500,
+    "reserved": 65536,
+    "job": "job-1",
+    "dest": Dest("files.example.org", 443, "tcp", b"\x01" * 4, "files.example.org"),
+    "policy_digest": b"\x22" * 32,
+}
+NEARLY = st.builds(
+    lambda kind, changes: Record(kind, **{**FIT, **changes}),
+    st.sampled_from(Kind),
+    st.lists(
+        st.sampled_from(_LAYOUT).flatmap(
+            lambda field: st.tuples(st.just(field.name), _field(field.name, field.default))
+        ),
+        max_size=6,
+    ).map(dict),
+)
+
+
+def slow_encode(record: Record) -> bytes | None:
+    values = list(records._values(record))
+    while values and values[-1] == _LAYOUT[len(values) - 1].default:
+        values.pop()
+    try:
+        records._check(record.kind, values)
+        return cbor.encode([records.SCHEMA, int(record.kind), *values])
+    except (RecordError, cbor.CborError):
+        return None
+
+
+def slow_inspect(data: bytes) -> records.Brief | None:
+    try:
+        return records._brief(*records._parse(data))
+    except RecordError:
+        return None
+
+
+def quick_or_not(call: Any, argument: Any) -> Any:
+    try:
+        return call(argument)
+    except RecordError:
+        return None
+
+
+@given(st.lists(RECORDS | NEARLY, min_size=1, max_size=4))
+@settings(max_examples=300, deadline=None)
+def test_encode_gives_the_same_bytes(some: list[Record]) -> None:
+    for record in some:
+        data = slow_encode(record)
+        assert quick_or_not(records.encode, record) == data
+        if data is not None:
+            assert records.inspect(data) == slow_inspect(data)
+
+
+@given(NEARLY, st.data())
+@settings(max_examples=300, deadline=None)
+def test_inspect_judges_damage_the_same(record: Record, data: st.DataObject) -> None:
+    clean = slow_encode(record)
+    if clean is None:
+        return
+    records.inspect(clean)  # now it is remembered
+    changed = bytearray(clean)
+    for _ in range(data.draw(st.integers(0, 3))):
+        at = data.draw(st.integers(0, len(changed) - 1))
+        changed[at] = data.draw(st.sampled_from([0, 0x18, 0x40, 0x60, 0x78, 0x80, 0xF6, 0xFF, 0x1B, 0x0A]))
+    cut = data.draw(st.integers(0, len(changed)) | st.just(len(changed)))
+    tail = data.draw(st.sampled_from([b"", b"\x00", b"\x60"]))
+    damaged = bytes(changed[:cut]) + tail
+    assert quick_or_not(records.inspect, damaged) == slow_inspect(damaged)
+
+
+@given(st.binary(max_size=80))
+@example(b"")
+def test_inspect_of_anything(data: bytes) -> None:
+    assert quick_or_not(records.inspect, data) == slow_inspect(data)
+
+
+def test_every_byte_changed_every_way() -> None:
+    """Of one usual record: each byte set to each value."""
+    clean = records.encode(Record(Kind.CLOSE, **FIT, close_reason="eof", kernel_out=70000))
+    assert records._quick.inspect(clean) is not None
+    for at in range(len(clean)):
+        for value in range(256):
+            damaged = clean[:at] + bytes([value]) + clean[at + 1 :]
+            assert quick_or_not(records.inspect, damaged) == slow_inspect(damaged), (at, value)
+
+
+@pytest.mark.parametrize("kind", [Kind.OPEN, Kind.RESERVE, Kind.CLOSE, Kind.DENY])
+def test_the_usual_is_quick(kind: Kind) -> None:
+    """Else all of the above would compare the slow way with itself."""
+    record = Record(kind, **FIT, cookie=99)
+    data = records._quick.encode(kind, records._values(record))
+    assert data == slow_encode(record)
+    assert records._quick.inspect(data) is not None
