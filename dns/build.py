@@ -42,10 +42,18 @@ def randomise_case(name: bytes, random: bytes) -> bytes:
     return bytes(byte - 32 if 97 <= byte <= 122 and random[i] & 1 else byte for i, byte in enumerate(name))
 
 
-def build_query(ident: int, question: bytes) -> bytes:
-    """A recursive query with our own OPT: no client option, flag or case goes through it."""
+def build_query(ident: int, question: bytes, *, block: int = 0) -> bytes:
+    """A recursive query with our own OPT: no client option, flag or case goes through it.
+
+    With `block` it is padded to a multiple of that many octets (RFC 7830; RFC 8467 says 128), so
+    that its length does not tell an onlooker of an encrypted stream which name is asked for.
+    """
     header = HEADER.pack(ident, RD, 1, 0, 0, 1)
-    return header + question + b"\0" + RECORD.pack(OPT, UDP_SIZE, 0, 0)
+    padding = b""
+    if block:
+        bare = HEADER.size + len(question) + 1 + RECORD.size + 4
+        padding = struct.pack(">HH", 12, -bare % block) + bytes(-bare % block)
+    return header + question + b"\0" + RECORD.pack(OPT, UDP_SIZE, 0, len(padding)) + padding
 
 
 def build_question(name: bytes, qtype: int) -> bytes:

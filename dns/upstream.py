@@ -1,46 +1,69 @@
-"""Asking the configured upstream resolvers, as someone off the path expects to be lied to.
+"""Asking the configured upstream resolvers: who is asked first, who as well, and who next.
 
-Each UDP try has its own connected socket (the kernel picks a random port and drops other
-sources), an id and a letter case from the system's generator (0x20), and takes only a reply that
-repeats id and question to the byte; anything else is dropped while waiting. A truncated reply,
-or a try that saw forgeries, goes on over TCP. Equal questions in flight are asked once.
-Never the system resolver: an upstream is an address from the configuration.
+Never the system resolver: an upstream is an address from the configuration. Equal questions in
+flight are asked once. When the first server takes longer than it usually does, a second one is
+asked beside it and the first answer counts; how often that happens is bounded.
 """
 
 from __future__ import annotations
 
-import os
-import socket
 from collections import deque
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
 
-from exeat.dns.build import build_query, build_question, randomise_case
-from exeat.dns.wire import Answer, Rcode, WireError, parse_answer
-from exeat.ledger.reactor import EPOLLIN, EPOLLOUT, Reactor, Timer
+from exeat.dns.build import build_question
+from exeat.dns.health import Health
+from exeat.dns.plain_try import PlainTry, sockaddr
+from exeat.dns.tls_link import TlsLink, TlsTry, client_context
+from exeat.dns.wire import Answer, Rcode
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from exeat.ledger.reactor import Reactor, Timer
 
     Done = Callable[[Answer | None], None]
 
 MAX_IN_FLIGHT = 512  # different questions at once, one descriptor each
 MAX_WAITERS = 4096  # askers of one question
-TRY_S = 1.0  # seconds for one try over UDP
-TCP_TRY_S = 2.0
 MIN_TRIES = 3
-MAX_STRAYS = 16  # replies that do not match before a try is given up for TCP
-MAX_MESSAGE = 16 * 1024  # octets of an upstream's TCP message
+HEDGE_SHARE = 0.1  # second questions per question, over time
+HEDGE_BURST = 10.0
+
+
+class Server(NamedTuple):
+    """A literal address and a port; with a `name` it is asked over TLS and must prove that name."""
+
+    host: str
+    port: int
+    name: str = ""
 
 
 class Upstream:
-    """The one way out for DNS. `servers` are (literal address, port), asked in order."""
+    """The one way out for DNS. `servers` are asked in order of preference, those that work first.
 
-    def __init__(self, reactor: Reactor, servers: tuple[tuple[str, int], ...]) -> None:
+    `ca` is a PEM file with the roots that sign TLS servers, in place of the system's. Raises
+    OSError or ValueError when a server or the roots cannot be used.
+    """
+
+    def __init__(
+        self, reactor: Reactor, servers: Sequence[Server | tuple[str, int]], ca: Path | None = None
+    ) -> None:
         if not servers:
             raise ValueError("at least one upstream is needed")
         self.reactor = reactor
-        self._servers = tuple(_sockaddr(host, port) for host, port in servers)
-        self._preferred = 0
+        self.servers = tuple(Server(*server) for server in servers)
+        self.health = [Health() for _ in self.servers]
+        self.hedges = HEDGE_BURST
+        for server in self.servers:
+            sockaddr(server.host, server.port)
+        context = client_context(ca) if any(server.name for server in self.servers) else None
+        self._links = {
+            index: TlsLink(reactor, (server.host, server.port), server.name, context)
+            for index, server in enumerate(self.servers)
+            if server.name and context is not None
+        }
         self._in_flight: dict[bytes, Exchange] = {}
 
     def ask(self, name: bytes, qtype: int, done: Done) -> None:
@@ -51,6 +74,7 @@ class Upstream:
             if len(self._in_flight) >= MAX_IN_FLIGHT:
                 self.reactor.call_soon(lambda: done(None))
                 return
+            self.hedges = min(HEDGE_BURST, self.hedges + HEDGE_SHARE)
             exchange = self._in_flight[key] = Exchange(self, name, qtype)
             exchange.waiters.append(done)
             exchange.start()
@@ -59,15 +83,20 @@ class Upstream:
         else:
             exchange.waiters.append(done)
 
-    def plan(self) -> list[tuple[socket.AddressFamily, tuple[str, int]]]:
+    def plan(self) -> list[int]:
         """The servers of one exchange, best first, each possibly more than once."""
-        count = max(MIN_TRIES, len(self._servers))
-        return [self._servers[(self._preferred + i) % len(self._servers)] for i in range(count)]
+        now = self.reactor.now()
+        order = sorted(range(len(self.servers)), key=lambda index: not self.health[index].healthy(now))
+        return [order[i % len(order)] for i in range(max(MIN_TRIES, len(order)))]
 
-    def failed(self, server: tuple[socket.AddressFamily, tuple[str, int]]) -> None:
-        """Begin the next exchange elsewhere, if this one was where exchanges begin."""
-        if self._servers[self._preferred] == server:
-            self._preferred = (self._preferred + 1) % len(self._servers)
+    def open(
+        self, index: int, exchange: Exchange, ended: Callable[[Answer | None, bool], None]
+    ) -> PlainTry | TlsTry:
+        """Ask one server. Raises OSError when that cannot even be begun."""
+        link = self._links.get(index)
+        if link is not None:
+            return TlsTry(link, exchange.name, exchange.qtype, ended)
+        return PlainTry(self.reactor, self.servers[index][:2], exchange.name, exchange.qtype, ended)
 
     def finish(self, exchange: Exchange, answer: Answer | None) -> None:
         # Not at once: who asks in this turn of the loop must still find the exchange, or the cache.
@@ -84,17 +113,12 @@ class Upstream:
                 raise
 
     def close(self) -> None:
-        """Drop every question; nobody is answered."""
+        """Drop every question and connection; nobody is answered."""
         for exchange in self._in_flight.values():
             exchange.drop()
         self._in_flight.clear()
-
-
-def _sockaddr(host: str, port: int) -> tuple[socket.AddressFamily, tuple[str, int]]:
-    """The family of a literal address. Raises OSError for anything else: nothing is resolved here."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    socket.inet_pton(family, host)
-    return family, (host, port)
+        for link in self._links.values():
+            link.close()
 
 
 class Exchange:
@@ -106,149 +130,74 @@ class Exchange:
         self.key = build_question(name, qtype)
         self.waiters: deque[Done] = deque()
         self._upstream = upstream
-        self._reactor = upstream.reactor
         self._plan = upstream.plan()
-        self._sock: socket.socket | None = None
-        self._timer: Timer | None = None
-        self._tcp = False
-        self._strays = 0
-        self._ident = 0
-        self._question = b""
-        self._out = b""
-        self._in = bytearray()
+        self._tries: dict[int, tuple[PlainTry | TlsTry, int, float]] = {}  # by the order of their start
+        self._count = 0
+        self._hedge: Timer | None = None
 
     def start(self) -> None:
-        """Make the next try that can be made, or end without an answer."""
-        self.drop()
+        """Make the first try that can be made, or end without an answer."""
+        upstream, first = self._upstream, self._plan[0]
+        if not self._next():
+            upstream.finish(self, None)
+        elif len(upstream.servers) > 1:
+            self._hedge = upstream.reactor.call_later(upstream.health[first].hedge_s, self._ask_another)
+
+    def _next(self) -> bool:
+        """Ask the next server of the plan; False when there is none left."""
+        reactor = self._upstream.reactor
         while self._plan:
+            index = self._plan.pop(0)
+            self._count += 1
+            number = self._count
             try:
-                self._open()
+                a_try = self._upstream.open(index, self, partial(self._ended, number))
             except OSError:
-                self._skip_server()
+                self._give_up(index)
             else:
-                return
-        self._upstream.finish(self, None)
+                self._tries[number] = (a_try, index, reactor.now())
+                return True
+        return False
 
-    def _skip_server(self, *, for_good: bool = True) -> None:
-        """Go on with the next server; one that was only silent gets the rest of its turns."""
-        self.drop()
-        server = self._plan.pop(0)
-        if for_good:
-            self._plan = [other for other in self._plan if other != server]
-        self._upstream.failed(server)
-        self._tcp = False
+    def _ask_another(self) -> None:
+        """The first server dawdles: ask a second one beside it, if there is one that works."""
+        upstream, now = self._upstream, self._upstream.reactor.now()
+        busy = {index for _, index, _ in self._tries.values()}
+        spare = [i for i in self._plan if i not in busy and upstream.health[i].healthy(now)]
+        if spare and len(busy) == 1 and upstream.hedges >= 1.0:
+            upstream.hedges -= 1.0
+            self._plan.remove(spare[0])
+            self._plan.insert(0, spare[0])
+            self._next()
 
-    def _open(self) -> None:
-        family, address = self._plan[0]
-        noise = os.urandom(2 + len(self.name))
-        self._ident = int.from_bytes(noise[:2], "big")
-        self._question = build_question(randomise_case(self.name, noise[2:]), self.qtype)
-        query = build_query(self._ident, self._question)
-        self._strays = 0
-        self._in.clear()
-        kind = socket.SOCK_STREAM if self._tcp else socket.SOCK_DGRAM
-        self._sock = sock = socket.socket(family, kind | socket.SOCK_NONBLOCK)
-        self._timer = self._reactor.call_later(TCP_TRY_S if self._tcp else TRY_S, self._on_timeout)
-        if self._tcp:
-            self._out = len(query).to_bytes(2, "big") + query
-            sock.connect_ex(address)  # a refusal shows as an event
-            self._reactor.add(sock.fileno(), EPOLLOUT, self._on_tcp)
+    def _give_up(self, index: int) -> None:
+        self._upstream.health[index].failed(self._upstream.reactor.now())
+        self._plan = [other for other in self._plan if other != index]
+
+    def _ended(self, number: int, answer: Answer | None, silent: bool) -> None:
+        """One try is over; one that was only silent gets the rest of its turns."""
+        _, index, began = self._tries.pop(number)
+        now = self._upstream.reactor.now()
+        if answer is not None and not answer.truncated and answer.rcode in (Rcode.NOERROR, Rcode.NXDOMAIN):
+            self._upstream.health[index].ok(now - began)
+            for _, other, start in self._tries.values():
+                self._upstream.health[other].outrun(now - start)
+            self.drop()
+            self._upstream.finish(self, answer)
+            return
+        if silent:
+            self._upstream.health[index].failed(now)
         else:
-            sock.connect(address)
-            sock.send(query)
-            self._reactor.add(sock.fileno(), EPOLLIN, self._on_udp)
+            self._give_up(index)
+        if not self._next() and not self._tries:
+            self.drop()
+            self._upstream.finish(self, None)
 
     def drop(self) -> None:
-        """Let go of socket and timer."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if self._sock is not None:
-            self._reactor.remove(self._sock.fileno())
-            self._sock.close()
-            self._sock = None
-
-    def _on_timeout(self) -> None:
-        if not self._tcp and self._strays:  # someone answers, but not us: hard to do over TCP
-            self._tcp = True
-        else:
-            self._skip_server(for_good=False)
-        self.start()
-
-    def _fail(self) -> None:
-        self._skip_server()
-        self.start()
-
-    def _on_udp(self, _events: int) -> None:
-        sock = self._sock
-        while sock is not None and sock is self._sock:
-            try:
-                data = sock.recv(0xFFFF)
-            except BlockingIOError:
-                return
-            except OSError:  # a refusal by ICMP
-                self._fail()
-                return
-            self._take_datagram(data)
-
-    def _take_datagram(self, data: bytes) -> None:
-        answer = self._read(data)
-        if answer is None:
-            self._strays += 1
-            if self._strays >= MAX_STRAYS:
-                self._on_timeout()
-        elif answer.truncated:
-            self._tcp = True
-            self.start()
-        else:
-            self._judge(answer)
-
-    def _read(self, data: bytes) -> Answer | None:
-        """The answer, if it is one to our question: id and, over UDP, every letter's case."""
-        if data[:2] != self._ident.to_bytes(2, "big"):
-            return None
-        try:
-            answer = parse_answer(data)
-        except WireError:
-            return None
-        theirs, ours = answer.question, self._question
-        if self._tcp:  # some servers answer in lower case; a TCP stream is proof enough
-            theirs, ours = theirs.lower(), ours.lower()
-        return answer if theirs == ours else None
-
-    def _judge(self, answer: Answer) -> None:
-        if answer.truncated or answer.rcode not in (Rcode.NOERROR, Rcode.NXDOMAIN):
-            self._fail()
-            return
-        self.drop()
-        self._upstream.finish(self, answer)
-
-    def _on_tcp(self, events: int) -> None:
-        sock = self._sock
-        if sock is None:
-            return
-        try:
-            if self._out:
-                self._out = self._out[sock.send(self._out) :]
-                if not self._out:
-                    self._reactor.modify(sock.fileno(), EPOLLIN)
-                return
-            data = sock.recv(MAX_MESSAGE + 2)
-        except BlockingIOError:
-            return
-        except OSError:
-            self._fail()
-            return
-        self._in += data
-        self._take_stream(bool(data))
-
-    def _take_stream(self, more: bool) -> None:
-        size = int.from_bytes(self._in[:2], "big") if len(self._in) >= 2 else None
-        if size is not None and len(self._in) >= size + 2 and size <= MAX_MESSAGE:
-            answer = self._read(bytes(self._in[2 : size + 2]))
-            if answer is not None:
-                self._judge(answer)
-                return
-            more = False
-        if not more or (size is not None and size > MAX_MESSAGE):
-            self._fail()
+        """Let go of every try and the timer."""
+        if self._hedge is not None:
+            self._hedge.cancel()
+            self._hedge = None
+        for a_try, _, _ in self._tries.values():
+            a_try.drop()
+        self._tries.clear()
