@@ -13,7 +13,15 @@ import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from exeat.policy.addresses import Cidr, format_address, parse_address, parse_cidr
 from exeat.policy.errors import MalformedError
@@ -27,6 +35,7 @@ _ENV_PREFIX = "EXEAT_"
 _RESERVED_ENV = {"EXEAT_CONFIG"}
 
 
+_MAX_SOCKET_PATH = 107  # bytes, unix(7)
 _LABEL = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
 
 
@@ -100,11 +109,21 @@ class Proxy(_Section):
 
     Each port speaks HTTP CONNECT, absolute-form HTTP and SOCKS5, told apart by the first byte;
     `listen_socks` is for clients that want a port of its own. `listen_unix` are socket paths.
+    `max_connections` bounds each identity.
     """
 
     listen: Endpoints = ()
     listen_socks: Endpoints = ()
     listen_unix: tuple[Path, ...] = ()
+    max_connections: Annotated[int, Field(ge=1, le=1_000_000)] = 16_384
+
+    @field_validator("listen_unix")
+    @classmethod
+    def _paths(cls, value: tuple[Path, ...]) -> tuple[Path, ...]:
+        for path in value:
+            if not path.is_absolute() or len(os.fsencode(path)) > _MAX_SOCKET_PATH:
+                raise ValueError(f"`{path}`: an absolute path of at most {_MAX_SOCKET_PATH} bytes")
+        return value
 
 
 def _source_cidr(text: str) -> Cidr | None:
@@ -119,9 +138,10 @@ def _source_cidr(text: str) -> Cidr | None:
 
 
 class Identity(_Section):
-    """Clients from `source` are this subject. `source` is a CIDR, an address, or `uid:N`.
+    """Clients from `source` are this subject.
 
-    The most specific source wins. `uid:N` counts for Unix sockets, where the kernel tells it.
+    `source` is a CIDR, an address, `uid:N`, or the path of a socket in `[proxy] listen_unix`. The
+    most specific one wins. `uid:N` counts for Unix sockets only, where the kernel tells the uid.
     """
 
     source: str
@@ -131,17 +151,19 @@ class Identity(_Section):
     @field_validator("source")
     @classmethod
     def _known_form(cls, value: str) -> str:
-        if re.fullmatch(r"uid:(0|[1-9][0-9]{0,9})", value) or _source_cidr(value) is not None:
+        if value.startswith("cgroup:"):
+            raise ValueError(f"`{value}`: clients are not told apart by cgroup; use uid:N, a path or a CIDR")
+        if re.fullmatch(r"uid:(0|[1-9][0-9]{0,9})", value) or value.startswith("/"):
             return value
-        raise ValueError(f"`{value}` is neither an address, a CIDR without host bits, nor uid:N")
+        if _source_cidr(value) is not None:
+            return value
+        raise ValueError(f"`{value}` is neither an address, a CIDR without host bits, uid:N nor a path")
 
-    @property
-    def uid(self) -> int | None:
-        return int(self.source.removeprefix("uid:")) if self.source.startswith("uid:") else None
-
-    @property
-    def cidr(self) -> Cidr | None:
-        return None if self.source.startswith("uid:") else _source_cidr(self.source)
+    def place(self) -> Cidr | int | str:
+        """The source as `policy.identity` takes it: a network, a uid or a path."""
+        if self.source.startswith("uid:"):
+            return int(self.source.removeprefix("uid:"))
+        return _source_cidr(self.source) or self.source
 
 
 class Policy(_Section):
@@ -202,6 +224,15 @@ class Config(_Section):
     sandbox: Sandbox = Sandbox()
     asks: Asks = Asks()
     lab: Lab = Lab()
+
+    @field_validator("identity")
+    @classmethod
+    def _reachable(cls, value: tuple[Identity, ...], info: ValidationInfo) -> tuple[Identity, ...]:
+        proxy = info.data.get("proxy", Proxy())
+        for identity in value:
+            if identity.source.startswith("/") and Path(identity.source) not in proxy.listen_unix:
+                raise ValueError(f"`{identity.source}` is not in [proxy] listen_unix")
+        return value
 
     @property
     def state_dir(self) -> Path:

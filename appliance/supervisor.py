@@ -20,17 +20,20 @@ import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TextIO
 
+from exeat.appliance import listeners
 from exeat.ledger.reactor import EPOLLIN, Reactor
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from exeat.appliance.config import Config
+    from exeat.appliance.listeners import Listener
 
 START_ORDER = ("ledger", "warden", "control", "guard", "proxy")
 STOP_ORDER = ("warden", "proxy", "guard", "control", "ledger")
 READY_S = 15.0
 STOP_S = 8.0
+DOORS = {"proxy": listeners.PROXY_DOORS, "guard": listeners.GUARD_DOORS}
 BACKOFF_S = (0.05, 0.2, 0.5, 1.0, 2.0, 5.0)
 
 
@@ -59,12 +62,29 @@ class Supervisor:
     arguments: list[str]  # of every `exeat serve NAME`
     reactor: Reactor = field(default_factory=Reactor)
     children: dict[str, Child] = field(default_factory=dict)
+    doors: list[Listener] = field(default_factory=list)
     stopping: bool = False
     failed: str = ""
 
     def run(self) -> int:
         """Start all, wait for the end, stop all. Returns the exit code (0, or 3)."""
         self.children = {name: Child(name, self._user(name)) for name in START_ORDER}
+        self.doors = self._open_doors()
+        try:
+            return self._run()
+        finally:
+            listeners.close_all(self.doors)
+
+    def _open_doors(self) -> list[Listener]:
+        """Before anything is made: a taken port must leave nothing behind."""
+        try:
+            return listeners.open_all(self.config)
+        except listeners.ListenError as error:
+            if (self.config.run_dir / "lock").exists():
+                self._lock().close()  # held: the better explanation
+            raise StartError(str(error)) from None
+
+    def _run(self) -> int:
         self._make_folders()
         lock = self._lock()
         notify = self._notify_socket()
@@ -152,16 +172,20 @@ class Supervisor:
             "NOTIFY_SOCKET": str(self.config.run_dir / "notify.sock"),
             "EXEAT_SUPERVISED": "1",
         }
+        doors = [door for door in self.doors if door.door in DOORS.get(child.name, ())]
+        environment[listeners.ENVIRONMENT], inherited = listeners.handed_down(doors)
         child.ready, child.started = False, self.reactor.now()
         child.process = subprocess.Popen(
             [sys.executable, "-I", "-m", "exeat", *self.arguments, "serve", child.name],
             user=child.user.pw_uid,
             group=child.user.pw_gid,
-            extra_groups=[],
+            # Control rebuilds the budgets from the ledger's files, which it may only read.
+            extra_groups=[self.children["ledger"].user.pw_gid] if child.name == "control" else [],
             env=environment,
             stdin=subprocess.DEVNULL,
             cwd="/",
             start_new_session=True,
+            pass_fds=inherited,
         )
         child.pidfd = os.pidfd_open(child.process.pid)
         self.reactor.add(child.pidfd, EPOLLIN, lambda _: self._on_death(child))

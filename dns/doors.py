@@ -1,6 +1,7 @@
-"""The sockets of a jail: UDP and TCP port 53 (RFC 7766), each bounded in what it holds.
+"""Sockets that take questions: UDP and TCP (RFC 7766), each bounded in what it holds.
 
 Both hand whole messages to the responder and send back what it gives them, whenever that is.
+A jail's socket says by itself who asks; at a door for clients outside jails the peer's address does.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 
     from exeat.dns.responder import Jail, Responder
 
+    # The jail that a datagram or connection from this peer belongs to.
+    Who = Callable[[Any], Jail]
+
 DRAIN = 64  # datagrams taken in one wake, so that one jail cannot keep the loop
 MAX_QUERY = 4096  # octets; a query of one question is at most 255 + options
 MAX_CONNECTIONS = 32  # per jail
@@ -25,18 +29,18 @@ MAX_BACKLOG = 64 * 1024  # octets of replies a client has not taken; then it is 
 
 
 class UdpDoor:
-    """One UDP socket of one jail."""
+    """One UDP socket."""
 
-    def __init__(self, reactor: Reactor, responder: Responder, jail: Jail, sock: socket.socket) -> None:
+    def __init__(self, reactor: Reactor, responder: Responder, who: Who, sock: socket.socket) -> None:
         self._reactor = reactor
         self._responder = responder
-        self._jail = jail
+        self._who = who
         self._sock = sock
         self._closed = False
         reactor.add(sock.fileno(), EPOLLIN, self._on_readable)
 
     def _on_readable(self, _events: int) -> None:
-        sock, jail, responder = self._sock, self._jail, self._responder
+        sock, who, responder = self._sock, self._who, self._responder
         now = self._reactor.now()
         ready = responder.ready
         for _ in range(DRAIN):
@@ -44,6 +48,7 @@ class UdpDoor:
                 data, peer = sock.recvfrom(MAX_QUERY)
             except OSError:  # drained, or an ICMP error of an earlier reply
                 return
+            jail = who(peer)
             reply = responder.hot(jail, data, now) if ready else None
             if reply is not None:
                 self._send(peer, reply)
@@ -65,12 +70,12 @@ class UdpDoor:
 
 
 class TcpDoor:
-    """One listening TCP socket of one jail and the connections it brought."""
+    """One listening TCP socket and the connections it brought."""
 
-    def __init__(self, reactor: Reactor, responder: Responder, jail: Jail, sock: socket.socket) -> None:
+    def __init__(self, reactor: Reactor, responder: Responder, who: Who, sock: socket.socket) -> None:
         self._reactor = reactor
         self._responder = responder
-        self._jail = jail
+        self._who = who
         self._sock = sock
         self._connections: set[Connection] = set()
         reactor.add(sock.fileno(), EPOLLIN, self._on_readable)
@@ -78,19 +83,20 @@ class TcpDoor:
     def _on_readable(self, _events: int) -> None:
         for _ in range(DRAIN):
             try:
-                sock, _ = self._sock.accept()
+                sock, peer = self._sock.accept()
             except OSError:
                 return
-            if self._jail.connections >= MAX_CONNECTIONS:
+            jail = self._who(peer)
+            if jail.connections >= MAX_CONNECTIONS:
                 sock.close()
                 continue
             sock.setblocking(False)
-            self._jail.connections += 1
-            self._connections.add(Connection(self._reactor, self._responder, self._jail, sock, self._gone))
+            jail.connections += 1
+            self._connections.add(Connection(self._reactor, self._responder, jail, sock, self._gone))
 
     def _gone(self, connection: Connection) -> None:
         self._connections.discard(connection)
-        self._jail.connections -= 1
+        connection.jail.connections -= 1
 
     def close(self) -> None:
         self._reactor.remove(self._sock.fileno())
@@ -112,7 +118,7 @@ class Connection:
     ) -> None:
         self._reactor = reactor
         self._responder = responder
-        self._jail = jail
+        self.jail = jail
         self._sock = sock
         self._gone = gone
         self._in = bytearray()
@@ -170,7 +176,7 @@ class Connection:
         del self._in[: size + 2]
         self._waiting += 1
         self._active = self._reactor.now()
-        if not self._responder.answer(self._jail, data, self._reply, udp=False):
+        if not self._responder.answer(self.jail, data, self._reply, udp=False):
             self.close()  # no query at all: nobody who sends this waits for anything
         return True
 

@@ -1,31 +1,34 @@
 """The guard process: DNS for the jails, addresses for the proxy.
 
 One thread on one event loop. It reads no file and opens no listening port of its own: the jails'
-sockets come from control, policy comes from control, evidence goes to the ledger, and questions
-go to the configured upstreams.
+sockets come from control, those for clients outside jails from whoever started it, policy comes
+from control, evidence goes to the ledger, and questions go to the configured upstreams.
 """
 
 from __future__ import annotations
 
 import resource
+import socket
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 from exeat.dns.desk import Desk
 from exeat.dns.doors import TcpDoor, UdpDoor
 from exeat.dns.journal import Journal
 from exeat.dns.judge import Judge
+from exeat.dns.outside import Outside
 from exeat.dns.resolver import Resolver
 from exeat.dns.responder import Jail, Responder
 from exeat.dns.upstream import Upstream
 from exeat.ledger.client import LedgerClient
 from exeat.ledger.hub import HubClient
 from exeat.ledger.reactor import Reactor
+from exeat.policy.identity import Identities
 from exeat.policy.snapshot import Snapshot, SnapshotError
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable
     from pathlib import Path
 
@@ -38,13 +41,19 @@ TCP_NAMES = ("dnst4", "dnst6")
 
 @dataclass(frozen=True)
 class GuardSettings:
-    """`upstreams` are (literal address, port); the uids say who may use guard.sock, beside root."""
+    """`upstreams` are (literal address, port); the uids say who may use guard.sock, beside root.
+
+    `listeners` are UDP and listening TCP sockets for clients outside jails, `identities` say who
+    those are.
+    """
 
     run_dir: Path
     upstreams: tuple[tuple[str, int], ...]
     node: str
     control_uid: int
     proxy_uid: int
+    listeners: tuple[socket.socket, ...] = ()
+    identities: Identities = field(default_factory=lambda: Identities(()))
 
 
 class Guard:
@@ -54,6 +63,9 @@ class Guard:
         self._reactor = reactor
         self._last: Message | None = None
         self._jails: dict[str, tuple[Jail, list[UdpDoor | TcpDoor]]] = {}
+        self._outside = Outside(settings.identities, reactor.now)
+        self._closed_doors = list(settings.listeners)  # until there is a policy
+        self._open_doors: list[UdpDoor | TcpDoor] = []
         self._judge = Judge(reactor.now)
         self._ledger = LedgerClient(reactor, settings.run_dir / "ledger" / "ledger.sock")
         self._journal = Journal(reactor, self._ledger)
@@ -83,10 +95,22 @@ class Guard:
         self._journal.turn(snapshot.generation)
         self._judge.replace(snapshot)
         self._last = message
-        self._resolver.clear()
-        for jail, _ in self._jails.values():
-            jail.hot.clear()
+        self._forget_answers()
         self._desk.unpark()
+        self._let_in()
+
+    def _forget_answers(self) -> None:
+        self._resolver.clear()
+        for jail in (*(jail for jail, _ in self._jails.values()), *self._outside.jails):
+            jail.hot.clear()
+
+    def _let_in(self) -> None:
+        """There is a policy: clients outside jails may ask."""
+        doors, self._closed_doors = self._closed_doors, []
+        for sock in doors:
+            door = UdpDoor if sock.type == socket.SOCK_DGRAM else TcpDoor
+            who = partial(self._outside.who, sock.family)
+            self._open_doors.append(door(self._reactor, self._responder, who, sock))
 
     def on_jail(
         self, jail: str, subject: Subject, sockets: dict[str, socket.socket], message: Message
@@ -96,9 +120,9 @@ class Guard:
         doors: list[UdpDoor | TcpDoor] = []
         for name, sock in sockets.items():
             if name in UDP_NAMES:
-                doors.append(UdpDoor(self._reactor, self._responder, state, sock))
+                doors.append(UdpDoor(self._reactor, self._responder, lambda _: state, sock))
             elif name in TCP_NAMES:
-                doors.append(TcpDoor(self._reactor, self._responder, state, sock))
+                doors.append(TcpDoor(self._reactor, self._responder, lambda _: state, sock))
             else:
                 sock.close()
         self._close_jail(jail)
@@ -121,9 +145,7 @@ class Guard:
 
     def on_cut(self, message: Message) -> None:
         """Nothing flows through the guard, but what it remembers may be what was cut."""
-        self._resolver.clear()
-        for jail, _ in self._jails.values():
-            jail.hot.clear()
+        self._forget_answers()
 
     def on_other(self, message: Message) -> None:
         """`ask.pending` and whatever comes later is not for the guard."""
@@ -131,6 +153,10 @@ class Guard:
     def close(self) -> None:
         for jail in list(self._jails):
             self._close_jail(jail)
+        for door in self._open_doors:
+            door.close()
+        for sock in self._closed_doors:
+            sock.close()
         self._desk.close()
         self._upstream.close()
         self._ledger.close()

@@ -43,11 +43,11 @@ DRAIN_BYTES: Final = 256 * 1024
 class Flow:
     """Owns the client's socket until a Tunnel takes it, or until it is closed."""
 
-    def __init__(self, gateway: Gateway, jail: Jail, sock: socket.socket, door: str) -> None:
+    def __init__(self, gateway: Gateway, jail: Jail, sock: socket.socket, src: str) -> None:
         self.gateway = gateway
         self.jail = jail
         self.client = sock
-        self.evidence = Evidence(os.urandom(16), jail.subject, f"{jail.name}/{door}")
+        self.evidence = Evidence(os.urandom(16), jail.subject, src)
         self.deadline = gateway.reactor.now() + gateway.settings.head_timeout_s
         self.closed = False
         self.handshake_out = 0  # bytes we sent to the client that are not payload
@@ -217,7 +217,7 @@ class Flow:
         host = host_text(request.host)
         key = ask_key(request, host)
         if self._hold_until is None:
-            self._hold_until = gateway.reactor.now() + self.jail.hold_s
+            self._hold_until = gateway.reactor.now() + gateway.hold_s(self.jail)
         if self._ask_key:
             return  # already waiting
         if self.jail.parked >= MAX_PER_JAIL:

@@ -11,13 +11,16 @@ import errno
 import resource
 import socket
 import sys
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from exeat.ledger.client import LedgerClient
 from exeat.ledger.clock import Clock
 from exeat.ledger.hub import HubClient
 from exeat.ledger.reactor import EPOLLIN, Reactor
+from exeat.policy.identity import Identities
 from exeat.policy.model import Decision, Request, Verdict
 from exeat.policy.snapshot import Snapshot, SnapshotError
 from exeat.proxy import jails
@@ -25,19 +28,22 @@ from exeat.proxy.asks import AskBook
 from exeat.proxy.flow import Flow
 from exeat.proxy.guard_client import GuardClient
 from exeat.proxy.jails import Jail
+from exeat.proxy.outside import Outside
 from exeat.proxy.pipes import PipePool
 from exeat.proxy.refusal import Refusal, host_text
 from exeat.proxy.relay import abort
 from exeat.proxy.spending import Spending
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
     from exeat.ledger.ipc import Message
     from exeat.policy.model import Subject
     from exeat.proxy.evidence import Evidence
     from exeat.proxy.tunnel import Tunnel
+
+# Of an accepted socket and its peer: the jail it belongs to, and its way in as records call it.
+Who = Callable[[socket.socket, Any], tuple[Jail, str]]
 
 SWEEP_S: Final = 0.2
 SLOW_SWEEPS: Final = 5  # every so many sweeps, the live tunnels too
@@ -49,7 +55,11 @@ CLOSE_RETRY_S: Final = 1.0
 
 @dataclass(frozen=True)
 class ProxySettings:
-    """`control_uid` is who must serve the hub socket. Times in seconds."""
+    """`control_uid` is who must serve the hub socket. Times in seconds.
+
+    `listeners` are doors for clients outside jails: (ADDRESS:PORT or path, listening socket);
+    `identities` say who they are, `max_connections` how many each of those may have.
+    """
 
     run_dir: Path
     node: str
@@ -58,6 +68,9 @@ class ProxySettings:
     head_timeout_s: float = 10
     dial_timeout_s: float = 10
     idle_timeout_s: float = 600
+    listeners: tuple[tuple[str, socket.socket], ...] = ()
+    identities: Identities = field(default_factory=lambda: Identities(()))
+    max_connections: int = 16_384
 
 
 class Gateway:
@@ -72,6 +85,7 @@ class Gateway:
         self.snapshot: Snapshot | None = None
         self._stale_at = 0.0  # reactor time
         self._jails: dict[str, Jail] = {}
+        self._outside = Outside(settings.listeners, settings.identities, settings.max_connections)
         self._waiting: set[Flow] = set()  # not (or no longer) a tunnel: they have a deadline
         self._tunnels: dict[Flow, Tunnel] = {}
         self._settling: set[Tunnel] = set()
@@ -95,6 +109,8 @@ class Gateway:
             print(f"exeat proxy: snapshot refused, the old one stays: {error}", file=sys.stderr)
             return
         changed = self.snapshot is None or snapshot.generation != self.snapshot.generation
+        if self.snapshot is None:
+            self._open_doors()
         self.snapshot = snapshot
         self._stale_at = self.reactor.now() + snapshot.fresh_ms / 1000
         if changed:
@@ -118,7 +134,7 @@ class Gateway:
         added = Jail(jail, subject, jails.hold_seconds(message.get("hold_ms")), listeners)
         self._jails[jail] = added
         for name, sock in listeners.items():
-            self._watch(added, name, sock)
+            self._watch(sock, _always(added, f"{jail}/{name}"))
 
     def on_jail_removed(self, jail: str) -> None:
         removed = self._jails.get(jail)
@@ -135,9 +151,8 @@ class Gateway:
 
     def on_cut(self, message: Message) -> None:
         reason = message.get("reason")
-        flows = [
-            flow for jail in self._jails.values() for flow in jail.flows if self._cut_hits(flow, message)
-        ]
+        everyone = [*self._jails.values(), *self._outside.jails]
+        flows = [flow for jail in everyone for flow in jail.flows if self._cut_hits(flow, message)]
         self._cut(flows, reason if isinstance(reason, str) and reason else "cut")
 
     def on_other(self, message: Message) -> None:
@@ -165,39 +180,44 @@ class Gateway:
 
     # -- accepting
 
-    def _watch(self, jail: Jail, name: str, sock: socket.socket) -> None:
-        self.reactor.add(sock.fileno(), EPOLLIN, lambda _: self._accept(jail, name, sock))
+    def _open_doors(self) -> None:
+        """The first snapshot is here: clients outside jails may come."""
+        for name, sock in self._outside.listeners:
+            self._watch(sock, partial(self._outside.who, name))
 
-    def _accept(self, jail: Jail, name: str, listener: socket.socket) -> None:
+    def _watch(self, listener: socket.socket, who: Who) -> None:
+        self.reactor.add(listener.fileno(), EPOLLIN, lambda _: self._accept(listener, who))
+
+    def _accept(self, listener: socket.socket, who: Who) -> None:
         for _ in range(ACCEPT_BATCH):
             try:
-                sock, _peer = listener.accept()
+                sock, peer = listener.accept()
             except (BlockingIOError, ConnectionAbortedError):
                 return
             except OSError as error:
                 # Out of descriptors in spite of the headroom: a level-triggered listener would spin.
                 self.reactor.remove(listener.fileno())
-                self.reactor.call_later(SWEEP_S, lambda: self._rewatch(jail, name, listener))
+                self.reactor.call_later(SWEEP_S, lambda: self._rewatch(listener, who))
                 print(f"exeat proxy: accept: {errno.errorcode.get(error.errno or 0, error)}", file=sys.stderr)
                 return
-            self._take(jail, name, sock)
+            self._take(sock, *who(sock, peer))
 
-    def _rewatch(self, jail: Jail, name: str, listener: socket.socket) -> None:
-        if not jail.removed:
-            self._watch(jail, name, listener)
+    def _rewatch(self, listener: socket.socket, who: Who) -> None:
+        if listener.fileno() >= 0:  # not closed meanwhile
+            self._watch(listener, who)
 
-    def _take(self, jail: Jail, name: str, sock: socket.socket) -> None:
+    def _take(self, sock: socket.socket, jail: Jail, src: str) -> None:
         here = len(jail.flows)
-        if here >= 2 * jails.MAX_CONNECTIONS or sock.fileno() > self._max_fds - SPARE_FDS // 2:
+        if here >= 2 * jail.limit or sock.fileno() > self._max_fds - SPARE_FDS // 2:
             abort(sock)
             return
         sock.setblocking(False)
         if sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        flow = Flow(self, jail, sock, name)
+        flow = Flow(self, jail, sock, src)
         jail.flows.add(flow)
         self._waiting.add(flow)
-        if here >= jails.MAX_CONNECTIONS:
+        if here >= jail.limit:
             flow.refuse_limit("limit.connections")
         elif sock.fileno() > self._max_fds - SPARE_FDS:
             flow.refuse_limit("limit.descriptors")
@@ -223,6 +243,13 @@ class Gateway:
         evidence.generation = snapshot.generation
         evidence.policy_digest = bytes.fromhex(document.digest)
         evidence.posture = str(document.posture)
+
+    def hold_s(self, jail: Jail) -> float:
+        """How long a flow of `jail` waits for a person, in seconds."""
+        if jail.hold_s is not None:
+            return jail.hold_s
+        document = self.snapshot.document_for(jail.subject) if self.snapshot else None
+        return jails.hold_seconds(document.hold_ms if document else None)
 
     def promote(self, flow: Flow) -> None:
         """A flow became a tunnel: its time limits are the tunnel's now."""
@@ -345,10 +372,20 @@ class Gateway:
         """Stop accepting and cut what runs; the ledger settles what we cannot tell it any more."""
         for jail in list(self._jails.values()):
             self.on_jail_removed(jail.name)
+        for _, sock in self._outside.listeners:
+            self.reactor.remove(sock.fileno())
+            sock.close()
+        for jail in self._outside.jails:
+            self._cut(list(jail.flows), "gateway.stopped")
 
     @property
     def drained(self) -> bool:
-        return not self._jails
+        return not self._jails and self._outside.quiet
+
+
+def _always(jail: Jail, src: str) -> Who:
+    """Whoever comes in by a jail's socket is that jail."""
+    return lambda _sock, _peer: (jail, src)
 
 
 def _raise_fd_limit() -> int:

@@ -19,10 +19,13 @@ DOORS: Final[tuple[str, ...]] = ("proxy4", "proxy6", "proxyu", "socks4", "socks6
 
 @dataclass(eq=False, slots=True)
 class Jail:
+    """`hold_s` None: as long as the policy in force says."""
+
     name: str
     subject: Subject
-    hold_s: float
+    hold_s: float | None
     listeners: dict[str, socket.socket]
+    limit: int = MAX_CONNECTIONS
     flows: set[Flow] = field(default_factory=set)
     parked: int = 0
     closing: int = 0  # close records not yet durable

@@ -10,9 +10,12 @@ import signal
 import socket
 from typing import TYPE_CHECKING, Any
 
+from exeat.appliance import listeners
 from exeat.appliance.client import load_config
 from exeat.appliance.config import endpoints
 from exeat.appliance.errors import NotReachableError
+from exeat.policy.identity import Identities, Identity
+from exeat.policy.model import Subject
 
 if TYPE_CHECKING:
     import argparse
@@ -42,6 +45,8 @@ def run(args: argparse.Namespace) -> int:
     }[args.process]
     try:
         return serve(config)
+    except listeners.ListenError as error:
+        raise NotReachableError(str(error)) from None
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         raise NotReachableError(f"{args.process}: {where}{error.strerror or error}") from None
@@ -72,6 +77,14 @@ def _raise_descriptor_limit() -> None:
 
 def _uid(name: str) -> int:
     return pwd.getpwnam(name).pw_uid
+
+
+def _identities(config: Config) -> Identities:
+    """Who the clients outside jails are. They have no job and no episode."""
+    node = config.node.name
+    return Identities(
+        Identity(each.place(), Subject(each.project, each.agent, "", "", node)) for each in config.identity
+    )
 
 
 # The imports stand in the functions so that each process loads only what it runs.
@@ -111,6 +124,8 @@ def _guard(config: Config) -> int:
         node=config.node.name,
         control_uid=_uid(config.users.control),
         proxy_uid=_uid(config.users.gateway),
+        listeners=tuple(door.sock for door in listeners.take(config, listeners.GUARD_DOORS)),
+        identities=_identities(config),
     )
     return serve(settings, notify_ready)
 
@@ -119,7 +134,12 @@ def _proxy(config: Config) -> int:
     from exeat.proxy.server import ProxySettings, serve
 
     settings = ProxySettings(
-        run_dir=config.run_dir, node=config.node.name, control_uid=_uid(config.users.control)
+        run_dir=config.run_dir,
+        node=config.node.name,
+        control_uid=_uid(config.users.control),
+        listeners=tuple((door.name, door.sock) for door in listeners.take(config, listeners.PROXY_DOORS)),
+        identities=_identities(config),
+        max_connections=config.proxy.max_connections,
     )
     return serve(settings, notify_ready)
 

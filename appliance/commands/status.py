@@ -27,6 +27,8 @@ def run(args: argparse.Namespace) -> int:
     leases = ", ".join(f"{count} {state}" for state, count in sorted(reply["leases"].items())) or "none"
     print(f"node       {reply['node']}")
     print(f"gateway    {', '.join(reply['gateway']) or 'DOWN: jails reach nothing'}")
+    for door, places in sorted(_by_door(reply["listeners"]).items()):
+        print(f"{door + ' door':<10} {', '.join(places)}")
     print(f"projects   {', '.join(reply['projects']) or 'none'}")
     print(f"jobs       {reply['jobs']} running")
     print(f"leases     {leases}")
@@ -39,3 +41,11 @@ def run(args: argparse.Namespace) -> int:
     if reply["lab"]:
         print(f"WARNING    test network: {', '.join(reply['lab'])} count as public")
     return 0 if whole else 1
+
+
+def _by_door(listeners: list[dict[str, str]]) -> dict[str, list[str]]:
+    """Where clients outside jails may come in, by the kind of door."""
+    found: dict[str, list[str]] = {}
+    for listener in listeners:
+        found.setdefault(listener["door"], []).append(listener["at"])
+    return found

@@ -15,16 +15,20 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from exeat.appliance.control.addresses import host_addresses
+from exeat.appliance.config import endpoints
+from exeat.appliance.control.addresses import doors, host_addresses, not_public
 from exeat.appliance.control.aio import Link, Requester, Server
 from exeat.appliance.control.evidence import Evidence
 from exeat.appliance.control.hub import Hub
 from exeat.appliance.control.jobs import Jobs
 from exeat.appliance.control.leases import Leases
 from exeat.appliance.control.policies import Policies
+from exeat.appliance.control.spent import longest_window_ms, replay
 from exeat.appliance.control.store import Store, StoreError
 from exeat.appliance.control.time import TrustedClock
 from exeat.appliance.errors import RefusedError
+from exeat.appliance.listeners import wanted
+from exeat.ledger.reader import read_records
 from exeat.policy.model import Subject
 from exeat.policy.snapshot import Snapshot
 
@@ -35,6 +39,7 @@ if TYPE_CHECKING:
     from exeat.ledger.ipc import Channel, Message
 
 TICK_S = 0.25
+SPENT_RETRY_S = 1.0
 FRESH_MS = 3_600_000  # the standard preset's freshness; sent again every third of it
 ROOT = 0
 
@@ -50,6 +55,7 @@ class Control:
         self._generation = time.time_ns() // 1_000_000  # grows across restarts
         self._published = 0.0
         self._host_local = host_addresses()
+        self._listening = endpoints((*config.proxy.listen, *config.proxy.listen_socks, *config.dns.listen))
         self._clock = TrustedClock(store)
         evidence = Evidence(config.run_dir / "ledger" / "ledger.sock", config.node.name)
         warden = Requester(config.run_dir / "warden" / "warden.sock", "warden")
@@ -59,6 +65,7 @@ class Control:
             config.run_dir / "control" / "hub.sock",
             pwd.getpwnam(config.users.gateway).pw_uid,
             snapshot=self._snapshot,
+            spent=self._spent,
             open_sockets=lambda jail, names: self.jobs.open_sockets(jail, names),
             on_ask=self.leases.ask,
             spawn=self.spawn,
@@ -121,8 +128,27 @@ class Control:
             jobs=self.policies.jobs,
             leases=self.leases.for_gateway(),
             treat_as_public=self._config.lab.treat_as_public,
-            host_local=self._host_local,
+            control=doors(self._listening, self._host_local),
+            host_local=not_public(self._host_local, self._config.lab.cidrs()),
         )
+
+    async def _spent(self, role: str) -> Message:
+        """What a gateway process that has just started must count as spent, out of the ledger.
+
+        While the ledger cannot be read there is no answer, and the process opens nothing.
+        """
+        snapshot = Snapshot.load(self._snapshot())
+        since = self._clock.now_ms() - longest_window_ms(snapshot)
+        while True:
+            try:
+                return await asyncio.to_thread(self._replay, snapshot, since, role)
+            except (OSError, ValueError) as error:
+                print(f"control: the ledger cannot be read for budgets: {error}", file=sys.stderr, flush=True)
+                await asyncio.sleep(SPENT_RETRY_S)
+
+    def _replay(self, snapshot: Snapshot, since_ms: int, role: str) -> Message:
+        records = read_records(self._config.state_dir / "ledger")
+        return replay((record for _, record in records), snapshot, since_ms).message(role)
 
     def _publish(self) -> None:
         self._generation += 1
@@ -161,6 +187,7 @@ class Control:
             "policy_error": self.policies.error,
             "jobs": len(running),
             "leases": self.leases.counts(),
+            "listeners": [{"door": door, "at": name} for door, name, _ in wanted(self._config)],
             "lab": list(self._config.lab.treat_as_public),
             "clock_trusted": self._clock.trusted,
             "down": [name for name in ("warden", "ledger") if not self._answers(name)],

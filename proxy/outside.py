@@ -1,0 +1,68 @@
+"""Clients outside every jail: the address or uid that the kernel names says who they are.
+
+Their doors exist from the start, but nothing is accepted before there is a policy. All clients of
+one identity share one `Jail`, so limits, holds and cuts work as they do for a job; clients that no
+identity knows share one too, whose subject the policy core refuses (`meta.attribution`).
+"""
+
+from __future__ import annotations
+
+import socket
+from typing import TYPE_CHECKING, Any, Final
+
+from exeat.ledger.ipc import peer_uid
+from exeat.policy.identity import NOBODY, Identities
+from exeat.policy.model import Address, Subject
+from exeat.proxy import jails
+from exeat.proxy.jails import Jail
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+MAX_PATH: Final = 100  # bytes of a socket's path that go into a record's `src`
+
+
+class Outside:
+    """The static listeners and those who come in by them.
+
+    `listeners` are (name, listening socket): ADDRESS:PORT, or the path of a Unix socket.
+    """
+
+    def __init__(
+        self, listeners: Sequence[tuple[str, socket.socket]], identities: Identities, limit: int
+    ) -> None:
+        self.listeners = list(listeners)
+        self._identities = identities
+        self._limit = limit
+        self._jails: dict[Subject, Jail] = {}
+
+    @property
+    def jails(self) -> list[Jail]:
+        return list(self._jails.values())
+
+    @property
+    def quiet(self) -> bool:
+        return all(jail.quiet for jail in self._jails.values())
+
+    def who(self, name: str, sock: socket.socket, peer: Any) -> tuple[Jail, str]:
+        """The jail that stands for the client on `sock`, and what records call its way in."""
+        if sock.family == socket.AF_UNIX:
+            uid = peer_uid(sock)
+            return self._jail(self._identities.of_peer(name, uid)), f"{name[-MAX_PATH:]} uid {uid}"
+        subject = self._identities.of_address(peer_address(sock.family, peer[0]))
+        source = f"[{peer[0]}]:{peer[1]}" if sock.family == socket.AF_INET6 else f"{peer[0]}:{peer[1]}"
+        return self._jail(subject), f"{source} {name}"
+
+    def _jail(self, subject: Subject) -> Jail:
+        jail = self._jails.get(subject)
+        if jail is None:
+            limit = jails.MAX_CONNECTIONS if subject is NOBODY else self._limit
+            jail = self._jails[subject] = Jail("", subject, None, {}, limit=limit)
+        return jail
+
+
+def peer_address(family: int, text: str) -> Address:
+    """The client's address as the kernel gave it (IPv6 with or without a zone)."""
+    if family == socket.AF_INET:
+        return Address(4, int.from_bytes(socket.inet_pton(family, text)))
+    return Address(6, int.from_bytes(socket.inet_pton(family, text.partition("%")[0])))
