@@ -44,11 +44,13 @@ class Hub:
         gateway_uid: int,
         *,
         snapshot: Callable[[], Message],
+        spent: Callable[[str], Awaitable[Message]],
         open_sockets: Callable[[str, Sequence[str]], Awaitable[dict[str, int]]],
         on_ask: Callable[[Message], Awaitable[str]],
         spawn: Callable[[Coroutine[Any, Any, None]], None],
     ) -> None:
         self._snapshot = snapshot
+        self._spent = spent
         self._open_sockets = open_sockets
         self._on_ask = on_ask
         self._spawn = spawn
@@ -89,6 +91,8 @@ class Hub:
 
     async def _welcome(self, link: Link, hello: Message) -> None:
         role = str(hello["role"])
+        if hello.get("fresh"):  # before the snapshot, without which it opens nothing
+            link.send(await self._spent(role))
         self._links[role] = link
         if len(self._links) == len(ROLE_SOCKETS):
             self._whole.set()

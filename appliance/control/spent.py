@@ -1,0 +1,148 @@
+"""What was spent before: counters of budgets and leases, out of the ledger.
+
+The counters live in the gateway, where they are charged, and die with it. A gateway process that
+starts is told what the records say was spent in the windows that still run. A flow that nobody
+closed counts with everything it had reserved, as upload: more than it used, never less.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from exeat.ledger.records import Kind, Record
+from exeat.policy.addresses import from_packed
+from exeat.policy.errors import MalformedError
+from exeat.policy.model import Request, Subject
+from exeat.policy.names import parse_host
+from exeat.policy.usage import Usage
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from exeat.policy.snapshot import Snapshot
+
+GRAIN_MS = 1000  # no budget counts in a shorter window
+DEFAULT = "default"  # the budget that counts for all that a project does
+COUNTERS = ("connections", "lookups", "bytes_up", "bytes_down")
+
+
+@dataclass
+class _Open:
+    """A flow without a close so far."""
+
+    project: str
+    budgets: tuple[str, ...]
+    lease: str
+    at_ms: int
+    reserved: int = 0
+    bytes_in: int = 0
+
+
+@dataclass
+class Spent:
+    """Sums by project, budgets and second; and by lease."""
+
+    rows: dict[tuple[str, tuple[str, ...], int], dict[str, int]] = field(default_factory=dict)
+    leases: dict[str, dict[str, int]] = field(
+        default_factory=lambda: defaultdict(lambda: {"bytes": 0, "uses": 0})
+    )
+
+    def add(self, flow: _Open, at_ms: int, **amounts: int) -> None:
+        if not flow.budgets:
+            return
+        key = (flow.project, flow.budgets, at_ms - at_ms % GRAIN_MS)
+        row = self.rows.setdefault(key, dict.fromkeys(COUNTERS, 0))
+        for counter, amount in amounts.items():
+            row[counter] += amount
+
+    def message(self, role: str) -> dict[str, Any]:
+        """The hub message. Lookups are charged by the guard, everything else by the proxy."""
+        mine = ("lookups",) if role == "guard" else ("connections", "bytes_up", "bytes_down")
+        rows = [
+            {
+                "project": project,
+                "budgets": list(budgets),
+                "at_ms": at_ms,
+                **{name: row[name] for name in mine},
+            }
+            for (project, budgets, at_ms), row in sorted(self.rows.items(), key=lambda item: item[0][2])
+            if any(row[name] for name in mine)
+        ]
+        leases = [] if role == "guard" else [{"lease": name, **used} for name, used in self.leases.items()]
+        return {"t": "spent", "rows": rows, "leases": leases}
+
+
+def longest_window_ms(snapshot: Snapshot) -> int:
+    """The longest window that any budget in force counts in (0: no budgets)."""
+    return max(
+        (
+            limit.window_ms
+            for policy in snapshot.policies.values()
+            for budget in policy.document.budgets.values()
+            for limit in budget.limits
+        ),
+        default=0,
+    )
+
+
+def replay(records: Iterable[Record], snapshot: Snapshot, since_ms: int) -> Spent:
+    """Sum up `records` (oldest first); those of budgets from `since_ms` on, those of leases all."""
+    spent = Spent()
+    flows: dict[bytes, _Open] = {}
+    for record in records:
+        at_ms = record.t_real_ns // 1_000_000
+        if record.kind is Kind.OPEN:
+            flow = _opened(record, snapshot, at_ms)
+            flows[record.flow] = flow
+            if flow.lease:
+                spent.leases[flow.lease]["uses"] += 1
+            if at_ms >= since_ms:
+                spent.add(flow, at_ms, connections=1)
+        elif record.kind is Kind.DNS and record.decision == "allow" and at_ms >= since_ms:
+            spent.add(_opened(record, snapshot, at_ms), at_ms, lookups=max(1, record.count))
+        elif record.flow in flows:
+            _follow(spent, flows, record, at_ms, since_ms)
+    for flow in flows.values():
+        _settle(spent, flow, max(flow.reserved - flow.bytes_in, 0), flow.bytes_in, flow.at_ms, since_ms)
+    return spent
+
+
+def _follow(spent: Spent, flows: dict[bytes, _Open], record: Record, at_ms: int, since_ms: int) -> None:
+    flow = flows[record.flow]
+    flow.reserved = max(flow.reserved, record.reserved)
+    flow.bytes_in = max(flow.bytes_in, record.bytes_in)
+    flow.at_ms = at_ms
+    if record.kind is Kind.CLOSE:
+        del flows[record.flow]
+        _settle(spent, flow, record.bytes_out, record.bytes_in, at_ms, since_ms)
+
+
+def _settle(spent: Spent, flow: _Open, up: int, down: int, at_ms: int, since_ms: int) -> None:
+    if flow.lease:
+        spent.leases[flow.lease]["bytes"] += up + down
+    if at_ms >= since_ms:
+        spent.add(flow, at_ms, bytes_up=up, bytes_down=down)
+
+
+def _opened(record: Record, snapshot: Snapshot, at_ms: int) -> _Open:
+    """Which budgets the policy in force now would charge for it."""
+    flow = _Open(record.project, (), record.lease_id, at_ms)
+    if record.dest is None:
+        return flow
+    subject = Subject(record.project, record.agent, record.job, record.episode, record.node)
+    try:
+        host = parse_host(record.dest.host)
+    except MalformedError:
+        return flow
+    if record.kind is not Kind.DNS:
+        resolved = (from_packed(record.dest.ip),) if record.dest.ip else ()
+        request = Request(subject, host, record.dest.port, record.dest.protocol or "tcp", resolved)
+        flow.budgets = snapshot.decide(request, at_ms, Usage()).budgets
+    elif isinstance(host, str):
+        flow.budgets = snapshot.decide_lookup(subject, host, at_ms, Usage()).budgets
+    document = snapshot.document_for(subject)
+    if not flow.budgets and document is not None and DEFAULT in document.budgets:
+        flow.budgets = (DEFAULT,)  # it was let out by a lease or a policy that is no more
+    return flow
