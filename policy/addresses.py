@@ -20,6 +20,7 @@ __all__ = [
     "AddressClass",
     "Cidr",
     "MalformedError",
+    "class_starts",
     "classify",
     "embedded_v4",
     "format_address",
@@ -268,6 +269,13 @@ def _intervals(family: int) -> tuple[list[int], list[AddressClass]]:
 
 
 _INTERVALS = {4: _intervals(4), 6: _intervals(6)}
+
+
+def class_starts(family: int) -> tuple[int, ...]:
+    """Where the class of addresses may change: the first address of every interval of the table."""
+    return tuple(_INTERVALS[family][0])
+
+
 _ISATAP = (0x00005EFE, 0x02005EFE)  # upper half of the interface identifier, RFC 5214 6.1
 
 
@@ -276,12 +284,13 @@ def classify(address: Address) -> AddressClass:
     address = collapse(address)
     starts, classes = _INTERVALS[address.family]
     found = classes[bisect_right(starts, address.value) - 1]
-    if found is AddressClass.PUBLIC and address.family == 6 and _is_isatap(address.value):
+    if found is AddressClass.PUBLIC and address.family == 6 and is_isatap(address.value):
         return AddressClass.TRANSLATED
     return found
 
 
-def _is_isatap(value: int) -> bool:
+def is_isatap(value: int) -> bool:
+    """Whether an IPv6 address has an interface identifier that carries an IPv4 address (RFC 5214)."""
     return value >> 32 & 0xFFFFFFFF in _ISATAP
 
 
@@ -305,7 +314,7 @@ def embedded_v4(address: Address) -> tuple[Address, ...]:
     return tuple(Address(4, v4) for v4 in found)
 
 
-_METADATA = frozenset(
+METADATA = frozenset(
     parse_address(text)
     for text in (
         "169.254.169.254",  # AWS, GCP, Azure, OpenStack and most others
@@ -324,6 +333,6 @@ _METADATA = frozenset(
 
 def is_metadata(address: Address) -> bool:
     """Whether this is a cloud metadata service, also when wrapped into an IPv6 address."""
-    if collapse(address) in _METADATA:
+    if collapse(address) in METADATA:
         return True
-    return any(v4 in _METADATA for v4 in embedded_v4(address))
+    return any(v4 in METADATA for v4 in embedded_v4(address))
