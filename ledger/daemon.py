@@ -289,19 +289,21 @@ class Daemon:
         staged: dict[bytes, State] = {}
         fresh: list[bytes] = []
         first: int | None = None
+        seq = self._next_seq()
         for data in encoded:
             record = records.inspect(data)
             if record.kind not in client.kinds:
                 raise RecordError("not a kind this client may write")
-            seq = self._next_seq() + len(fresh)
             repeats: int | None = None
             if record.kind in TRACKED:
-                before = staged[record.flow] if record.flow in staged else self._table.state(record.flow)
-                staged[record.flow], repeats = step(before, record, seq, client.owner)
-            if repeats is None:
-                fresh.append(data)
+                flow = record.flow
+                before = staged[flow] if flow in staged else self._table.state(flow)
+                staged[flow], repeats = step(before, record, seq, client.owner)
             if first is None:
                 first = seq if repeats is None else repeats
+            if repeats is None:
+                fresh.append(data)
+                seq += 1
         for flow, state in staged.items():
             self._table.put(flow, state)
         self._take(fresh)

@@ -89,11 +89,13 @@ def _step_open(state: OpenFlow, record: FlowRecord, seq: int, owner: int) -> tup
         return state._replace(owner=owner), state.open_seq
     if record.kind is Kind.CLOSE:
         return SettledFlow(state.open_seq, seq, orphaned=False), None
-    grown = state._replace(
-        bytes_out=max(state.bytes_out, record.bytes_out),
-        bytes_in=max(state.bytes_in, record.bytes_in),
-        reserved=max(state.reserved, record.reserved),
-        owner=owner,
+    grown = OpenFlow(
+        state.open_seq,
+        max(state.bytes_out, record.bytes_out),
+        max(state.bytes_in, record.bytes_in),
+        max(state.reserved, record.reserved),
+        state.job,
+        owner,
     )
     return grown, None
 

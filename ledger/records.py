@@ -232,7 +232,8 @@ def inspect(data: bytes) -> Brief:
     """As `decode`, and as strict, but building only what is needed to follow a flow."""
     quick = _quick.inspect(data)
     if quick is not None:
-        return Brief(_KINDS[quick[0]], *quick[1:])
+        kind, flow, out, into, reserved, job = quick
+        return Brief(_KINDS[kind], flow, out, into, reserved, job)
     return _brief(*_parse(data))
 
 

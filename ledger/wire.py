@@ -59,16 +59,15 @@ def request_records(datagram: bytes) -> list[bytes]:
     if len(datagram) > MAX_DATAGRAM:
         raise WireError("over the limit of a datagram")
     records: list[bytes] = []
-    at = _NUMBER.size
-    while at < len(datagram):
-        if at + _LENGTH.size > len(datagram):
+    at, end = _NUMBER.size, len(datagram)
+    while at < end:
+        if at + _LENGTH.size > end:
             raise WireError("ends inside a length")
-        (length,) = _LENGTH.unpack_from(datagram, at)
-        at += _LENGTH.size
-        if length == 0 or at + length > len(datagram):
+        start = at + 2
+        at = start + (datagram[start - 2] << 8 | datagram[start - 1])
+        if at == start or at > end:
             raise WireError("ends inside a record")
-        records.append(datagram[at : at + length])
-        at += length
+        records.append(datagram[start:at])
     if not records:
         raise WireError("no records")
     return records
