@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import selectors
+import signal
 import sys
 import threading
 import time
@@ -19,6 +20,7 @@ from exeat.policy.units import parse_duration
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Sequence
 
     from exeat.appliance.config import Config
 
@@ -55,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     if os.geteuid() != 0:
         raise UsageError("`exeat run` makes a jail and needs root: run it with sudo")
     config = load_config(args)
-    request = _request(args)
+    request = _request(args, config.sandbox.roots)
     pipes = _Pipes()
     client = Client(config)
     try:
@@ -70,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     return code
 
 
-def _request(args: argparse.Namespace) -> dict[str, Any]:
+def _request(args: argparse.Namespace, roots: Sequence[Path]) -> dict[str, Any]:
     request: dict[str, Any] = {"argv": args.cmd, "profile": args.profile}
     if args.project:
         request["project"] = args.project
@@ -79,7 +81,7 @@ def _request(args: argparse.Namespace) -> dict[str, Any]:
     if args.hold:
         request["hold_ms"] = _hold(args.hold)
     mounts = [(path, "rw") for path in args.rw] + [(path, "ro") for path in args.ro]
-    request["mounts"] = [{"path": _existing(path), "mode": mode} for path, mode in mounts]
+    request["mounts"] = [{"path": _mountable(path, roots), "mode": mode} for path, mode in mounts]
     request["cwd"] = request["mounts"][0]["path"] if args.rw and args.rw[0].is_dir() else "/work"
     if args.rw:
         request["user"] = _owner(Path(request["mounts"][0]["path"]))
@@ -106,11 +108,16 @@ def _hold(text: str) -> int:
     return value
 
 
-def _existing(path: Path) -> str:
+def _mountable(path: Path, roots: Sequence[Path]) -> str:
+    """The real path; the warden checks it again, but cannot say it as clearly."""
     try:
-        return str(path.resolve(strict=True))
+        real = path.resolve(strict=True)
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}") from None
+    if not any(real.is_relative_to(root) for root in roots):
+        allowed = ", ".join(map(str, roots))
+        raise UsageError(f"{real} lies outside of what jobs may be given ({allowed}): see [sandbox] roots")
+    return str(real)
 
 
 def _owner(path: Path) -> int:
@@ -146,6 +153,8 @@ class _Pipes:
 
 def _attend(config: Config, job: str, pipes: _Pipes) -> int:
     """Pump the streams until the job has ended and its output is drained; its exit code."""
+    for number in (signal.SIGTERM, signal.SIGHUP):  # like ctrl-c: the job does not outlive its command
+        signal.signal(number, signal.default_int_handler)
     threading.Thread(target=_pump_stdin, args=(pipes.stdin,), daemon=True).start()
     out = threading.Thread(target=_pump_output, args=(pipes,))
     out.start()

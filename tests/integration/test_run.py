@@ -1,0 +1,191 @@
+"""`exeat run` as people use it: streams, exit codes, mounts, policies of its own, interrupts."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from tests.support.running import Running, wait_for
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = pytest.mark.root
+
+OWN_POLICY = """\
+egress: v1
+project: own
+allow:
+  - {id: plain, to: "plain.example.org:80"}
+"""
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Running]:
+    made = Running("run")
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def folder(running: Running) -> Iterator[Path]:
+    """A folder below the sandbox's roots that belongs to an ordinary user."""
+    path = Path(running.lab.job).parent / "job" / "mine"
+    path.mkdir()
+    os.chown(path, 4321, 4321)
+    yield path
+    shutil.rmtree(path)
+
+
+def test_streams_and_exit_code_are_the_jobs(running: Running) -> None:
+    done = subprocess.run(
+        running.command("run", "--quiet", "--", "sh", "-c", "cat; echo bad >&2; exit 7"),
+        input="from outside\n",
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (7, "from outside\n", "bad\n")
+
+
+def test_large_output_arrives_whole(running: Running) -> None:
+    done = running.run("head", "-c", "20000000", "/dev/zero", options=["--quiet"])
+    assert len(done.stdout) == 20_000_000
+
+
+def test_output_streams_while_the_job_runs(running: Running) -> None:
+    job = running.job("sh", "-c", "echo one; cat >/dev/null; echo two", options=["--quiet"])
+    assert job.stdout is not None
+    assert job.stdout.readline() == "one\n"
+    assert job.poll() is None
+    job.kill()
+    job.communicate()
+
+
+def test_a_missing_command(running: Running) -> None:
+    done = running.run("no-such-command")
+    assert done.returncode == 127
+    assert "no-such-command" in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_interrupt_ends_the_job(running: Running, number: signal.Signals) -> None:
+    job = running.job("sh", "-c", "echo started; sleep 1000", options=["--quiet"])
+    assert job.stdout is not None
+    assert job.stdout.readline() == "started\n"
+    job.send_signal(number)
+    job.communicate(timeout=30)
+    assert job.returncode == 137
+    assert wait_for(lambda: running.json("status")["jobs"] == 0)
+
+
+def test_a_writable_folder_is_the_jobs_own_place(running: Running, folder: Path) -> None:
+    done = running.run("sh", "-c", "pwd; id -u; echo made > file", options=[f"--rw={folder}", "--quiet"])
+    assert done.stdout.split() == [str(folder), "4321"]
+    assert (folder / "file").read_text() == "made\n"
+    assert (folder / "file").stat().st_uid == 4321
+
+
+def test_a_readable_folder_cannot_be_written(running: Running, folder: Path) -> None:
+    (folder / "given").write_text("text")
+    done = running.run(
+        "sh", "-c", f"cat {folder}/given; touch {folder}/x", options=[f"--ro={folder}", "--quiet"]
+    )
+    assert done.stdout == "text"
+    assert done.returncode != 0
+    assert "Read-only file system" in done.stderr
+
+
+def test_the_work_folder_is_gone_afterwards(running: Running) -> None:
+    done = running.run("sh", "-c", "pwd; touch here && ls", options=["--quiet"])
+    assert done.stdout.split() == ["/work", "here"]
+    assert list((running.lab.state_dir / "work").iterdir()) == []
+
+
+def test_variables(running: Running) -> None:
+    done = running.run(
+        "sh", "-c", "echo $COLOUR $https_proxy $ALL_PROXY", options=["--env=COLOUR=red", "--quiet"]
+    )
+    assert done.stdout == "red http://127.0.0.1:3128\n"
+
+
+def test_a_policy_of_its_own_holds_for_this_job_alone(running: Running, tmp_path: Path) -> None:
+    policy = tmp_path / "own.yaml"
+    policy.write_text(OWN_POLICY)
+    get = "curl -s -o /dev/null -w '%{http_code} ' --max-time 10"
+    script = f"{get} http://plain.example.org/bytes/10; {get} http://index.example.org/"
+    done = subprocess.run(
+        running.command("run", "--policy", str(policy), "--json", "--", "sh", "-c", script),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stdout.split() == ["200", "403"]
+    lines = {line["host"]: line for line in json.loads(done.stderr)["destinations"]}
+    assert lines["plain.example.org"]["verdict"] == "allowed"
+    assert lines["plain.example.org"]["rule_id"] == "plain"
+    assert lines["index.example.org"]["refused"] == {"posture.default_deny": 1}
+    assert "exeat lease request --project own index.example.org:80" in lines["index.example.org"]["next"]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--project", "nobody"], "no policy for project `nobody`"),
+        (["--rw", "/run/exeat-lab-run/job"], "belongs to root"),
+        (["--ro", "/etc"], "/etc lies outside of what jobs may be given (/run/exeat-lab-run/job)"),
+        (["--ro", "/nowhere"], "/nowhere: No such file or directory"),
+        (["--hold", "56s"], "at most 55s"),
+        (["--hold", "soon"], "--hold soon"),
+        (["--env", "nothing"], "want NAME=VALUE"),
+        (["--policy", "/nowhere.yaml"], "/nowhere.yaml: No such file or directory"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_with_one_line(running: Running, options: list[str], said: str) -> None:
+    done = running.exeat("run", *options, "--", "true", check=False)
+    assert done.returncode in (1, 2)
+    assert said in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert running.json("status")["jobs"] == 0
+
+
+def test_a_bad_policy_starts_nothing(running: Running, tmp_path: Path) -> None:
+    policy = tmp_path / "bad.yaml"
+    policy.write_text("egress: v1\nproject: own\nalow: []\n")
+    done = running.exeat("run", "--policy", str(policy), "--", "true", check=False)
+    assert done.returncode == 1
+    assert f"{policy}:3:1: " in done.stderr
+    mismatch = tmp_path / "own.yaml"
+    mismatch.write_text(OWN_POLICY)
+    done = running.exeat("run", "--project", "crawler", "--policy", str(mismatch), "--", "true", check=False)
+    assert "is for project `own`, not `crawler`" in done.stderr
+
+
+def test_an_approval_lets_a_waiting_flow_go_on(running: Running) -> None:
+    job = running.job(
+        "curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", "https://files.downloads.example.com/bytes/10",
+        options=["--hold=30s", "--quiet"],
+    )  # fmt: skip
+    lease = wait_for(lambda: [row["id"] for row in running.json("lease", "ls") if "files" in row["to"][0]])[0]
+    assert running.exeat("why", "files.downloads.example.com", check=False).returncode == 1
+    running.exeat("lease", "approve", lease, "--ttl", "5m", "--why", "tested")
+    out, _ = job.communicate(timeout=30)
+    assert out == "200"
+    assert running.exeat("why", "files.downloads.example.com").returncode == 0
+    shown = running.json("lease", "show", lease)
+    assert (shown["state"], shown["approvals"], shown["ttl_ms"]) == ("active", ["root"], 300_000)
+
+
+def test_many_jobs_at_once_do_not_mix(running: Running) -> None:
+    jobs = [running.job("sh", "-c", f"echo {n}; exit {n}", options=["--quiet"]) for n in range(12)]
+    for number, job in enumerate(jobs):
+        out, _ = job.communicate(timeout=60)
+        assert (out, job.returncode) == (f"{number}\n", number)
