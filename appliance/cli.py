@@ -41,16 +41,25 @@ def build_parser(command: str = "") -> argparse.ArgumentParser:
         epilog="Exit codes: 0 yes, 1 no, 2 unusable input, 3 appliance not reachable.",
         allow_abbrev=False,
     )
-    parser.add_argument(
-        "--config", type=Path, metavar="FILE", help="configuration (default: /etc/exeat/exeat.toml)"
-    )
-    parser.add_argument("--state-dir", type=Path, metavar="DIR", help="where ledger and leases live")
-    parser.add_argument("--run-dir", type=Path, metavar="DIR", help="where the sockets are")
+    _add_global(parser, default=None)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     modules = [COMMANDS[command]] if command in COMMANDS else dict.fromkeys(COMMANDS.values())
     for name in modules:
         importlib.import_module(f"exeat.appliance.commands.{name}").register(commands)
+    for subparser in commands.choices.values():
+        # `exeat up --config FILE` is the same as `exeat --config FILE up`.
+        _add_global(subparser, default=argparse.SUPPRESS)
     return parser
+
+
+def _add_global(parser: argparse.ArgumentParser, default: str | None) -> None:
+    for option, metavar, words in (
+        ("--config", "FILE", "configuration (default: /etc/exeat/exeat.toml)"),
+        ("--state-dir", "DIR", "where ledger and leases live"),
+        ("--run-dir", "DIR", "where the sockets are"),
+    ):
+        hidden = words if default is None else argparse.SUPPRESS
+        parser.add_argument(option, type=Path, metavar=metavar, default=default, help=hidden)
 
 
 def _command(words: list[str]) -> str:
