@@ -43,7 +43,8 @@ SANS_IO = _words(
     """proxy/connect.py proxy/body.py proxy/socks5.py proxy/client_hello.py proxy/first_bytes.py
     proxy/refusal.py
     dns/wire.py dns/build.py dns/vet.py
-    ledger/cbor.py ledger/quick.py ledger/records.py ledger/merkle.py ledger/segment.py
+    ledger/cbor.py ledger/quick.py ledger/records.py ledger/merkle.py ledger/note.py ledger/proofs.py ledger/segment.py
+    ledger/tiles.py
     sandbox/names.py sandbox/spec.py sandbox/oci.py sandbox/seccomp.py sandbox/env.py"""
 )
 DOES_IO = _words(
