@@ -59,6 +59,8 @@ def register(commands: Any) -> None:
     test.set_defaults(handler=run_test)
 
     reload = actions.add_parser("reload", help="have the running appliance read its policy folder again")
+    reload.add_argument("--as", dest="person", metavar="NAME", help="who changes it (default: root)")
+    reload.add_argument("--reviewed-by", metavar="OTHER", help="the second person, where it lets more out")
     reload.set_defaults(handler=run_reload)
     for action in (check, show, judge, test, reload):
         action.add_argument("--json", action="store_true", help="print JSON")
@@ -224,7 +226,9 @@ def _print_summary(kind: str, summary: Mapping[str, Any]) -> None:
 
 
 def run_reload(args: argparse.Namespace) -> int:
-    reply = Client(load_config(args)).call("policy.reload")
+    people = {"as": args.person, "reviewed_by": args.reviewed_by}
+    given = {name: value for name, value in people.items() if value}
+    reply = Client(load_config(args)).call("policy.reload", **given)
     projects = ", ".join(reply["projects"]) or "none"
     print(json.dumps({"projects": reply["projects"]}) if args.json else f"in force: {projects}")
     return 0

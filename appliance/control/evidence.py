@@ -21,6 +21,8 @@ class Evidence:
     def __init__(self, path: Path, node: str) -> None:
         self._path = path
         self._node = node
+        self._owed: list[bytes] = []
+        self._paying = asyncio.Lock()
 
     def lease(self, *, lease: str, project: str, agent: str, actor: str, state: str, detail: str) -> bytes:
         """The record of one change of state of a lease."""
@@ -54,6 +56,21 @@ class Evidence:
             detail=printable(detail),
         )
         return encode(record)
+
+    async def owe(self, record: bytes) -> None:
+        """Write it now if that can be; else it stays owed, in order, until `pay` succeeds."""
+        self._owed.append(record)
+        await self.pay()
+
+    async def pay(self) -> None:
+        """Write what is owed, oldest first."""
+        async with self._paying:
+            while self._owed:
+                try:
+                    await self.write(self._owed[0])
+                except RefusedError:
+                    return
+                del self._owed[0]
 
     async def write(self, *records: bytes) -> None:
         """Durable when this returns; raises RefusedError(`ledger.unavailable`)."""

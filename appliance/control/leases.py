@@ -66,7 +66,6 @@ class Leases:
         self._changed = changed
         self._all = {lease: Lease.from_json(json.loads(body)) for lease, body in store.load_leases()}
         self._pending: dict[str, str] = {}  # key of an ask -> id of its request
-        self._owed: list[bytes] = []  # records of ended leases that the ledger could not take yet
         self._changing = asyncio.Lock()  # a change waits for the ledger: no two may overlap
 
     # -- what others read
@@ -242,22 +241,11 @@ class Leases:
         self._all[lease.id] = lease
         self._changed()
         if ends:
-            self._owed.append(record)
-            await self._pay()
-
-    async def _pay(self) -> None:
-        """Write the records that are owed, oldest first; those that cannot be written stay owed."""
-        while self._owed:
-            try:
-                await self._evidence.write(self._owed[0])
-            except RefusedError:
-                return
-            del self._owed[0]
+            await self._evidence.owe(record)
 
     async def tick(self) -> None:
         """Let time end what it has ended."""
         async with self._changing:
-            await self._pay()
             now = self._now()
             for lease in list(self._all.values()):
                 settled = states.settle(lease, now)

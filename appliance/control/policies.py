@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from exeat.appliance.errors import RefusedError
 from exeat.appliance.public_suffixes import BundledSuffixes
 from exeat.policy.document import Document, PolicyError, load_policy
+from exeat.policy.widens import widens
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     from exeat.appliance.control.store import Store
+
+
+@dataclass(frozen=True)
+class Change:
+    """A project's policy as it would be; `document` None removes it. `widens` says by what flow."""
+
+    project: str
+    document: Document | None
+    changed: bool
+    widens: str = ""
+
+    @property
+    def digest(self) -> str:
+        return self.document.digest if self.document is not None else ""
 
 
 class Policies:
@@ -26,18 +43,33 @@ class Policies:
         self.jobs: dict[str, str] = {}
         self.error = ""
 
-    def reload(self) -> None:
-        """Read the folder again. Raises RefusedError with file:line; what was in force stays."""
+    def read(self, now_ms: int) -> list[Change]:
+        """Read the folder: what would change. Raises RefusedError with file:line; nothing changes."""
         try:
-            loaded = self._load_folder()
-        except (PolicyError, OSError) as error:
+            loaded = {document.project: document for document in self._load_folder()}
+        except (PolicyError, OSError, UnicodeDecodeError) as error:
             self.error = str(error)
             raise RefusedError("policy.invalid", str(error)) from None
         self.error = ""
-        self.projects = {}
-        for document in loaded:
-            self.documents[document.digest] = document
-            self.projects[document.project] = document.digest
+        removed = [Change(project, None, True) for project in self.projects if project not in loaded]
+        return [self._change(document, now_ms) for document in loaded.values()] + removed
+
+    def _change(self, document: Document, now_ms: int) -> Change:
+        known = self.documents.get(self.projects.get(document.project, ""))
+        if known is not None and known.digest == document.digest:
+            return Change(document.project, document, False)
+        # A project that was not there before could do nothing.
+        found = widens(known or Document(document.project), document, now_ms=now_ms)
+        return Change(document.project, document, True, str(found) if found else "")
+
+    def apply(self, changes: Iterable[Change]) -> None:
+        """Put in force what `read` gave."""
+        for change in changes:
+            if change.document is None:
+                del self.projects[change.project]
+            else:
+                self.documents[change.digest] = change.document
+                self.projects[change.project] = change.digest
         self._drop_unused()
 
     def _load_folder(self) -> list[Document]:

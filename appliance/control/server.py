@@ -22,13 +22,14 @@ from exeat.appliance.control.evidence import Evidence
 from exeat.appliance.control.hub import Hub
 from exeat.appliance.control.jobs import Jobs
 from exeat.appliance.control.leases import Leases
-from exeat.appliance.control.policies import Policies
+from exeat.appliance.control.policies import Change, Policies
 from exeat.appliance.control.spent import longest_window_ms, replay
 from exeat.appliance.control.store import Store, StoreError
 from exeat.appliance.control.time import TrustedClock
 from exeat.appliance.errors import RefusedError
 from exeat.appliance.listeners import wanted
 from exeat.ledger.reader import read_records
+from exeat.policy.admin import Actor, authorize
 from exeat.policy.model import Subject
 from exeat.policy.snapshot import Snapshot
 
@@ -57,10 +58,10 @@ class Control:
         self._host_local = host_addresses()
         self._listening = endpoints((*config.proxy.listen, *config.proxy.listen_socks, *config.dns.listen))
         self._clock = TrustedClock(store)
-        evidence = Evidence(config.run_dir / "ledger" / "ledger.sock", config.node.name)
+        self._evidence = Evidence(config.run_dir / "ledger" / "ledger.sock", config.node.name)
         warden = Requester(config.run_dir / "warden" / "warden.sock", "warden")
         self.policies = Policies(config.policy.dir, store)
-        self.leases = Leases(config, self._clock, store, self.policies, evidence, changed=self._publish)
+        self.leases = Leases(config, self._clock, store, self.policies, self._evidence, changed=self._publish)
         self.hub = Hub(
             config.run_dir / "control" / "hub.sock",
             pwd.getpwnam(config.users.gateway).pw_uid,
@@ -94,21 +95,27 @@ class Control:
         self._tasks.create_task(_guarded(work))
 
     async def start(self) -> None:
-        self._load_policies()
+        await self._load_policies()
         self.spawn(self.jobs.adopt())
         self.spawn(self._tick())
 
-    def _load_policies(self) -> None:
+    async def _load_policies(self) -> None:
+        """What stands in the folder when the process starts is in force; changes are reviewed."""
         try:
-            self.policies.reload()
+            changes = self.policies.read(self._clock.now_ms())
         except RefusedError as error:
             print(f"control: {error}", file=sys.stderr, flush=True)
+            return
+        self.policies.apply(changes)
+        for change in changes:
+            await self._evidence.owe(self._policy_record(change, "start", "first"))
 
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(TICK_S)
             if self._clock.tick():
                 self._publish()
+            await self._evidence.pay()
             await self.leases.tick()
             addresses = host_addresses()
             if addresses != self._host_local:
@@ -246,10 +253,40 @@ class Control:
         subject = Subject(project, str(message.get("agent") or "run"), "", "", self._config.node.name)
         return self.leases.why(Snapshot.load(self._snapshot()), subject, message)
 
-    async def _policy_reload(self, _message: Message, _fds: list[int]) -> dict[str, Any]:
-        self.policies.reload()
+    async def _policy_reload(self, message: Message, _fds: list[int]) -> dict[str, Any]:
+        """Put the folder in force; what widens needs a second person."""
+        person = _person(message)
+        changes = await asyncio.to_thread(self.policies.read, self._clock.now_ms())
+        for change in changes:
+            if change.widens:
+                self._need_second_person(change, person, message.get("reviewed_by"))
+        effective = [change for change in changes if change.changed]
+        if effective:
+            await self._evidence.write(
+                *(self._policy_record(c, person, "widens" if c.widens else "narrows") for c in effective)
+            )
+        self.policies.apply(changes)
         self._publish()
-        return {"projects": sorted(self.policies.projects)}
+        return {"projects": sorted(self.policies.projects), "changed": [c.project for c in effective]}
+
+    def _need_second_person(self, change: Change, person: str, reviewer: object) -> None:
+        context = {"widens": True, "reviewers": [person, *([reviewer] if reviewer else [])]}
+        decision = authorize(Actor(person, "admin"), "policy.update", context)
+        if not decision.allowed:
+            raise RefusedError(
+                decision.reason,
+                f"project {change.project} would let more out: {change.widens}; a second person must agree: "
+                "exeat policy reload --as NAME --reviewed-by OTHER",
+            )
+
+    def _policy_record(self, change: Change, actor: str, verdict: str) -> bytes:
+        return self._evidence.policy(
+            project=change.project,
+            digest=change.digest,
+            actor=actor,
+            verdict=verdict,
+            detail=change.widens or ("removed" if not change.digest else ""),
+        )
 
 
 def _person(message: Message) -> str:

@@ -54,9 +54,10 @@ class Desk:
     def restart(self) -> None:
         store = Store(self.folder / "c.sqlite")
         policies = Policies(self.folder / "policies", store)
-        policies.reload()
-        evidence = Evidence(ledgers.settings(self.folder).socket_path, "n")
-        self.leases = Leases(Config(), TrustedClock(store), store, policies, evidence, self._changed)
+        policies.apply(policies.read(0))
+        self.evidence = Evidence(ledgers.settings(self.folder).socket_path, "n")
+        clock = TrustedClock(store)
+        self.leases = Leases(Config(), clock, store, policies, self.evidence, self._changed)
 
     def _changed(self) -> None:
         self.published += 1
@@ -166,7 +167,7 @@ def test_without_a_ledger_nothing_opens_but_revoking_works(desk: Desk) -> None:
     assert desk.do("revoke", active)[0]["state"] == "revoked"
     assert desk.active() == []
     with ledgers.running(desk.folder, **AS_CONTROL):
-        asyncio.run(desk.leases.tick())  # what was owed is written now
+        asyncio.run(desk.evidence.pay())  # what was owed is written now
         assert states(desk.folder)[-1] == "revoked"
 
 
