@@ -4,21 +4,24 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from exeat.policy.addresses import WIDTH, Cidr, class_starts
-from exeat.policy.meta import MetaRules
+from exeat.policy.addresses import WIDTH, AddressClass, Cidr, class_starts, classify
+from exeat.policy.decide import compile_policy, decide
+from exeat.policy.document import Document
+from exeat.policy.meta import LOOPBACK_NAMES, METADATA_NAMES
 from exeat.policy.model import Address, Request, Subject
 from exeat.policy.places import Host, address_places, edges, name_places
-from exeat.policy.postures import SPECIAL_LABELS
+from exeat.policy.postures import SPECIAL_LABELS, Posture
 from exeat.policy.rules import Kind, Rule
 from exeat.policy.scopes import Reach, Scope
+from exeat.policy.usage import Overlay
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from exeat.policy.document import Document
-
-_BUILT_IN = MetaRules(project="p")
+# What this refuses, every policy does.
+_UNENFORCED = compile_policy(Document(project="p", posture=Posture.OFF))
 _SUBJECT = Subject("p", "a")
+_METADATA_ENDS = tuple(f".{name}" for name in METADATA_NAMES)
 # IPv6 forms that carry an IPv4 address in order: the first address of each, and how far it is shifted.
 _CARRIERS = (
     (0x0064FF9B << 96, 0),  # NAT64
@@ -37,9 +40,11 @@ def every_rule(document: Document) -> tuple[Rule, ...]:
     return (*document.rules, *(document.ceiling or ()))
 
 
-def refused(host: Host, port: int = 443) -> bool:
-    """Whether the built-in rules refuse this host under any policy."""
-    return bool(_BUILT_IN.refusal(Request(_SUBJECT, host, port)))
+def refused(host: Host) -> bool:
+    """Whether the built-in rules refuse this host under any policy, port aside."""
+    if isinstance(host, str):
+        return host.rpartition(".")[2] in LOOPBACK_NAMES or f".{host}".endswith(_METADATA_ENDS)
+    return not decide(_UNENFORCED, Request(_SUBJECT, host, 443), 0, Overlay()).allowed
 
 
 def carried(v4: int) -> Iterator[Address]:
@@ -99,4 +104,4 @@ def address_classes(documents: Iterable[Document]) -> list[tuple[Address, bool]]
     """
     denials = {net for document in documents for net in denied_nets(document)}
     places = [place for place in _addresses(denials, denials) if not refused(place)]
-    return [(place, _BUILT_IN.all_public((place,))) for place in places]
+    return [(place, classify(place) is AddressClass.PUBLIC) for place in places]

@@ -40,6 +40,9 @@ class Spent:
             self.amount if (budget, counter, window_ms) == (self.budget, self.counter, self.window_ms) else 0
         )
 
+    def has_room(self, peeks: object, now_ms: int) -> bool:
+        return False  # look at each
+
     def lease_uses(self, lease_id: str) -> int:
         return 0
 
@@ -176,8 +179,8 @@ def witness_of(
     *,
     level: Level,
     what: str,
-    spent: Spent | None,
-    sni: str | Sni,
+    spent: Spent | None = None,
+    sni: str | Sni = Sni.UNSEEN,
 ) -> Witness:
     """The difference as a request that `decide` can be asked about, with what it says on each side."""
     resolved = () if address is None else (address,)
