@@ -25,7 +25,7 @@ from pydantic import (
 
 from exeat.policy.addresses import Cidr, format_address, parse_address, parse_cidr
 from exeat.policy.errors import MalformedError
-from exeat.policy.names import parse_authority
+from exeat.policy.names import parse_authority, parse_host
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -97,11 +97,43 @@ def endpoints(texts: Endpoints) -> tuple[tuple[str, int], ...]:
     return tuple(_endpoint(text) for text in texts)
 
 
-class Dns(_Section):
-    """`upstream`: resolvers in order of preference. `listen`: for clients outside jails."""
+def _upstream(text: str) -> tuple[str, int, str]:
+    """ADDRESS:PORT or tls://ADDRESS:PORT#NAME as (address text, port, name or "")."""
+    if "://" not in text:
+        return *_endpoint(text), ""
+    scheme, _, rest = text.partition("://")
+    place, _, name = rest.partition("#")
+    if scheme != "tls" or not name:
+        raise ValueError(f"`{text}` is neither ADDRESS:PORT nor tls://ADDRESS:PORT#NAME")
+    try:
+        host = parse_host(name)
+    except MalformedError as error:
+        raise ValueError(f"`{text}`: `{name}` is not a host name ({error})") from None
+    if not isinstance(host, str):
+        raise ValueError(f"`{text}`: after # comes the name in the server's certificate, not an address")
+    return *_endpoint(place), host
 
-    upstream: Endpoints = ()
+
+def _checked_upstreams(value: tuple[str, ...]) -> tuple[str, ...]:
+    if len({bool(_upstream(text)[2]) for text in value}) > 1:
+        raise ValueError("upstreams with and without tls://: who blocks the one would see the other")
+    return value
+
+
+class Dns(_Section):
+    """`upstream`: resolvers in order of preference, all in the clear or all over TLS.
+
+    `upstream_ca`: a PEM file with the roots for tls:// upstreams, in place of the system's.
+    `listen`: for clients outside jails.
+    """
+
+    upstream: Annotated[tuple[str, ...], AfterValidator(_checked_upstreams)] = ()
+    upstream_ca: Path | None = None
     listen: Endpoints = ()
+
+    def servers(self) -> tuple[tuple[str, int, str], ...]:
+        """(address text, port, name or "" for one in the clear) of each upstream."""
+        return tuple(_upstream(text) for text in self.upstream)
 
 
 class Proxy(_Section):

@@ -29,9 +29,10 @@ from exeat.policy.identity import Identities
 from exeat.policy.snapshot import Snapshot, SnapshotError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from exeat.dns.upstream import Server
     from exeat.ledger.ipc import Message
     from exeat.policy.model import Subject
 
@@ -41,17 +42,18 @@ TCP_NAMES = ("dnst4", "dnst6")
 
 @dataclass(frozen=True)
 class GuardSettings:
-    """`upstreams` are (literal address, port); the uids say who may use guard.sock, beside root.
+    """The uids say who may use guard.sock, beside root. `upstream_ca`: see `Upstream`.
 
     `listeners` are UDP and listening TCP sockets for clients outside jails, `identities` say who
     those are.
     """
 
     run_dir: Path
-    upstreams: tuple[tuple[str, int], ...]
+    upstreams: Sequence[Server | tuple[str, int]]
     node: str
     control_uid: int
     proxy_uid: int
+    upstream_ca: Path | None = None
     listeners: tuple[socket.socket, ...] = ()
     identities: Identities = field(default_factory=lambda: Identities(()))
 
@@ -69,13 +71,15 @@ class Guard:
         self._judge = Judge(reactor.now)
         self._ledger = LedgerClient(reactor, settings.run_dir / "ledger" / "ledger.sock")
         self._journal = Journal(reactor, self._ledger)
-        self._upstream = Upstream(reactor, settings.upstreams)
+        self._upstream = Upstream(reactor, settings.upstreams, settings.upstream_ca)
         self._resolver = Resolver(reactor, self._upstream, self._judge)
         self._responder = Responder(reactor.now, self._judge, self._resolver, self._journal)
         uids = frozenset({0, settings.control_uid, settings.proxy_uid})
         services = (self._judge, self._resolver, self._journal)
         self._desk = Desk(reactor, settings.run_dir / "guard" / "guard.sock", uids, services)
-        self._hub = HubClient(reactor, settings.run_dir / "control" / "hub.sock", "guard", self)
+        self._hub = HubClient(
+            reactor, settings.run_dir / "control" / "hub.sock", "guard", self, settings.control_uid
+        )
 
     @property
     def connected(self) -> bool:

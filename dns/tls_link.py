@@ -64,8 +64,8 @@ class TlsTry:
         self._link.leave(self)
 
     def _on_timeout(self) -> None:
-        self._link.suspect()
         self.drop()
+        self._link.suspect()
         self.ended(None, True)
 
 
@@ -176,7 +176,11 @@ class TlsLink:
                 self._complained = False
                 self._write(list(self._tries.values()))
             while self._tls is tls:
-                self._in += tls.read(CHUNK)
+                data = tls.read(CHUNK)
+                if not data:
+                    self._lost("closed")
+                    return
+                self._in += data
                 self._session = tls.session  # its tickets came before the first answer
                 self._take()
         except ssl.SSLWantReadError:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from exeat.appliance import listeners
 from exeat.appliance.client import load_config
-from exeat.appliance.config import endpoints
 from exeat.appliance.errors import NotReachableError
 from exeat.policy.identity import Identities, Identity
 from exeat.policy.model import Subject
@@ -117,10 +116,12 @@ def _ledger(config: Config) -> int:
 
 def _guard(config: Config) -> int:
     from exeat.dns.guard import GuardSettings, serve
+    from exeat.dns.upstream import Server
 
     settings = GuardSettings(
         run_dir=config.run_dir,
-        upstreams=endpoints(config.dns.upstream),
+        upstreams=tuple(Server(*server) for server in config.dns.servers()),
+        upstream_ca=config.dns.upstream_ca,
         node=config.node.name,
         control_uid=_uid(config.users.control),
         proxy_uid=_uid(config.users.gateway),
