@@ -162,6 +162,7 @@ class Guard:
         for sock in self._closed_doors:
             sock.close()
         self._desk.close()
+        self._hub.close()
         self._upstream.close()
         self._ledger.close()
 

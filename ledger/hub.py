@@ -9,16 +9,18 @@ from __future__ import annotations
 import os
 import socket
 import sys
+import traceback
 from typing import TYPE_CHECKING, Protocol
 
-from exeat.ledger.ipc import Channel, IpcError, Message
-from exeat.ledger.reactor import EPOLLIN, EPOLLOUT, Reactor
+from exeat.ledger.ipc import Channel, IpcError, Message, peer_uid
+from exeat.ledger.reactor import EPOLLIN, EPOLLOUT, Reactor, Timer
 from exeat.policy.model import Subject
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 RECONNECT_S = 0.1
+MAX_UNSENT = 16 * 1024  # messages that control does not read; then the link is given up
 
 
 class HubHandler(Protocol):
@@ -38,16 +40,22 @@ class HubHandler(Protocol):
 
 
 class HubClient:
-    """Connects to `path` as `role` (proxy or guard) and keeps doing so."""
+    """Connects to `path` as `role` (proxy or guard) and keeps doing so.
 
-    def __init__(self, reactor: Reactor, path: Path, role: str, handler: HubHandler) -> None:
+    Only a socket that `server_uid` (or root) listens on is believed.
+    """
+
+    def __init__(self, reactor: Reactor, path: Path, role: str, handler: HubHandler, server_uid: int) -> None:
         self._reactor = reactor
         self._path = path
         self._role = role
         self._handler = handler
+        self._server_uids = {0, server_uid}
         self._channel: Channel | None = None
         self._jails: set[str] = set()
-        reactor.call_soon(self._connect)
+        self._closed = False
+        self._complained = False
+        self._retry: Timer | None = reactor.call_later(0, self._connect)
 
     @property
     def connected(self) -> bool:
@@ -62,14 +70,32 @@ class HubClient:
         except (OSError, IpcError):
             self._lost()
             return False
+        if self._channel.unsent > MAX_UNSENT:
+            self._lost()  # it does not read; on a new connection it gets the whole truth anyway
+            return False
         self._watch()
         return True
 
+    def close(self) -> None:
+        """End the connection for good; nothing is handled any more."""
+        self._closed = True
+        self._lost()
+        if self._retry is not None:
+            self._retry.cancel()
+
     def _connect(self) -> None:
+        self._retry = None
         try:
             channel = Channel.connect(self._path)
         except OSError:
-            self._reactor.call_later(RECONNECT_S, self._connect)
+            self._retry = self._reactor.call_later(RECONNECT_S, self._connect)
+            return
+        if (uid := peer_uid(channel.sock)) not in self._server_uids:
+            channel.close()
+            if not self._complained:
+                print(f"{self._path}: uid {uid} serves it, which is not control", file=sys.stderr)
+                self._complained = True
+            self._retry = self._reactor.call_later(RECONNECT_S, self._connect)
             return
         channel.sock.setblocking(False)
         self._channel = channel
@@ -88,7 +114,8 @@ class HubClient:
         self._reactor.remove(self._channel.fileno())
         self._channel.close()
         self._channel = None
-        self._reactor.call_later(RECONNECT_S, self._connect)
+        if not self._closed:
+            self._retry = self._reactor.call_later(RECONNECT_S, self._connect)
 
     def _on_event(self, events: int) -> None:
         channel = self._channel
@@ -103,16 +130,23 @@ class HubClient:
             self._lost()
             return
         for message, fds in messages:
-            self._dispatch(message, fds)
+            try:
+                self._dispatch(message, fds)
+            except Exception:
+                # A bug in one handler must not swallow the messages that came in the same read.
+                traceback.print_exc(file=sys.stderr)
+            finally:
+                for fd in fds:
+                    os.close(fd)
 
     def _dispatch(self, message: Message, fds: list[int]) -> None:
+        """Descriptors that are still in `fds` afterwards are closed."""
         kind = message.get("t")
+        if self._closed:
+            return
         if kind == "jail.add":
             self._add_jail(message, fds)
-            return
-        for fd in fds:
-            os.close(fd)
-        if kind == "snapshot":
+        elif kind == "snapshot":
             self._handler.on_snapshot(message)
         elif kind == "jail.remove":
             self._jails.discard(message["jail"])
@@ -125,14 +159,21 @@ class HubClient:
     def _add_jail(self, message: Message, fds: list[int]) -> None:
         names = message.get("sockets", [])
         jail = message["jail"]
-        if jail in self._jails or len(names) != len(fds):
-            if len(names) != len(fds):
-                print(f"jail.add {jail}: {len(fds)} descriptors for {len(names)} names", file=sys.stderr)
-            for fd in fds:
-                os.close(fd)
+        subject = Subject(**message["subject"])
+        if len(names) != len(fds):
+            print(f"jail.add {jail}: {len(fds)} descriptors for {len(names)} names", file=sys.stderr)
             return
-        self._jails.add(jail)
+        if jail in self._jails:
+            return
         sockets = {name: socket.socket(fileno=fd) for name, fd in zip(names, fds, strict=True)}
-        for sock in sockets.values():
-            sock.setblocking(False)
-        self._handler.on_jail(jail, Subject(**message["subject"]), sockets, message)
+        fds.clear()
+        self._jails.add(jail)
+        try:
+            for sock in sockets.values():
+                sock.setblocking(False)
+            self._handler.on_jail(jail, subject, sockets, message)
+        except BaseException:
+            self._jails.discard(jail)  # control will send it again on the next connection
+            for sock in sockets.values():
+                sock.close()
+            raise

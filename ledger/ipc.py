@@ -38,7 +38,7 @@ class PeerClosedError(IpcError):
 
 
 def peer_uid(sock: socket.socket) -> int:
-    """The uid the kernel recorded for the process that connected (SO_PEERCRED)."""
+    """The uid of the process at the other end when it connected, or began to listen (SO_PEERCRED)."""
     credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CRED.size)
     return int(_CRED.unpack(credentials)[1])
 
@@ -130,6 +130,11 @@ class Channel:
     @property
     def wants_write(self) -> bool:
         return bool(self._out)
+
+    @property
+    def unsent(self) -> int:
+        """Messages that the socket has not taken yet."""
+        return len(self._out)
 
     def send(self, message: Message, fds: tuple[int, ...] | list[int] = ()) -> None:
         """Queue a message (the descriptors stay the caller's) and write what the socket takes."""

@@ -96,7 +96,7 @@ class Gateway:
         self.ledger = LedgerClient(reactor, run / "ledger" / "ledger.sock")
         self.ledger.on_reconnect = self._resume
         self.guard = GuardClient(reactor, run / "guard" / "guard.sock")
-        self.hub = HubClient(reactor, run / "control" / "hub.sock", "proxy", self)
+        self.hub = HubClient(reactor, run / "control" / "hub.sock", "proxy", self, settings.control_uid)
         self.asks = AskBook(self.hub.send)
         reactor.call_later(SWEEP_S, self._sweep)
 
