@@ -16,10 +16,11 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from exeat.policy.admin import OK, Actor, authorize
+from exeat.policy.containment import excess
 from exeat.policy.errors import ScopeError
 from exeat.policy.postures import HOUR_MS, KNOBS, Preset
 from exeat.policy.rules import PROTOCOLS
-from exeat.policy.scopes import HTTPS, Ports, Scope, parse_ports, parse_scope, ports_cover, ports_text
+from exeat.policy.scopes import HTTPS, Ports, Scope, parse_ports, parse_scope, ports_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -380,29 +381,22 @@ def _move(lease: Lease, event: Event, state: State, **changes: Any) -> Lease:
 
 def _narrow(lease: Lease, change: Narrowing) -> Lease | None:
     """The lease under `change`, or None where any dimension would widen."""
-    to = lease.to if change.to is None else change.to
-    ports = lease.ports if change.ports is None else change.ports
-    widened = (
-        not all(_inside(lease, scope, scope.ports or ports) for scope in to)
-        or (change.ttl_ms is not None and not 0 < change.ttl_ms <= lease.ttl_ms)
-        or _raises(change.max_bytes, lease.max_bytes)
-        or _raises(change.max_uses, lease.max_uses)
-    )
-    if widened or not to:
-        return None
-    return replace(
+    narrowed = replace(
         lease,
-        to=to,
-        ports=ports,
+        to=lease.to if change.to is None else change.to,
+        ports=lease.ports if change.ports is None else change.ports,
         except_=tuple(dict.fromkeys((*lease.except_, *change.except_))),
         ttl_ms=lease.ttl_ms if change.ttl_ms is None else change.ttl_ms,
         max_bytes=lease.max_bytes if change.max_bytes is None else change.max_bytes,
         max_uses=lease.max_uses if change.max_uses is None else change.max_uses,
     )
-
-
-def _inside(lease: Lease, scope: Scope, ports: Ports) -> bool:
-    return any(outer.covers(scope) and ports_cover(outer.ports or lease.ports, ports) for outer in lease.to)
+    widened = (
+        excess([lease], narrowed) is not None
+        or not 0 < narrowed.ttl_ms <= lease.ttl_ms
+        or _raises(change.max_bytes, lease.max_bytes)
+        or _raises(change.max_uses, lease.max_uses)
+    )
+    return None if widened or not narrowed.to else narrowed
 
 
 def _raises(new: int | None, old: int | None) -> bool:

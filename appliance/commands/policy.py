@@ -213,14 +213,12 @@ def _summary(results: list[Result]) -> dict[str, Any]:
     return {
         "total": len(results),
         "passed": sum(result.status == "passed" for result in results),
-        "not_built": sum(result.status == "not built" for result in results),
         "failed": failed,
     }
 
 
 def _print_summary(kind: str, summary: Mapping[str, Any]) -> None:
-    note = "  not built" if summary["not_built"] else ""
-    print(f"{kind:14} {summary['passed']:4}/{summary['total']}{note}")
+    print(f"{kind:14} {summary['passed']:4}/{summary['total']}")
     for failure in summary["failed"]:
         print(f"  {failure['id']}: expected {failure['expected']}, got {failure['got']}")
 
