@@ -22,9 +22,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from exeat.ledger import ipc, records, wire
+from exeat.ledger import ipc, keys, records, wire
 from exeat.ledger import reactor as loop
 from exeat.ledger.flows import NOBODY, TRACKED, FlowError, FlowTable, OpenFlow, State, step
+from exeat.ledger.note import NoteError
+from exeat.ledger.publish import Publishing
 from exeat.ledger.records import Kind, Record, RecordError
 from exeat.ledger.store import SEGMENT_BYTES, Store, StoreError
 from exeat.ledger.wire import REPLY, Status, WireError
@@ -66,6 +68,7 @@ _PER_TURN: Final = 256  # requests read from one connection before the others ge
 _MAX_CLIENTS: Final = 256
 _REOPEN_S: Final = 1.0
 _HEAD_SYNC_S: Final = 1.0
+_CHECKPOINT_RECORDS: Final = 4096  # so many records without a checkpoint at most; else one a second
 _EXIT_OK, _EXIT_UNUSABLE, _EXIT_UNREACHABLE = 0, 2, 3
 
 
@@ -148,6 +151,8 @@ class Daemon:
         self._short_of_room = False
         self._grace: loop.Timer | None = None
         self._table, self._store = self._open_store(create=settings.create)
+        self._publishing = Publishing(settings.directory)
+        self._told = 0  # up to where the publisher knows
         try:
             self._begin()
             self._listener = self._listen()
@@ -173,13 +178,23 @@ class Daemon:
         if found.torn_bytes:
             gap += f"{'; ' if gap else ''}torn tail: {found.torn_bytes} bytes of an unfinished write dropped"
         detail = f"ledger started with {self._store.size} records, {len(self._table)} open flows"
-        start = [self._own(Kind.BOOT, detail=detail, boot_id=_boot_id())]
+        start = [self._own(Kind.BOOT, detail=detail, boot_id=_boot_id(), data=self._public_key())]
         if gap:
             start.append(self._own(Kind.GAP, detail=records.printable(gap), count=1))
         self._store.append([records.encode(record) for record in start], time.time_ns())
         if self._grace is not None:
             self._grace.cancel()
         self._grace = self._reactor.call_later(self._settings.grace_s, lambda: self._orphan(NOBODY))
+
+    def _public_key(self) -> bytes:
+        """Of the key that signs checkpoints: each start says which it is."""
+        directory = self._settings.directory
+        try:
+            keys.ensure(directory, self._settings.origin)
+            return keys.verifier(directory).public
+        except (NoteError, keys.KeyMissingError) as error:
+            print(f"exeat: ledger: nothing will be signed: {error}", file=sys.stderr)
+            return b""
 
     def _own(self, kind: Kind, **fields: object) -> Record:
         boot = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
@@ -206,6 +221,12 @@ class Daemon:
             self._store.sync_head()
         if self._store.latched and not was:
             self._say_latched()
+        self._tell_publisher()
+
+    def _tell_publisher(self) -> None:
+        if self._store.size > self._told and not self._store.latched:
+            self._told = self._store.size
+            self._publishing.tell(self._told, self._store.root())
 
     def _say_latched(self) -> None:
         print(f"exeat: {self._store.latched}; nothing new is let through until it can", file=sys.stderr)
@@ -359,6 +380,8 @@ class Daemon:
         was = self._store.latched
         try:
             self._store.append(batch, time.time_ns())
+            if self._store.size - self._told >= _CHECKPOINT_RECORDS:
+                self._tell_publisher()
         except StoreError:
             for answer in answers:
                 if answer.status is Status.DURABLE:
@@ -401,7 +424,9 @@ class Daemon:
         self._reactor.remove(self._listener.fileno())
         self._listener.close()
         self._settings.socket_path.unlink(missing_ok=True)
+        size, root = self._store.size, self._store.root()
         self._store.close()
+        self._publishing.close(size, root)
 
 
 def _boot_id() -> bytes:

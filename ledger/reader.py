@@ -78,6 +78,17 @@ class Follower:
             return b""
 
 
+def segment_of(directory: Path, seq: int) -> int:
+    """The index of the segment that holds record `seq`, or will. Raises ReaderError."""
+    index = _last_segment(directory)
+    while index:
+        with (directory / "seg" / f"{index:012d}.seg").open("rb") as file:
+            if segment.first_seq(file.read(16)) <= seq:
+                break
+        index -= 1
+    return index
+
+
 def read(directory: Path) -> Iterator[Entry]:
     """All committed records of a ledger, from the first."""
     _last_segment(directory)

@@ -148,6 +148,13 @@ def parse_head(found: Frame) -> Head:
     return Head(origin, time_ns, frontier, payload[end:])
 
 
+def first_seq(prefix: bytes) -> int:
+    """The number of the first record of a segment, from its first 16 bytes. Raises SegmentError."""
+    if len(prefix) < _PREFIX.size:
+        raise SegmentError("segment is shorter than a head")
+    return int(_PREFIX.unpack_from(prefix)[2])
+
+
 def is_blank(data: bytes | memoryview, at: int) -> bool:
     """Whether everything from `at` on is zero, as it is behind the last frame."""
     rest = bytes(data[at:])

@@ -1,0 +1,260 @@
+"""Tiles and signed checkpoints, made beside the writer by a process of its own.
+
+The writer says over a pipe up to where the ledger is durable, and the root it has there. The
+publisher reads the segments itself, computes the tree itself, and signs only what agrees with the
+writer and with what it signed before; so no fault of the writer, and no change behind its back, is
+ever signed over. Appends never wait for it.
+
+Order: full tiles, partial tiles, then the checkpoint (synced, renamed, folder synced). Tiles are
+not synced: they can be made anew from the segments, and a tree read from them is checked against
+the checkpoint before it is gone on from.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import signal
+import struct
+import sys
+import time
+import traceback
+from typing import TYPE_CHECKING, Final
+
+from exeat.ledger import note, tiles
+from exeat.ledger.keys import KeyMissingError, signer
+from exeat.ledger.merkle import leaf_hash
+from exeat.ledger.reader import Follower, segment_of
+from exeat.ledger.tiles import Rows, TileError, Tree
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from exeat.ledger.note import Checkpoint, Signer
+    from exeat.ledger.reader import Entry
+
+MESSAGE: Final = struct.Struct(">Q32s")  # size, root
+_RESTART_S: Final = 10.0
+_LAST_S: Final = 5.0  # how long a shutdown waits for the last checkpoint
+
+
+class PublishError(Exception):
+    """Nothing more is signed: what would be signed contradicts what is known."""
+
+
+def tile_loader(directory: Path) -> tiles.Loader:
+    """Reads tiles of the ledger in `directory`. Its calls raise TileError."""
+
+    def load(level: int, number: int, width: int) -> bytes:
+        path = directory / tiles.path(level, number, width)
+        if width < tiles.WIDTH and not path.exists():  # full by now: then the partial ones are gone
+            path = directory / tiles.path(level, number)
+        try:
+            return path.read_bytes()[: width * 32]
+        except OSError as error:
+            raise TileError(f"{path}: {error.strerror}") from None
+
+    return load
+
+
+def read_checkpoint(directory: Path) -> str | None:
+    """The published checkpoint as it stands; None if there is none yet. Raises OSError, NoteError."""
+    try:
+        return (directory / "checkpoint").read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    except UnicodeDecodeError:
+        raise note.NoteError("the checkpoint is not text") from None
+
+
+class Publisher:
+    """The tree of one ledger as far as it is published. Raises PublishError, KeyMissingError, OSError."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._signer: Signer = signer(directory)
+        self._signed = self._last_signed()
+        self._stale = False  # the tiles were not those of the checkpoint
+        self._rows = self._take_up()
+        self._source: Iterator[Entry] = iter(())
+        self._follower = Follower(directory, index=segment_of(directory, self._rows.size))
+
+    @property
+    def signed(self) -> int:
+        """Size of the last signed tree."""
+        return self._signed.size if self._signed else 0
+
+    def publish(self, size: int, root: bytes) -> None:
+        """Bring tiles and checkpoint to `size`, where the writer has `root`."""
+        if size < self.signed:
+            raise PublishError(f"the ledger has {size} records, {self.signed} are signed")
+        signed = self._signed
+        if signed is not None and self._rows.size < signed.size:  # the tiles are being made anew
+            self._grow(signed.size, signed.root)
+        self._grow(size, root)
+        if signed is not None and (signed.size, signed.root) == (size, root) and not self._stale:
+            return
+        self._write_checkpoint(note.Checkpoint(self._signer.name, size, root))
+        self._stale = False
+
+    def _last_signed(self) -> Checkpoint | None:
+        text = read_checkpoint(self._directory)
+        if text is None:
+            return None
+        try:
+            return note.open_checkpoint(text, self._signer.verifier)
+        except note.NoteError as error:
+            raise PublishError(f"{self._directory}/checkpoint: {error}") from None
+
+    def _take_up(self) -> Rows:
+        load = tile_loader(self._directory)
+        if self._signed is not None:
+            try:
+                if Tree(self._signed.size, load).root() == self._signed.root:
+                    return Rows.load(self._put, self._signed.size, load)
+            except TileError:
+                pass
+            self._stale = True
+            shutil.rmtree(self._directory / "tile", ignore_errors=True)
+        return Rows(self._put)
+
+    def _grow(self, size: int, root: bytes) -> None:
+        while self._rows.size < size:
+            seq, data = self._next()
+            if seq > self._rows.size:
+                raise PublishError(f"record {self._rows.size} is missing")
+            if seq == self._rows.size:
+                self._rows.add(leaf_hash(data))
+        for level, number, tile in self._rows.partial():
+            self._put(level, number, tile)
+        if Tree(size, tile_loader(self._directory)).root() != root:
+            raise PublishError(f"the records up to {size} do not make the root that was given for them")
+
+    def _next(self) -> Entry:
+        for _ in range(2):
+            entry = next(self._source, None)
+            if entry is not None:
+                return entry
+            self._source = iter(self._follower.poll())
+        raise PublishError(f"record {self._rows.size} is missing")
+
+    def _put(self, level: int, number: int, tile: bytes) -> None:
+        path = self._directory / tiles.path(level, number, len(tile) // 32)
+        temporary = path.with_name(path.name + ".tmp")
+        try:
+            temporary.write_bytes(tile)
+        except FileNotFoundError:
+            path.parent.mkdir(parents=True)
+            temporary.write_bytes(tile)
+        temporary.rename(path)
+        if len(tile) == tiles.FULL:
+            shutil.rmtree(path.with_name(path.name + ".p"), ignore_errors=True)
+
+    def _write_checkpoint(self, checkpoint: Checkpoint) -> None:
+        path = self._directory / "checkpoint"
+        temporary = path.with_suffix(".tmp")
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(self._signer.sign(checkpoint.text()))
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(path)
+        fd = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        self._signed = checkpoint
+
+
+class Publishing:
+    """The writer's end: a publisher process that is kept alive and told what is durable."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._pid = 0
+        self._pipe = -1
+        self._started = -_RESTART_S
+
+    def tell(self, size: int, root: bytes) -> None:
+        """Say what is durable; never waits. What does not fit into the pipe is said again later."""
+        self._keep_alive()
+        try:
+            os.write(self._pipe, MESSAGE.pack(size, root))
+        except OSError:  # full: it is behind; broken: it is dead, and started again at a later call
+            return
+
+    def close(self, size: int, root: bytes) -> None:
+        """Have the last checkpoint made and wait for it, within reason."""
+        self.tell(size, root)
+        if self._pid == 0:  # it died just now, and is not started again so soon
+            return
+        os.close(self._pipe)
+        deadline = time.monotonic() + _LAST_S
+        while os.waitpid(self._pid, os.WNOHANG) == (0, 0):
+            if time.monotonic() > deadline:
+                print("exeat: ledger: the last checkpoint is late; left to itself", file=sys.stderr)
+                break
+            time.sleep(0.005)
+        self._pid = 0
+
+    def _keep_alive(self) -> None:
+        if self._pid and os.waitpid(self._pid, os.WNOHANG) != (0, 0):
+            os.close(self._pipe)
+            self._pid, self._pipe = 0, -1
+        if self._pid == 0 and time.monotonic() - self._started >= _RESTART_S:
+            self._started = time.monotonic()
+            self._start()
+
+    def _start(self) -> None:
+        read, write = os.pipe2(os.O_CLOEXEC)
+        pid = os.fork()
+        if pid == 0:
+            _in_child(self._directory, read)
+        os.close(read)
+        os.set_blocking(write, False)
+        self._pid, self._pipe = pid, write
+
+
+def _in_child(directory: Path, pipe: int) -> None:
+    """Never returns. Lets go of everything of the writer's: its lock must not outlive it."""
+    code = 1
+    try:
+        signal.set_wakeup_fd(-1)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)  # the end of the pipe is the end: one more checkpoint
+        os.dup2(pipe, 3)
+        os.closerange(4, 1 << 20)
+        os.nice(5)
+        follow(directory, 3)
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def follow(directory: Path, pipe: int) -> None:
+    """Publish what comes through `pipe`, the newest if several wait, until its end."""
+    publisher: Publisher | None = None
+    given_up = False
+    while data := os.read(pipe, 1024 * MESSAGE.size):
+        if given_up:
+            continue
+        try:
+            if publisher is None:
+                _alone(directory)
+                publisher = Publisher(directory)
+            publisher.publish(*MESSAGE.unpack(data[-MESSAGE.size :]))
+        except (PublishError, KeyMissingError) as error:
+            print(f"exeat: ledger: no checkpoints any more: {error}", file=sys.stderr, flush=True)
+            given_up = True
+
+
+def _alone(directory: Path) -> None:
+    """Wait until the publisher of a writer that was killed has ended; held until exit."""
+    fcntl.flock(
+        os.open(directory / "publish.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640), fcntl.LOCK_EX
+    )
