@@ -30,6 +30,21 @@ class BundledSuffixes:
         parent = name.partition(".")[2]
         return f"*.{parent}" in self._rules and name not in self._exceptions
 
+    def registrable(self, host: str) -> str:
+        """The domain under which `host` was registered: its public suffix and one label more.
+
+        A public suffix is its own. A canonical host; what no rule knows ends in one label.
+        """
+        labels = host.split(".")
+        for start in range(len(labels)):
+            suffix = ".".join(labels[start:])
+            if suffix in self._exceptions:
+                return suffix
+            wild = f"*.{suffix.partition('.')[2]}"
+            if suffix in self._rules or wild in self._rules or start == len(labels) - 1:
+                return ".".join(labels[max(0, start - 1) :])
+        return host
+
 
 def _ascii(rule: str) -> str:
     return rule if rule.isascii() else rule.encode("idna").decode("ascii")

@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING
 
 from exeat.dns.desk import Desk
 from exeat.dns.doors import TcpDoor, UdpDoor
-from exeat.dns.journal import Journal
+from exeat.dns.journal import Journal, Lookup
 from exeat.dns.judge import Judge
 from exeat.dns.outside import Outside
 from exeat.dns.resolver import Resolver
 from exeat.dns.responder import Jail, Responder
+from exeat.dns.screen import Screen, Warned, two_labels
 from exeat.dns.upstream import Upstream
 from exeat.ledger.client import LedgerClient
 from exeat.ledger.hub import HubClient
@@ -44,6 +45,8 @@ TCP_NAMES = ("dnst4", "dnst6")
 class GuardSettings:
     """The uids say who may use guard.sock, beside root. `upstream_ca`: see `Upstream`.
 
+    `registrable` gives the domain of a host by the public suffix list.
+
     `listeners` are UDP and listening TCP sockets for clients outside jails, `identities` say who
     those are.
     """
@@ -54,6 +57,7 @@ class GuardSettings:
     control_uid: int
     proxy_uid: int
     upstream_ca: Path | None = None
+    registrable: Callable[[str], str] = two_labels
     listeners: tuple[socket.socket, ...] = ()
     identities: Identities = field(default_factory=lambda: Identities(()))
 
@@ -68,7 +72,7 @@ class Guard:
         self._outside = Outside(settings.identities, reactor.now)
         self._closed_doors = list(settings.listeners)  # until there is a policy
         self._open_doors: list[UdpDoor | TcpDoor] = []
-        self._judge = Judge(reactor.now)
+        self._judge = Judge(reactor.now, Screen(reactor.now, settings.registrable, self._on_warned))
         self._ledger = LedgerClient(reactor, settings.run_dir / "ledger" / "ledger.sock")
         self._journal = Journal(reactor, self._ledger)
         self._upstream = Upstream(reactor, settings.upstreams, settings.upstream_ca)
@@ -150,6 +154,25 @@ class Guard:
     def on_cut(self, message: Message) -> None:
         """Nothing flows through the guard, but what it remembers may be what was cut."""
         self._forget_answers()
+
+    def _on_warned(self, warned: Warned) -> None:
+        """Data seems to leave in names: on the ledger as a lookup of the domain, and told to control."""
+        subject, decision, alert = warned
+        lookup = Lookup.of(subject, alert.domain, decision, "dns", self._judge.binding(subject))
+        if self._journal.ready:
+            self._journal.note(lookup, lambda _sight: None)
+        self._hub.send(
+            {
+                "t": "alert",
+                "subject": subject._asdict(),
+                "domain": alert.domain,
+                "verdict": str(decision.verdict),
+                "reason": decision.reason,
+                "signals": list(alert.signals),
+                "octets": alert.octets,
+                "names": alert.names,
+            }
+        )
 
     def on_other(self, message: Message) -> None:
         """`ask.pending` and whatever comes later is not for the guard."""

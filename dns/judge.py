@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from exeat.dns.known import is_encrypted_resolver
 from exeat.dns.wire import host_text
 from exeat.ledger.clock import Clock
 from exeat.policy.model import Address, Decision, Request, Subject, Verdict
@@ -17,11 +18,13 @@ from exeat.policy.usage import Usage
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from exeat.dns.screen import Screen
     from exeat.policy.snapshot import Snapshot
 
 # Codes that forbid a name as the target of an alias, beside `rule.deny`; a posture does not.
-FORBIDDING = ("meta.", "malformed.", "policy.", "internal.")
+FORBIDDING = ("meta.", "malformed.", "policy.", "internal.", "dns.encrypted_resolver")
 EXPIRED = Decision(Verdict.DENY, "policy.expired")
+BYPASS = Decision(Verdict.DENY, "dns.encrypted_resolver")
 
 
 class Asker(NamedTuple):
@@ -42,8 +45,9 @@ class Binding(NamedTuple):
 class Judge:
     """Decides lookups under the newest snapshot. `now` is seconds of CLOCK_BOOTTIME."""
 
-    def __init__(self, now: Callable[[], float]) -> None:
+    def __init__(self, now: Callable[[], float], screen: Screen | None = None) -> None:
         self._now = now
+        self._screen = screen
         self._clock = Clock()
         self._snapshot: Snapshot | None = None
         self._fresh_until = 0.0
@@ -80,7 +84,15 @@ class Judge:
 
     def admit(self, asker: Asker, host: str) -> Decision:
         """May `host` be resolved for this asker at all? Asked before anything leaves the node."""
-        return self._ask(asker, host, (), self._usage)
+        decision = self._ask(asker, host, (), self._usage)
+        if decision.allowed and self._screen is not None:
+            return self._screen.look(asker.subject, host, decision)
+        return decision
+
+    def odd_type(self, asker: Asker, host: str, decision: Decision) -> None:
+        """The asker asks an allowed `host` for a type that only tunnels and zone transfers want."""
+        if self._screen is not None:
+            self._screen.odd_type(asker.subject, host, decision)
 
     def verdict(
         self, asker: Asker, host: str, targets: Sequence[bytes], addresses: tuple[Address, ...]
@@ -118,7 +130,12 @@ class Judge:
     def _ask(self, asker: Asker, host: str, addresses: tuple[Address, ...], usage: Usage) -> Decision:
         if self._snapshot is None or not self.fresh:
             return EXPIRED
+        now_ms = self._clock.now_ms()
         if not asker.port:
-            return self._snapshot.decide_lookup(asker.subject, host, self._clock.now_ms(), usage, addresses)
-        request = Request(asker.subject, host, asker.port, asker.proto, addresses)
-        return self._snapshot.decide(request, self._clock.now_ms(), usage)
+            decision = self._snapshot.decide_lookup(asker.subject, host, now_ms, usage, addresses)
+        else:
+            request = Request(asker.subject, host, asker.port, asker.proto, addresses)
+            decision = self._snapshot.decide(request, now_ms, usage)
+        if decision.reason == "posture.public" and decision.allowed and is_encrypted_resolver(host):
+            return BYPASS  # a rule or a lease for it would have been the reason
+        return decision

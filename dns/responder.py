@@ -214,6 +214,8 @@ class _Turn:
         self._binding = judge.binding(asker.subject)
         ruling = rule(self._query, lambda host: judge.admit(asker, host))
         self._host = ruling.host
+        if ruling.rcode is Rcode.NOTIMP:
+            judge.odd_type(asker, ruling.host, ruling.decision)
         lookup = self._lookup(ruling.decision)
         if self._is_miss(asker, ruling, lookup) and not self._jail.bucket.take(self._responder._now()):
             self._limit()

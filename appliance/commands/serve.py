@@ -115,6 +115,7 @@ def _ledger(config: Config) -> int:
 
 
 def _guard(config: Config) -> int:
+    from exeat.appliance.public_suffixes import bundled_suffixes
     from exeat.dns.guard import GuardSettings, serve
     from exeat.dns.upstream import Server
 
@@ -122,6 +123,7 @@ def _guard(config: Config) -> int:
         run_dir=config.run_dir,
         upstreams=tuple(Server(*server) for server in config.dns.servers()),
         upstream_ca=config.dns.upstream_ca,
+        registrable=bundled_suffixes().registrable,
         node=config.node.name,
         control_uid=_uid(config.users.control),
         proxy_uid=_uid(config.users.gateway),
