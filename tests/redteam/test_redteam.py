@@ -1,0 +1,53 @@
+"""The corpus against exeat, from a jail and from outside one, before and after a restart."""
+
+from __future__ import annotations
+
+import fnmatch
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+from tests.redteam import cases
+from tests.redteam.arena import HERE, Arena, running
+from tests.redteam.exeat import Exeat
+from tests.redteam.score import Endpoints, await_port, score
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+pytestmark = [pytest.mark.root, pytest.mark.slow]
+
+# Of each class something that a proxy without any policy gets wrong.
+OPEN = (
+    "names/off-list/*", "names/nul/socks", "ports/smtp/*", "literals/evil/*", "literals/private/*",
+    "literals/dotted/*", "resolve/r-private10/*", "resolve/r-loopback/*", "http/host-other",
+    "tls/evil", "tls/absent", "tls/http", "socks/literal-evil", "http/cl-te", "http/tunnel-80-evil",
+)  # fmt: skip
+
+
+def chosen(patterns: Sequence[str]) -> list[cases.Case]:
+    return [case for case in cases.load() if any(fnmatch.fnmatch(case.id, text) for text in patterns)]
+
+
+def test_exeat_passes_all_of_it_from_inside_a_jail_and_after_a_restart() -> None:
+    corpus = cases.load()
+    with Arena("t") as arena, Exeat(arena, alone=False) as appliance:
+        for when in ("first", "after a restart"):
+            if when != "first":
+                appliance.restart()
+            result = appliance.score("jail", corpus)
+            assert result.failures == [], when
+            assert len(result.verdicts) == len(corpus)
+
+
+def test_the_runner_finds_a_proxy_without_a_policy_out() -> None:
+    """Controls pass, and every hostile case of the sample is a failure that names what was seen."""
+    corpus = chosen((*OPEN, "controls/https", "controls/http", "controls/socks"))
+    with Arena("o") as arena:
+        command = [sys.executable, "-I", str(HERE / "open_proxy.py"), "3128"]
+        doors = Endpoints.of(proxy="127.0.0.1:3128", socks="127.0.0.1:3128")
+        with running(arena, command, arena.folder / "proxy.log"):
+            await_port(arena, doors, 10)
+            result = score(arena, corpus, doors, arena.enter, HERE / "client.py")
+    passed = {case.id for case, verdict in result.verdicts if verdict.passed}
+    assert passed == {"controls/https", "controls/http", "controls/socks"}
