@@ -90,6 +90,8 @@ def parse_port(raw: bytes) -> int:
 
 def parse_authority(raw: bytes) -> tuple[str | Address, int]:
     """`host:port` or `[v6]:port` (RFC 9110 7.2, RFC 3986 3.2.2); the port is not optional."""
+    if raw.startswith(b"[") and b"]" not in raw:
+        raise MalformedError("malformed.ip")  # where the port begins is anybody's guess
     host, colon, port = raw.rpartition(b":")
     if not colon or (raw.startswith(b"[") and not host.endswith(b"]")):
         raise MalformedError("malformed.port")

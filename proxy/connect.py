@@ -107,7 +107,7 @@ class HeadParser:
             raise HttpError("http.version" if _looks_versioned(parts) else "http.request_line")
         method, target, version = parts
         if not _TOKEN.fullmatch(method) or not _VISIBLE.fullmatch(target):
-            raise HttpError("malformed.host" if _non_ascii(target) else "http.request_line")
+            raise HttpError("malformed.non_ascii_host" if _non_ascii(target) else "http.request_line")
         self._target = _connect_target(target) if method == b"CONNECT" else _absolute_target(target)
         self._request_line = (method, target, version)
 

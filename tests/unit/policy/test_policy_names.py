@@ -165,6 +165,8 @@ def test_authorities() -> None:
         (b":443", "host"),
         (b"", "port"),
         (b"[::1]", "port"),
+        (b"[::1:443", "ip"),
+        (b"[::1", "ip"),
         (b"::1:443", "ip"),
         (b"evil.org:443:allowed.org", "host"),
         (b"evil.org:443:443", "host"),

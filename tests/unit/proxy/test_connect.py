@@ -90,6 +90,11 @@ def test_hostile_connect_targets(target: bytes, code: str) -> None:
     assert got.partition(".")[0] == code.partition(".")[0]
 
 
+def test_a_refused_target_says_what_is_wrong_with_it() -> None:
+    assert refusal("CONNECT b\u00fccher.de:443 HTTP/1.1\r\n\r\n".encode()) == "malformed.non_ascii_host"
+    assert refusal(b"CONNECT [::1:443 HTTP/1.1\r\n\r\n") == "malformed.ip"
+
+
 @pytest.mark.parametrize(
     ("data", "code"),
     [
