@@ -7,26 +7,37 @@ breaks ties of attribution between equally specific rules.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from itertools import chain
+from typing import TYPE_CHECKING, Final
 
 from exeat.policy.errors import MalformedError
 from exeat.policy.index import ScopeIndex
 from exeat.policy.meta import DNS_PORTS, MetaRules, addresses_of, judged
 from exeat.policy.model import Address, Decision, Request, Sni, Subject, Verdict
-from exeat.policy.names import canonical_host
+from exeat.policy.names import MAX_NAME, canonical_host
 from exeat.policy.postures import Default, Posture, SniRule, is_public_name
 from exeat.policy.rules import PROTOCOLS, Budget, Kind, Rule, excepted
-from exeat.policy.usage import Overlay, lease_spent
+from exeat.policy.usage import Counters, Overlay, Peek, Usage, lease_spent
+from exeat.policy.verdicts import Budgets, Hit, Slot, Verdicts, best_hits
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from exeat.policy.addresses import Cidr
     from exeat.policy.document import Document, Endpoint
+    from exeat.policy.index import Entry
     from exeat.policy.leases import Lease
 
 __all__ = ["CompiledPolicy", "compile_policy", "decide", "decide_lookup"]
+
+# Names that need no work to be canonical: what `parse_host` gives back unchanged. A last label that
+# begins with a digit may be an address to somebody; `parse_host` judges those.
+_LABEL: Final = "[a-z0-9_-]{0,62}+(?<!-)"
+_PLAIN: Final = re.compile(rf"(?:[a-z0-9_]{_LABEL}\.)*+[a-z_]{_LABEL}")
+# IPv6 addresses that stand for nothing but themselves: above all v4-mapped ones.
+_V6_PLAIN: Final = range(1 << 64, 1 << 128)
 
 
 @dataclass(frozen=True)
@@ -35,8 +46,8 @@ class CompiledPolicy:
 
     document: Document
     meta: MetaRules
-    rules: ScopeIndex[Rule]
-    ceiling: ScopeIndex[Rule] | None
+    verdicts: Verdicts
+    net_denies: ScopeIndex[Rule] | None  # what a resolved address may fall into
 
 
 def compile_policy(
@@ -53,20 +64,35 @@ def compile_policy(
         treat_as_public=tuple(treat_as_public),
         host_local=frozenset(host_local),
     )
-    ceiling = None if document.ceiling is None else ScopeIndex(document.ceiling)
-    return CompiledPolicy(document, meta, ScopeIndex(document.rules), ceiling)
+    verdicts = Verdicts(document.rules, document.ceiling, Budgets(document.project, document.budgets))
+    denies = [rule for rule in document.of_kind(Kind.DENY) if any(scope.net for scope in rule.to)]
+    return CompiledPolicy(document, meta, verdicts, ScopeIndex(denies) if denies else None)
 
 
 def decide(policy: CompiledPolicy, request: Request, now_ms: int, overlay: Overlay) -> Decision:
     """The answer for `request` at `now_ms` (wall clock, ms since 1970). Total: any error is a deny."""
     try:
-        request = _canonical(request)
+        if not _is_canonical(request):
+            request = _canonical(request)
         return _decide(policy, request, now_ms, overlay)
     except MalformedError as error:
         return Decision(Verdict.DENY, error.code)
     except Exception:
         # Fail closed: whatever went wrong in here must not open anything or stop the caller.
         return Decision(Verdict.DENY, "internal.error")
+
+
+def _is_canonical(request: Request) -> bool:
+    """Whether `_canonical` would give the request back; False also where that takes a closer look."""
+    host, port = request.host, request.port
+    if type(host) is not str or len(host) > MAX_NAME or not _PLAIN.fullmatch(host):
+        return False
+    if type(port) is not int or not 1 <= port <= 65535:
+        return False
+    for family, value in request.resolved:  # noqa: SIM110 - a generator would cost more than all else here
+        if family == 6 and value not in _V6_PLAIN:
+            return False
+    return True
 
 
 def _canonical(request: Request) -> Request:
@@ -89,40 +115,29 @@ def _canonical_address(address: Address) -> Address:
     return host
 
 
-@dataclass(slots=True)
-class _Matches:
-    """The rules and leases that match, each list with the attributed one first."""
-
-    deny: list[Rule]
-    ask: list[Rule]
-    allow: list[Rule]
-    leases: list[Lease]
-    budgets: tuple[str, ...] = ()
-
-    def answer(self, verdict: Verdict, reason: str, rule: str = "", lease: str = "") -> Decision:
-        matched = [item.id for group in (self.deny, self.ask, self.allow, self.leases) for item in group]
-        return Decision(verdict, reason, rule, tuple(matched), self.budgets, lease)
-
-
 def _decide(policy: CompiledPolicy, request: Request, now_ms: int, overlay: Overlay) -> Decision:
     document = policy.document
-    refusal = policy.meta.refusal(request)
+    refusal, public = policy.meta.judge(request)
     if not refusal and document.expires_ms is not None and now_ms >= document.expires_ms:
         refusal = "policy.expired"
-    if not refusal:
+    if not refusal and request.sni is not Sni.UNSEEN:
         refusal = _sni_refusal(document.knobs.sni, request)
     if refusal:
         return Decision(Verdict.DENY, refusal)
-    matches = _matches(policy, request, now_ms, overlay)
-    if matches.deny:
-        return matches.answer(Verdict.DENY, "rule.deny", matches.deny[0].id)
-    if policy.ceiling is not None and not _under_ceiling(policy.ceiling, request, now_ms):
-        return matches.answer(Verdict.DENY, "ceiling.exceeded")
-    return _budget_answer(document, matches, now_ms, overlay) or _grant(policy, request, matches)
+    slot = _slot(policy, request, now_ms, overlay)
+    if slot.deny:
+        return slot.answer(Verdict.DENY, "rule.deny", slot.deny[0].id)
+    if not slot.ceiling:
+        return slot.answer(Verdict.DENY, "ceiling.exceeded")
+    if slot.peeks and not _has_room(overlay.usage, slot.peeks, now_ms):
+        answer = _budget_answer(document, slot, now_ms, overlay)
+        if answer is not None:
+            return answer
+    return _grant(policy, request, slot, public)
 
 
 def _sni_refusal(rule: SniRule, request: Request) -> str:
-    if rule is SniRule.LOG or request.sni is Sni.UNSEEN:
+    if rule is SniRule.LOG:
         return ""
     if request.sni is Sni.ABSENT:
         return "sni.missing" if rule is SniRule.REQUIRE else ""
@@ -134,42 +149,54 @@ def _sni_refusal(rule: SniRule, request: Request) -> str:
     return "" if same and isinstance(request.host, str) else "sni.mismatch"
 
 
-def _matches(policy: CompiledPolicy, request: Request, now_ms: int, overlay: Overlay) -> _Matches:
-    subject, port, proto = request.subject, request.port, request.proto
-    hits = policy.rules.hits(request.host, port)
-    by_kind: dict[Kind, list[tuple[tuple[int, int], Rule]]] = {Kind.DENY: [], Kind.ASK: [], Kind.ALLOW: []}
-    for specificity, rule in hits.values():
-        if rule.applies(subject, proto, now_ms):
-            by_kind[rule.kind].append((specificity, rule))
-    by_kind[Kind.DENY] += _denied_addresses(policy, request, now_ms, known=hits.keys())
-    leases = [
-        lease
-        for _, lease in overlay.leases.hits(request.host, port).values()
-        if lease.serves(subject, proto, now_ms) and _alive(lease, overlay)
-    ]
-    leases.sort(key=lambda lease: lease.id)
-    deny, ask, allow = (_attributed(by_kind[kind]) for kind in (Kind.DENY, Kind.ASK, Kind.ALLOW))
-    named = {item.budget for group in (ask, allow, leases) for item in group if item.budget}
-    budgets = policy.document.budgets
-    if "default" in budgets:
-        named.add("default")
-    return _Matches(deny, ask, allow, leases, tuple(sorted(named)))
+def _slot(policy: CompiledPolicy, request: Request, now_ms: int, overlay: Overlay) -> Slot:
+    """Every rule and lease that matches."""
+    verdicts = policy.verdicts
+    slot = verdicts.at(request.host, request.port, request.proto)
+    more: list[Hit] = []
+    if slot.loose:
+        more = [hit for hit in slot.loose if _applies(hit[1], request, now_ms)]
+    if policy.net_denies is not None and (request.resolved or type(request.host) is not str):
+        more += _denied_addresses(policy.net_denies, request, now_ms, (*slot.hits, *slot.loose))
+    leases = overlay.leases.matching(request, now_ms)
+    if leases:
+        leases = [lease for lease in leases if _alive(lease, overlay)]
+    return verdicts.joined(slot, more, leases) if more or leases else slot
+
+
+def _applies(rule: Rule, request: Request, now_ms: int) -> bool:
+    return rule.applies(request.subject, request.proto, now_ms) and not excepted(
+        rule, request.host, request.port
+    )
 
 
 def _denied_addresses(
-    policy: CompiledPolicy, request: Request, now_ms: int, known: Iterable[str]
-) -> Iterator[tuple[tuple[int, int], Rule]]:
-    """Deny rules on networks that a resolved address, or an IPv4 address inside one, falls into."""
-    seen = set(known)
-    for address in judged(addresses_of(request)):
-        for rule_id, (specificity, rule) in policy.rules.hits(address, request.port).items():
-            if rule.kind is not Kind.DENY or rule_id in seen:
-                continue
-            if excepted(rule, request.host, request.port):
-                continue
-            if rule.applies(request.subject, request.proto, now_ms):
-                seen.add(rule_id)
-                yield specificity, rule
+    denies: ScopeIndex[Rule], request: Request, now_ms: int, known: Iterable[Hit]
+) -> list[Hit]:
+    """Deny rules on networks that a resolved address, or an IPv4 address inside one, falls into.
+
+    A rule that has spoken on the host itself, for or against, is not asked again.
+    """
+    fallen = [
+        (address, cell)
+        for address in judged(addresses_of(request))
+        if (cell := denies.cell(address)) is not None
+    ]
+    if not fallen:
+        return []
+    found: list[Hit] = []
+    seen = {id(rule) for _, rule in known}
+    for address, cell in fallen:
+        for hit in best_hits(cell.entries(), request.port):
+            rule = hit[1]
+            if (
+                id(rule) not in seen
+                and _applies(rule, request, now_ms)
+                and not excepted(rule, address, request.port)
+            ):
+                seen.add(id(rule))
+                found.append(hit)
+    return found
 
 
 def _alive(lease: Lease, overlay: Overlay) -> bool:
@@ -180,20 +207,14 @@ def _alive(lease: Lease, overlay: Overlay) -> bool:
     )
 
 
-def _attributed(found: list[tuple[tuple[int, int], Rule]]) -> list[Rule]:
-    """Most specific first, then document order, then id."""
-    found.sort(key=lambda hit: (-hit[0][0], -hit[0][1], hit[1].order, hit[1].id))
-    return [rule for _, rule in found]
+def _has_room(usage: Counters, peeks: Iterable[Peek], now_ms: int) -> bool:
+    """The short cut of our own counters; others are looked at one by one, they may be corrupt."""
+    return isinstance(usage, Usage) and usage.has_room(peeks, now_ms)
 
 
-def _under_ceiling(ceiling: ScopeIndex[Rule], request: Request, now_ms: int) -> bool:
-    hits = ceiling.hits(request.host, request.port).values()
-    return any(rule.applies(request.subject, request.proto, now_ms) for _, rule in hits)
-
-
-def _budget_answer(document: Document, matches: _Matches, now_ms: int, overlay: Overlay) -> Decision | None:
+def _budget_answer(document: Document, slot: Slot, now_ms: int, overlay: Overlay) -> Decision | None:
     """Deny or ask for an exhausted budget, hard ones and `default` first; None while all have room."""
-    budgets = [document.budgets.get(name) or Budget(name, ()) for name in matches.budgets]
+    budgets = [document.budgets.get(name) or Budget(name, ()) for name in slot.budgets]
     budgets.sort(key=lambda budget: (budget.soft, budget.name != "default", budget.name))
     states = [(_budget_state(document.project, budget, now_ms, overlay), budget) for budget in budgets]
     for code in ("state", "exceeded"):
@@ -201,8 +222,8 @@ def _budget_answer(document: Document, matches: _Matches, now_ms: int, overlay: 
             if state != code:
                 continue
             if budget.soft and state == "exceeded":
-                return matches.answer(Verdict.ASK, "budget.ask", budget.name)
-            return matches.answer(Verdict.DENY, f"budget.{state}", budget.name)
+                return slot.answer(Verdict.ASK, "budget.ask", budget.name)
+            return slot.answer(Verdict.DENY, f"budget.{state}", budget.name)
     return None
 
 
@@ -218,33 +239,33 @@ def _budget_state(project: str, budget: Budget, now_ms: int, overlay: Overlay) -
     return "exceeded" if exceeded else ""
 
 
-def _grant(policy: CompiledPolicy, request: Request, matches: _Matches) -> Decision:
+def _grant(policy: CompiledPolicy, request: Request, slot: Slot, public: bool) -> Decision:
     """Stages 5 to 8. Addresses of a name must be public unless the grant itself says private."""
-    dialled = tuple(address for address in request.resolved if address != request.host)
-    public = policy.meta.all_public(dialled)
-    for lease in matches.leases:
+    for lease in slot.leases:
         if public or lease.private:
-            return matches.answer(Verdict.ALLOW, "lease.active", lease.id, lease.id)
-    answer = _rule_answer(policy, request, matches, public)
+            return slot.answer(Verdict.ALLOW, "lease.active", lease.id, lease.id)
+    answer = _rule_answer(policy, request, slot, public)
     # A lease whose address check failed is as good as none, but it explains a deny best.
-    if matches.leases and answer.verdict is Verdict.DENY:
-        return matches.answer(Verdict.DENY, "address.not_public", matches.leases[0].id)
+    if slot.leases and answer.verdict is Verdict.DENY:
+        return slot.answer(Verdict.DENY, "address.not_public", slot.leases[0].id)
     return answer
 
 
-def _rule_answer(policy: CompiledPolicy, request: Request, matches: _Matches, public: bool) -> Decision:
+def _rule_answer(policy: CompiledPolicy, request: Request, slot: Slot, public: bool) -> Decision:
     # Ask before allow, also when the ask fails: else a private allow would skip the person.
-    for rules, verdict, reason in (
-        (matches.ask, Verdict.ASK, "rule.ask"),
-        (matches.allow, Verdict.ALLOW, "rule.allow"),
-    ):
-        for rule in rules:
-            if public or rule.private:
-                return matches.answer(verdict, reason, rule.id)
-        if rules:
-            return matches.answer(Verdict.DENY, "address.not_public", rules[0].id)
+    if slot.ask:
+        return _by_rules(slot, slot.ask, public, Verdict.ASK, "rule.ask")
+    if slot.allow:
+        return _by_rules(slot, slot.allow, public, Verdict.ALLOW, "rule.allow")
     verdict, reason = _posture_answer(policy, request, public)
-    return matches.answer(verdict, reason)
+    return slot.answer(verdict, reason)
+
+
+def _by_rules(slot: Slot, rules: tuple[Rule, ...], public: bool, verdict: Verdict, reason: str) -> Decision:
+    for rule in rules:
+        if public or rule.private:
+            return slot.answer(verdict, reason, rule.id)
+    return slot.answer(Verdict.DENY, "address.not_public", rules[0].id)
 
 
 def _posture_answer(policy: CompiledPolicy, request: Request, public: bool) -> tuple[Verdict, str]:
@@ -275,6 +296,7 @@ def _public_answer(policy: CompiledPolicy, request: Request, public: bool) -> tu
     return Verdict.ALLOW, "posture.public"
 
 
+_GRANTS = (Kind.ALLOW, Kind.ASK)
 _BEST = {Verdict.ALLOW: 0, Verdict.ASK: 1, Verdict.DENY: 2}
 
 
@@ -293,10 +315,10 @@ def decide_lookup(
     judged too. For a plain deny the answer is that of 443/tcp.
     """
     first = decide(policy, Request(subject, host, 443, "tcp", resolved), now_ms, overlay)
-    if first.verdict is Verdict.ALLOW:
+    if first.verdict is Verdict.ALLOW or not _may_differ(policy, subject, host, overlay):
         return first
     best = first
-    for port in _edge_ports(policy, host, overlay):
+    for port in _edge_ports(policy, subject, host, overlay):
         for proto in PROTOCOLS:
             answer = decide(policy, Request(subject, host, port, proto, resolved), now_ms, overlay)
             if answer.verdict is Verdict.ALLOW:
@@ -306,16 +328,34 @@ def decide_lookup(
     return best
 
 
-def _edge_ports(policy: CompiledPolicy, host: str, overlay: Overlay) -> list[int]:
+def _may_differ(policy: CompiledPolicy, subject: Subject, host: str, overlay: Overlay) -> bool:
+    """Whether any port could be better than a deny: False only if nothing but the posture grants."""
+    document = policy.document
+    if document.posture not in (Posture.ALLOWLIST, Posture.CUSTOM) or (
+        document.posture is Posture.CUSTOM and document.default is not Default.DENY
+    ):
+        return True
+    try:
+        target = canonical_host(host)
+    except MalformedError:
+        return False
+    granting = (entry for entry in policy.verdicts.index.covering(target) if entry.item.kind in _GRANTS)
+    return any(True for _ in granting) or any(True for _ in overlay.leases.covering(subject, target))
+
+
+def _edge_ports(policy: CompiledPolicy, subject: Subject, host: str, overlay: Overlay) -> list[int]:
+    """One port of each stretch over which the answer for the host does not change."""
     try:
         target = canonical_host(host)
     except MalformedError:
         return []
     starts = {1, *policy.document.knobs.public_ports}
-    for index in (policy.rules, policy.ceiling, overlay.leases):
-        for entry in index.covering(target) if index is not None else ():
-            ranges = [entry.ports, *(scope.ports or () for scope in entry.item.except_)]
-            starts |= {edge for ports in ranges for low, high in ports for edge in (low, high + 1)}
+    entries: Iterator[Entry[Rule] | Entry[Lease]] = chain(
+        policy.verdicts.index.covering(target), overlay.leases.covering(subject, target)
+    )
+    for item, ports, _ in entries:
+        ranges = [ports, *(scope.ports or () for scope in item.except_)]
+        starts |= {edge for ports in ranges for low, high in ports for edge in (low, high + 1)}
     # A port that a meta rule takes out of a range must not stand for the rest of it.
     closed = DNS_PORTS | {port for _, port in policy.meta.control}
     starts |= {_first_open(start, closed) for start in starts}

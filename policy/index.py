@@ -1,21 +1,23 @@
 """Which scopes cover a target, without looking at every rule.
 
-Names: one dictionary for exact names and one for suffixes, walked label by label from the right.
-Networks: one dictionary per prefix length; all covering prefixes count, not the longest only,
-because any deny must win.
+The scopes cut names and addresses into places: a name and what lies below it, and the stretches
+between the edges of networks. A place is a `Cell`: its own entries and the cell of the next wider
+place. All covering places count, not the most specific only, because any deny must win. Finding the
+cell is a dictionary look-up per label, or one bisection.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
+from bisect import bisect_right
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from exeat.policy.addresses import WIDTH
 from exeat.policy.model import Address
-from exeat.policy.rules import Grantable, excepted
-from exeat.policy.scopes import Ports, Reach, Scope, port_in
+from exeat.policy.rules import Grantable
+from exeat.policy.scopes import Ports, Reach
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
 ItemT = TypeVar("ItemT", bound=Grantable)
 
@@ -26,58 +28,128 @@ class Entry(NamedTuple, Generic[ItemT]):
     item: ItemT
     ports: Ports
     specificity: tuple[int, int]
-    below_only: bool
+
+
+class Cell(Generic[ItemT]):
+    """One place. `table` is room for what its reader has worked out; nothing here looks at it."""
+
+    __slots__ = ("above", "own", "table")
+
+    def __init__(self, own: tuple[Entry[ItemT], ...], above: Cell[ItemT] | None) -> None:
+        self.own = own
+        self.above = above
+        self.table: Any = None
+
+    def entries(self) -> Iterator[Entry[ItemT]]:
+        """Everything that covers this place, except and ports aside."""
+        cell: Cell[ItemT] | None = self
+        while cell is not None:
+            yield from cell.own
+            cell = cell.above
+
+
+_Entries = dict[Any, list[Entry[ItemT]]]
 
 
 class ScopeIndex(Generic[ItemT]):
     """Immutable after construction. Items are rules or leases."""
 
     def __init__(self, items: Iterable[ItemT]) -> None:
-        self._exact: dict[str, list[Entry[ItemT]]] = {}
-        self._suffix: dict[str, list[Entry[ItemT]]] = {}
-        self._any: list[Entry[ItemT]] = []
-        self._nets: dict[int, dict[int, dict[int, list[Entry[ItemT]]]]] = {4: {}, 6: {}}
+        found: dict[Reach, _Entries[ItemT]] = {reach: {} for reach in Reach}
         for item in items:
             for scope in item.to:
-                self._add(item, scope)
+                entry = Entry(item, scope.ports or item.ports, scope.specificity)
+                found[scope.reach].setdefault(scope.net or scope.name, []).append(entry)
+        everywhere = found[Reach.ANY].get("")
+        self._any: Cell[ItemT] | None = Cell(tuple(everywhere), None) if everywhere else None
+        self._here, self._below = _name_cells(found, self._any)
+        # No suffix has more labels, so no more of a name need be looked at, however long it is.
+        self._depth = max((name.count(".") + 1 for name in self._below), default=0)
+        self._nets = {family: _net_cells(found[Reach.NET], family) for family in (4, 6)}
 
-    def _add(self, item: ItemT, scope: Scope) -> None:
-        entry = Entry(item, scope.ports or item.ports, scope.specificity, scope.reach is Reach.BELOW)
-        if scope.net is not None:
-            shift = WIDTH[scope.net.family] - scope.net.length
-            table = self._nets[scope.net.family].setdefault(shift, {})
-            table.setdefault(scope.net.value >> shift, []).append(entry)
-        elif scope.reach is Reach.ANY:
-            self._any.append(entry)
-        else:
-            names = self._exact if scope.reach is Reach.HOST else self._suffix
-            names.setdefault(scope.name, []).append(entry)
+    def cell(self, target: str | Address) -> Cell[ItemT] | None:
+        """The narrowest place that holds the target; None where no scope reaches."""
+        if isinstance(target, Address):
+            starts, cells = self._nets[target.family]
+            return cells[bisect_right(starts, target.value) - 1]
+        cell = self._here.get(target)
+        if cell is not None or not self._depth:
+            return self._any if cell is None else cell
+        below = self._below
+        tail = target
+        if target.count(".") > self._depth:
+            tail = "." + ".".join(target.rsplit(".", self._depth)[1:])
+        start = tail.find(".") + 1
+        while start:
+            cell = below.get(tail[start:])
+            if cell is not None:
+                return cell
+            start = tail.find(".", start) + 1
+        return self._any
 
     def covering(self, target: str | Address) -> Iterator[Entry[ItemT]]:
         """Every entry whose scope covers the target, ports and except aside."""
-        if isinstance(target, Address):
-            for shift, table in self._nets[target.family].items():
-                yield from table.get(target.value >> shift, ())
-            return
-        yield from self._any
-        yield from self._exact.get(target, ())
-        if not self._suffix:
-            return
-        for entry in self._suffix.get(target, ()):
-            if not entry.below_only:
-                yield entry
-        start = target.find(".")
-        while start >= 0:
-            yield from self._suffix.get(target[start + 1 :], ())
-            start = target.find(".", start + 1)
+        cell = self.cell(target)
+        return cell.entries() if cell is not None else iter(())
 
-    def hits(self, target: str | Address, port: int) -> dict[str, tuple[tuple[int, int], ItemT]]:
-        """Items whose scope, ports and except admit target:port, with their best specificity, by id."""
-        found: dict[str, tuple[tuple[int, int], ItemT]] = {}
-        for item, ports, specificity, _ in self.covering(target):
-            if not port_in(ports, port) or (item.except_ and excepted(item, target, port)):
-                continue
-            known = found.get(item.id)
-            if known is None or known[0] < specificity:
-                found[item.id] = (specificity, item)
-        return found
+
+_Names = dict[str, Cell[ItemT]]
+
+
+def _name_cells(
+    found: Mapping[Reach, _Entries[ItemT]], wide: Cell[ItemT] | None
+) -> tuple[_Names[ItemT], _Names[ItemT]]:
+    """The cells of names themselves, and of all that lies below them."""
+    hosts, trees, belows = found[Reach.HOST], found[Reach.TREE], found[Reach.BELOW]
+    below: _Names[ItemT] = {}
+    # Fewest labels first, so that the wider place is there before the narrower one asks for it.
+    for name in sorted(trees.keys() | belows.keys(), key=lambda name: name.count(".")):
+        own = (*trees.get(name, ()), *belows.get(name, ()))
+        below[name] = Cell(own, _wider(name, below, wide))
+    here: _Names[ItemT] = {}
+    for name in hosts.keys() | trees.keys():
+        own = (*hosts.get(name, ()), *trees.get(name, ()))
+        here[name] = Cell(own, _wider(name, below, wide))
+    return here, below
+
+
+def _wider(name: str, below: _Names[ItemT], wide: Cell[ItemT] | None) -> Cell[ItemT] | None:
+    start = name.find(".") + 1
+    while start:
+        cell = below.get(name[start:])
+        if cell is not None:
+            return cell
+        start = name.find(".", start) + 1
+    return wide
+
+
+_Stretches = tuple[list[int], list[Cell[ItemT] | None]]
+
+
+def _net_cells(found: _Entries[ItemT], family: int) -> _Stretches[ItemT]:
+    """Elementary intervals: the cell of x is `cells[bisect_right(starts, x) - 1]`."""
+    starts: list[int] = [0]
+    cells: list[Cell[ItemT] | None] = [None]
+
+    def begin(start: int, cell: Cell[ItemT] | None) -> None:
+        if starts[-1] == start:
+            cells[-1] = cell
+        else:
+            starts.append(start)
+            cells.append(cell)
+
+    open_: list[tuple[int, Cell[ItemT]]] = []  # (end, cell), the narrowest last
+
+    def close(until: int) -> None:
+        while open_ and open_[-1][0] <= until:
+            end, _ = open_.pop()
+            begin(end, open_[-1][1] if open_ else None)
+
+    # Prefixes nest or are apart, so sorted by start and then from wide to narrow they form a stack.
+    for net in sorted(net for net in found if net.family == family):
+        close(net.value)
+        cell = Cell(tuple(found[net]), open_[-1][1] if open_ else None)
+        open_.append((net.value + (1 << (WIDTH[family] - net.length)), cell))
+        begin(net.value, cell)
+    close(1 << WIDTH[family])
+    return starts, cells

@@ -7,20 +7,21 @@ Shape of the message: docs/architecture.md, hub.sock, `snapshot`; `min_epoch` an
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
 
 from exeat.policy.addresses import Address, Cidr, parse_address, parse_cidr
 from exeat.policy.decide import CompiledPolicy, compile_policy, decide, decide_lookup
 from exeat.policy.document import Document, Endpoint, PolicyError
-from exeat.policy.index import ScopeIndex
 from exeat.policy.leases import Lease
 from exeat.policy.model import Decision, Request, Subject, Verdict
 from exeat.policy.scopes import parse_scope
-from exeat.policy.usage import Overlay, Usage
+from exeat.policy.usage import LeaseIndex, Overlay, Usage
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+
+MAX_OVERLAYS: Final = 1024
 
 
 class SnapshotError(ValueError):
@@ -37,8 +38,10 @@ class Snapshot:
     leases: Mapping[str, Lease]
     revoked: frozenset[str]
     min_epoch: int
-    _index: ScopeIndex[Lease]
+    _index: LeaseIndex
     _place: tuple[tuple[Cidr, ...], frozenset[Endpoint], frozenset[Address]]
+    # Made again when missing, by policy and by whose use is counted: no part of what a snapshot is.
+    _overlays: dict[tuple[int, int], Overlay] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def load(cls, message: Mapping[str, Any], previous: Snapshot | None = None) -> Snapshot:
@@ -113,9 +116,16 @@ class Snapshot:
         return decide_lookup(policy, subject, host, now_ms, self._overlay(policy, usage), resolved)
 
     def _overlay(self, policy: CompiledPolicy, usage: Usage) -> Overlay:
-        if policy.document.budgets:
-            usage.define(policy.document.project, policy.document.budgets)
-        return Overlay(self._index, self.revoked, self.min_epoch, usage)
+        key = (id(policy), id(usage))
+        known = self._overlays.get(key)
+        if known is not None and known.usage is usage:
+            return known
+        usage.define(policy.document.project, policy.document.budgets)
+        made = Overlay(self._index, self.revoked, self.min_epoch, usage)
+        if len(self._overlays) >= MAX_OVERLAYS:
+            self._overlays.clear()
+        self._overlays[key] = made
+        return made
 
 
 def _unbound(subject: Subject) -> Decision:
@@ -148,7 +158,7 @@ def _load(message: Mapping[str, Any], previous: Snapshot | None) -> Snapshot:
         leases={lease.id: lease for lease in leases},
         revoked=frozenset(message["revoked"]),
         min_epoch=_count(message.get("min_epoch", 0)),
-        _index=ScopeIndex(leases),
+        _index=LeaseIndex(leases),
         _place=place,
     )
 

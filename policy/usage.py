@@ -7,15 +7,23 @@ earlier window the counters stay as they are: nothing is handed out twice.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from exeat.policy.index import ScopeIndex
+from exeat.policy.rules import excepted
+from exeat.policy.scopes import port_in
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
+    from exeat.policy.index import Cell, Entry
     from exeat.policy.leases import Lease
+    from exeat.policy.model import Address, Request, Subject
     from exeat.policy.rules import Budget
+
+
+_Key = tuple[str, str, str]  # project, budget, counter
+Peek = tuple[tuple[_Key, int], int]  # key and window in ms, limit
 
 
 class Counters(Protocol):
@@ -26,7 +34,7 @@ class Counters(Protocol):
     def lease_bytes(self, lease_id: str) -> int: ...
 
 
-_Key = tuple[str, str, str]  # project, budget, counter
+_UNSPENT = (0, 0)
 
 
 class Usage:
@@ -84,6 +92,15 @@ class Usage:
         start, amount = self._spent.get(((project, budget, counter), window_ms), (0, 0))
         return 0 if now_ms - now_ms % window_ms > start else amount
 
+    def has_room(self, peeks: Iterable[Peek], now_ms: int) -> bool:
+        """Whether `used` is below the limit for each."""
+        spent = self._spent
+        for key, limit in peeks:
+            start, amount = spent.get(key, _UNSPENT)
+            if amount >= limit and (limit <= 0 or now_ms - now_ms % key[1] <= start):
+                return False
+        return True
+
     def charge_lease(self, lease_id: str, *, bytes: int = 0, uses: int = 0) -> None:  # noqa: A002
         if bytes < 0 or uses < 0:
             raise ValueError("a charge cannot be negative")
@@ -95,17 +112,6 @@ class Usage:
 
     def lease_bytes(self, lease_id: str) -> int:
         return self._bytes.get(lease_id, 0)
-
-    def restore(self, spent: Mapping[str, Any]) -> None:
-        """Take over what was spent before this table existed (the hub's `spent` message).
-
-        Budgets must have been defined; rows are in order of time. Raises ValueError or KeyError.
-        """
-        for row in spent["rows"]:
-            amounts = {name: row[name] for name in row.keys() - {"project", "budgets", "at_ms"}}
-            self.charge(row["project"], row["budgets"], now_ms=row["at_ms"], **amounts)
-        for used in spent["leases"]:
-            self.charge_lease(used["lease"], bytes=used["bytes"], uses=used["uses"])
 
     def forget_lease(self, lease_id: str) -> None:
         """Drop the counters of a lease that has ended, so that the table stays small."""
@@ -120,14 +126,84 @@ def lease_spent(lease: Lease, counters: Counters) -> bool:
     return lease.max_bytes is not None and counters.lease_bytes(lease.id) >= lease.max_bytes
 
 
-_NO_LEASES: ScopeIndex[Lease] = ScopeIndex(())
+class _Bound(NamedTuple):
+    """The leases of a project, by the narrowest thing they are bound to."""
+
+    jobs: dict[str, ScopeIndex[Lease]]
+    agents: dict[str, ScopeIndex[Lease]]
+    free: ScopeIndex[Lease]
+
+
+class LeaseIndex:
+    """Leases by whom they serve and where. Immutable after construction.
+
+    A thousand agents may each hold a lease for the same host; none pays for the others'.
+    """
+
+    def __init__(self, leases: Iterable[Lease] = ()) -> None:
+        projects: dict[str, list[Lease]] = {}
+        for lease in leases:
+            projects.setdefault(lease.project, []).append(lease)
+        self._projects = {project: _bound(found) for project, found in projects.items()}
+
+    def _cells(self, subject: Subject, host: str | Address) -> list[Cell[Lease]]:
+        bound = self._projects.get(subject.project)
+        if bound is None:
+            return []
+        found = [bound.free.cell(host)]
+        for index in (bound.jobs.get(subject.job), bound.agents.get(subject.agent)):
+            if index is not None:
+                found.append(index.cell(host))
+        return [cell for cell in found if cell is not None]
+
+    def covering(self, subject: Subject, host: str | Address) -> Iterator[Entry[Lease]]:
+        """Scopes of the subject's leases that cover the host, ports and except aside."""
+        for cell in self._cells(subject, host):
+            yield from cell.entries()
+
+    def matching(self, request: Request, now_ms: int) -> list[Lease]:
+        """The active leases that cover the request, by id; revocation and use aside."""
+        cells = self._cells(request.subject, request.host)
+        if not cells:
+            return []
+        found = {
+            lease.id: lease
+            for cell in cells
+            for lease, ports, _ in cell.entries()
+            if lease.serves(request.subject, request.proto, now_ms)
+            and port_in(ports, request.port)
+            and not excepted(lease, request.host, request.port)
+        }
+        return [found[name] for name in sorted(found)]
+
+
+def _bound(leases: Iterable[Lease]) -> _Bound:
+    jobs: dict[str, list[Lease]] = {}
+    agents: dict[str, list[Lease]] = {}
+    free: list[Lease] = []
+    for lease in leases:
+        if lease.job:
+            jobs.setdefault(lease.job, []).append(lease)
+        elif lease.agents:
+            for agent in lease.agents:
+                agents.setdefault(agent, []).append(lease)
+        else:
+            free.append(lease)
+    return _Bound(
+        {job: ScopeIndex(found) for job, found in jobs.items()},
+        {agent: ScopeIndex(found) for agent, found in agents.items()},
+        ScopeIndex(free),
+    )
+
+
+_NO_LEASES = LeaseIndex()
 
 
 @dataclass(frozen=True, slots=True)
 class Overlay:
     """What changes faster than the policy: leases, revocations, the fence epoch, and use."""
 
-    leases: ScopeIndex[Lease] = _NO_LEASES
+    leases: LeaseIndex = _NO_LEASES
     revoked: frozenset[str] = frozenset()
     min_epoch: int = 0
     usage: Counters = field(default_factory=Usage)
@@ -141,4 +217,4 @@ class Overlay:
         revoked: Iterable[str] = (),
         min_epoch: int = 0,
     ) -> Overlay:
-        return cls(ScopeIndex(leases), frozenset(revoked), min_epoch, usage or Usage())
+        return cls(LeaseIndex(leases), frozenset(revoked), min_epoch, usage or Usage())
