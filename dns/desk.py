@@ -182,14 +182,14 @@ class Client:
         if decision.allowed:
             self._desk.resolver.find_both(asker, host, lambda found: self._found(ident, asker, host, found))
         else:
-            self._refuse(ident, decision.reason, "policy does not let this name resolve")
+            self._refuse(ident, decision.reason, "policy does not let this name resolve", decision.rule)
 
     def _found(self, ident: int, asker: Asker, host: str, finding: Finding) -> None:
         if finding.refused:
-            reason = finding.reason
+            reason, rule = finding.reason, finding.decision.rule
             self._note(
                 ident, asker, host, finding.decision,
-                lambda: self._refuse(ident, reason, "policy does not allow where this name leads"),
+                lambda: self._refuse(ident, reason, "policy does not allow where this name leads", rule),
             )  # fmt: skip
         elif finding.status is Status.FOUND:
             addresses = [
@@ -200,8 +200,8 @@ class Client:
         else:
             self._refuse(ident, finding.reason, "the name has no address")
 
-    def _refuse(self, ident: int, reason: str, text: str) -> None:
-        self._send({"id": ident, "ok": False, "error": reason, "message": text})
+    def _refuse(self, ident: int, reason: str, text: str, rule: str = "") -> None:
+        self._send({"id": ident, "ok": False, "error": reason, "message": text, "rule": rule})
 
     def _send(self, message: Message) -> None:
         self._waiting -= 1

@@ -97,7 +97,7 @@ TEXTS: dict[str, str] = {
     # the doors around the core
     "dns.nxdomain": "the name does not exist",
     "dns.no_address": "the name has no address",
-    "dns.unavailable": "the upstream resolver does not answer",
+    "dns.unavailable": "the DNS guard or its resolver does not answer",
     "dns.refused": "the resolver refused the name",
     "dns.rate": "too many lookups at once",
     "dns.encrypted_resolver": "a public encrypted resolver: names are looked up by the guard only",
@@ -115,6 +115,32 @@ TEXTS: dict[str, str] = {
     "tls.timeout": "no ClientHello in time",
     "http.nested_connect": "CONNECT inside a tunnel",
     "http.host_mismatch": "Host differs from the tunnel's target",
+    # what ends or stops a flow at the gateway's doors
+    "http.body": "malformed chunked body",
+    "http.connect_body": "CONNECT takes no body",
+    "http.framing": "ambiguous or unknown body framing",
+    "http.head_too_large": "request head is over 16 KiB",
+    "http.header": "malformed header field",
+    "http.host_missing": "no Host field",
+    "http.host_twice": "more than one Host field",
+    "http.line_ending": "line endings must be CRLF, without NUL",
+    "http.request_line": "not an HTTP/1.1 request line",
+    "http.scheme": "only http:// URLs; use CONNECT for anything else",
+    "http.second_request": "one request for each connection",
+    "http.target_form": "send CONNECT host:port or an absolute http:// URL",
+    "http.timeout": "no complete request in time",
+    "http.upgrade": "Upgrade is not passed on; use CONNECT",
+    "http.version": "only HTTP/1.0 and HTTP/1.1 are spoken here",
+    "socks.address_type": "unknown SOCKS address type",
+    "socks.auth": "malformed SOCKS authentication",
+    "socks.command": "SOCKS takes CONNECT only",
+    "socks.malformed": "malformed SOCKS request",
+    "socks.method": "no SOCKS authentication method in common",
+    "socks.version": "only SOCKS5 is spoken here",
+    "client.gone": "the client closed before its tunnel was there",
+    "jail.removed": "the job has ended",
+    "gateway.stopped": "the gateway was stopped",
+    "ledger.orphaned": "the ledger settled this flow while it could not be reached",
     "dial.refused": "the destination refused the connection",
     "dial.timeout": "the destination did not answer in time",
     "dial.unreachable": "the destination is not reachable",
@@ -127,7 +153,7 @@ TEXTS: dict[str, str] = {
 }
 
 # Nobody's permission would change these: the client or the far side has to.
-_NO_COMMAND = ("malformed.", "tls.", "http.", "dial.", "dns.", "sni.")
+_NO_COMMAND = ("malformed.", "tls.", "http.", "socks.", "client.", "dial.", "dns.", "sni.")
 # Where a person's lease could open the door: what deny, meta and ceiling refuse, no lease can.
 _LEASABLE = frozenset(
     {"posture.default_deny", "posture.not_public_name", "posture.port", "ip_literal.denied"}
@@ -146,10 +172,10 @@ def advise(decision: Decision, host: str | Address, port: int, project: str) -> 
     """Why, and the next command: one line of printable ASCII, at most 160 characters.
 
     Fit for an HTTP reason phrase. `host` may be anything a client sent; it is shown only if it is
-    plain and short.
+    plain and short. Nobody's project, "", gets no command.
     """
     why, place = short_text(decision.reason), _shown(host, port)
-    if not place or decision.reason.startswith(_NO_COMMAND):
+    if not place or not project or decision.reason.startswith(_NO_COMMAND):
         return _plain(why)
     return _plain(f"{why}; {_next(decision, place, project)}")
 

@@ -25,6 +25,7 @@ from exeat.proxy.dial import Dialer
 from exeat.proxy.doors import Arrival, Door, DoorError, HttpDoor, open_door
 from exeat.proxy.evidence import Evidence
 from exeat.proxy.first_bytes import TLS_PORTS, FirstBytes, FirstBytesJudge, TunnelError
+from exeat.proxy.guard_client import Answer, NoAddress
 from exeat.proxy.refusal import Refusal, host_text
 from exeat.proxy.relay import abort
 from exeat.proxy.tunnel import Tunnel
@@ -161,12 +162,12 @@ class Flow:
             request.subject, request.host, request.port, decision.lease, self._resolved
         )
 
-    def _resolved(self, answer: tuple[Address, ...] | str) -> None:
+    def _resolved(self, answer: Answer) -> None:
         self._cancel = None
         if self.closed:
             return
-        if isinstance(answer, str):
-            self._refuse(self._own(answer))
+        if isinstance(answer, NoAddress):
+            self._refuse(self._nowhere(answer))
             return
         self._request = dataclasses.replace(self._need_request(), resolved=answer)
         decision = self.decide(self._request)
@@ -176,6 +177,14 @@ class Flow:
             self._refuse(self._denied(decision))
         else:
             self._dial(answer)
+
+    def _nowhere(self, answer: NoAddress) -> Refusal:
+        """The guard gives no address; where policy said so, that decision replaces the first one."""
+        if answer.reason.startswith("dns."):
+            return self._own(answer.reason)
+        decision = Decision(Verdict.DENY, answer.reason, answer.rule)
+        self.evidence.decision = decision
+        return self._denied(decision)
 
     def _dial(self, addresses: tuple[Address, ...]) -> None:
         self._until(self.gateway.settings.dial_timeout_s, "dial.timeout")

@@ -11,6 +11,7 @@ import errno
 import resource
 import socket
 import sys
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -51,6 +52,7 @@ SETTLE_POLL_S: Final = 0.005
 SPARE_FDS: Final = 128  # for pipes, sockets to our siblings, and saying no
 ACCEPT_BATCH: Final = 64
 CLOSE_RETRY_S: Final = 1.0
+CLAIMS: Final = 256  # resume records without an answer; one append per flow
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,7 @@ class Gateway:
         self._tunnels: dict[Flow, Tunnel] = {}
         self._settling: set[Tunnel] = set()
         self._settle_timer = False
+        self._unclaimed: deque[Tunnel] = deque()
         self._sweeps = 0
         self._max_fds = _raise_fd_limit()
         run = settings.run_dir
@@ -360,8 +363,20 @@ class Gateway:
 
     def _resume(self) -> None:
         """A new connection to the ledger: claim the flows that are still open, before anything else."""
-        for tunnel in [*self._tunnels.values(), *self._settling]:
-            self.ledger.append([tunnel.resume()], lambda _: None)
+        self._unclaimed = deque([*self._tunnels.values(), *self._settling])
+        for _ in range(CLAIMS):
+            self._claim()
+
+    def _claim(self) -> None:
+        """The next flow that has no owner in the ledger's eyes; so many at a time that it keeps up."""
+        if self._unclaimed:
+            tunnel = self._unclaimed.popleft()
+            self.ledger.append([tunnel.resume()], partial(self._claimed, tunnel))
+
+    def _claimed(self, tunnel: Tunnel, seq: int | None) -> None:
+        if seq is None:  # settled without us: what it would still move could not be recorded
+            tunnel.end("ledger.orphaned")
+        self._claim()
 
     def _check_removed(self, jail: Jail) -> None:
         if jail.removed and jail.quiet and self._jails.get(jail.name) is jail:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from exeat.ledger.ipc import Channel, IpcError, Message
+from exeat.ledger.ipc import Channel, IpcError, Message, peer_uid
 from exeat.ledger.reactor import EPOLLIN, EPOLLOUT, Reactor
 from exeat.policy.model import Address, Subject
 
@@ -16,9 +17,18 @@ if TYPE_CHECKING:
 RECONNECT_S: Final = 0.1
 MAX_PENDING: Final = 8192
 
-# Addresses in dial order, or a reason code.
-Answer = tuple[Address, ...] | str
+
+class NoAddress(NamedTuple):
+    """Why there is none: a reason code, and the rule that decided where policy did."""
+
+    reason: str
+    rule: str = ""
+
+
+# Addresses in dial order, or why there are none.
+Answer = tuple[Address, ...] | NoAddress
 OnAnswer = Callable[[Answer], None]
+UNAVAILABLE: Final = NoAddress("dns.unavailable")
 
 
 class GuardClient:
@@ -39,7 +49,7 @@ class GuardClient:
         number = next(self._numbers)
         if self._channel is None or len(self._pending) >= MAX_PENDING:
             self._pending[number] = on_answer
-            self._reactor.call_soon(lambda: self._answer(number, "dns.unavailable"))
+            self._reactor.call_soon(lambda: self._answer(number, UNAVAILABLE))
             return lambda: self._forget(number)
         self._pending[number] = on_answer
         self._send(
@@ -83,6 +93,10 @@ class GuardClient:
         except OSError:
             self._reactor.call_later(RECONNECT_S, self._connect)
             return
+        if peer_uid(channel.sock) not in (0, os.getuid()):  # the guard runs as we do
+            channel.close()
+            self._reactor.call_later(RECONNECT_S, self._connect)
+            return
         channel.sock.setblocking(False)
         self._channel = channel
         self._reactor.add(channel.fileno(), EPOLLIN, self._on_event)
@@ -95,7 +109,7 @@ class GuardClient:
         self._channel = None
         # The answers may reach flows that are in the middle of asking: not from inside here.
         for number in list(self._pending):
-            self._reactor.call_soon(lambda number=number: self._answer(number, "dns.unavailable"))  # type: ignore[misc]
+            self._reactor.call_soon(lambda number=number: self._answer(number, UNAVAILABLE))  # type: ignore[misc]
         self._reactor.call_later(RECONNECT_S, self._connect)
 
     def _on_event(self, events: int) -> None:
@@ -120,14 +134,16 @@ class GuardClient:
 def parse_answer(message: Message) -> Answer:
     """The guard's reply as addresses or a reason code; anything odd is `dns.unavailable`."""
     if message.get("ok") is not True:
-        error = message.get("error")
-        return error if isinstance(error, str) and error else "dns.unavailable"
+        error, rule = message.get("error"), message.get("rule", "")
+        if not isinstance(error, str) or not error or not isinstance(rule, str):
+            return UNAVAILABLE
+        return NoAddress(error, rule)
     found = message.get("addresses")
     if not isinstance(found, list) or not found:
-        return "dns.no_address"
+        return NoAddress("dns.no_address")
     addresses = tuple(_address(item) for item in found)
     whole = tuple(address for address in addresses if address is not None)
-    return whole if len(whole) == len(addresses) else "dns.unavailable"
+    return whole if len(whole) == len(addresses) else UNAVAILABLE
 
 
 def _address(item: Any) -> Address | None:

@@ -18,47 +18,47 @@ from exeat.proxy import socks5
 
 MAX_PHRASE: Final = 160  # characters
 
-# Reasons that are the proxy's own: status, Proxy-Status error type (RFC 9209 section 2.3), text.
-_OWN: Final[dict[str, tuple[int, str, str]]] = {
-    "http.line_ending": (400, "http_request_error", "line endings must be CRLF, without NUL"),
-    "http.request_line": (400, "http_request_error", "not an HTTP/1.1 request line"),
-    "http.version": (505, "http_request_error", "only HTTP/1.0 and HTTP/1.1 are spoken here"),
-    "http.target_form": (400, "http_request_error", "send CONNECT host:port or an absolute http:// URL"),
-    "http.scheme": (400, "http_request_error", "only http:// URLs; use CONNECT for anything else"),
-    "http.header": (400, "http_request_error", "malformed header field"),
-    "http.head_too_large": (431, "http_request_error", "request head is over 16 KiB"),
-    "http.host_twice": (400, "http_request_error", "more than one Host field"),
-    "http.host_missing": (400, "http_request_error", "no Host field"),
-    "http.host_mismatch": (403, "http_request_denied", "Host differs from the tunnel's target"),
-    "http.framing": (400, "http_request_error", "ambiguous or unknown body framing"),
-    "http.connect_body": (400, "http_request_error", "CONNECT takes no body"),
-    "http.upgrade": (400, "http_request_error", "Upgrade is not passed on; use CONNECT"),
-    "http.body": (400, "http_request_error", "malformed chunked body"),
-    "http.nested_connect": (403, "http_request_denied", "CONNECT inside a tunnel"),
-    "http.timeout": (408, "http_request_error", "no complete request in time"),
-    "tls.not_tls": (403, "http_request_denied", "this port takes TLS only"),
-    "tls.malformed": (403, "http_request_denied", "malformed TLS ClientHello"),
-    "tls.ech": (403, "http_request_denied", "encrypted ClientHello hides the server name"),
-    "tls.two_names": (403, "http_request_denied", "more than one server name in the ClientHello"),
-    "tls.name_type": (403, "http_request_denied", "unknown server name type in the ClientHello"),
-    "tls.sni_ip": (403, "http_request_denied", "the server name is an IP address"),
-    "tls.sslv2": (403, "http_request_denied", "SSLv2 hello"),
-    "tls.too_large": (403, "http_request_denied", "ClientHello is too large"),
-    "tls.early_data": (403, "http_request_denied", "data before a complete ClientHello"),
-    "tls.timeout": (403, "http_request_denied", "no ClientHello in time"),
-    "dns.nxdomain": (502, "dns_error", "the name does not exist"),
-    "dns.no_address": (502, "dns_error", "the name has no address"),
-    "dns.unavailable": (503, "dns_error", "the DNS guard or its resolver does not answer"),
-    "dns.refused": (502, "dns_error", "the resolver refused the name"),
-    "dial.refused": (502, "connection_refused", "the destination refused the connection"),
-    "dial.timeout": (504, "connection_timeout", "the destination did not answer in time"),
-    "dial.unreachable": (502, "destination_ip_unroutable", "the destination is not reachable"),
-    "ledger.unavailable": (503, "proxy_internal_error", "the ledger cannot record this flow"),
-    "limit.connections": (503, "connection_limit_reached", "too many open connections of this job"),
-    "limit.descriptors": (503, "connection_limit_reached", "the gateway is full"),
-    "limit.asks": (503, "connection_limit_reached", "too many requests wait for approval"),
-    "client.gone": (400, "http_request_error", "the client closed before its tunnel was there"),
-    "policy.unavailable": (503, "proxy_internal_error", "no policy has been loaded yet"),
+# Reasons that are the proxy's own: status, Proxy-Status error type (RFC 9209 section 2.3).
+_OWN: Final[dict[str, tuple[int, str]]] = {
+    "http.line_ending": (400, "http_request_error"),
+    "http.request_line": (400, "http_request_error"),
+    "http.version": (505, "http_request_error"),
+    "http.target_form": (400, "http_request_error"),
+    "http.scheme": (400, "http_request_error"),
+    "http.header": (400, "http_request_error"),
+    "http.head_too_large": (431, "http_request_error"),
+    "http.host_twice": (400, "http_request_error"),
+    "http.host_missing": (400, "http_request_error"),
+    "http.host_mismatch": (403, "http_request_denied"),
+    "http.framing": (400, "http_request_error"),
+    "http.connect_body": (400, "http_request_error"),
+    "http.upgrade": (400, "http_request_error"),
+    "http.body": (400, "http_request_error"),
+    "http.nested_connect": (403, "http_request_denied"),
+    "http.timeout": (408, "http_request_error"),
+    "tls.not_tls": (403, "http_request_denied"),
+    "tls.malformed": (403, "http_request_denied"),
+    "tls.ech": (403, "http_request_denied"),
+    "tls.two_names": (403, "http_request_denied"),
+    "tls.name_type": (403, "http_request_denied"),
+    "tls.sni_ip": (403, "http_request_denied"),
+    "tls.sslv2": (403, "http_request_denied"),
+    "tls.too_large": (403, "http_request_denied"),
+    "tls.early_data": (403, "http_request_denied"),
+    "tls.timeout": (403, "http_request_denied"),
+    "dns.nxdomain": (502, "dns_error"),
+    "dns.no_address": (502, "dns_error"),
+    "dns.unavailable": (503, "dns_error"),
+    "dns.refused": (502, "dns_error"),
+    "dial.refused": (502, "connection_refused"),
+    "dial.timeout": (504, "connection_timeout"),
+    "dial.unreachable": (502, "destination_ip_unroutable"),
+    "ledger.unavailable": (503, "proxy_internal_error"),
+    "limit.connections": (503, "connection_limit_reached"),
+    "limit.descriptors": (503, "connection_limit_reached"),
+    "limit.asks": (503, "connection_limit_reached"),
+    "client.gone": (400, "http_request_error"),
+    "policy.unavailable": (503, "proxy_internal_error"),
 }
 _UNAVAILABLE: Final = frozenset({"policy.expired", "internal.error", "budget.state"})
 _RETRY_AFTER_S: Final = 5
@@ -84,12 +84,11 @@ def host_text(host: str | Address) -> str:
 
 def from_code(code: str, host: str | Address = "", port: int = 0) -> Refusal:
     """A refusal for one of the proxy's own reasons, or for bytes that are no target at all."""
-    status, error, words = _OWN.get(code, (0, "", ""))
+    status, error = _OWN.get(code, (0, ""))
     if not status:
         status = 400 if code.startswith(("malformed.", "socks.")) else 403
         error = "http_request_error" if status == 400 else "http_request_denied"
-        words = text(code)
-    return Refusal(code, status, error, words, host=host_text(host), port=port)
+    return Refusal(code, status, error, text(code), host=host_text(host), port=port)
 
 
 def from_decision(

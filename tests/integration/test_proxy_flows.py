@@ -483,6 +483,26 @@ def test_dialling(tmp_path: Path) -> None:
     world(tmp_path, body)
 
 
+def test_a_flow_that_the_ledger_settled_meanwhile_is_cut(tmp_path: Path) -> None:
+    def body(w: World) -> None:
+        origin = Origin(7000, echo)
+        sock = w.tunnel("www.example.org", 7000, b"x")
+        assert sock.recv(1) == b"x"
+        w.proxy.send_signal(signal.SIGSTOP)
+        w.ledger.kill()
+        w.ledger.wait(5)
+        w.restart_ledger()
+        orphan = w.wait_record(lambda r: r.kind is Kind.ORPHAN, 10)
+        w.proxy.send_signal(signal.SIGCONT)
+        assert read_all(sock) == b""
+        (closed,) = w.closes()
+        assert (closed.flow, closed.close_reason) == (orphan.flow, "ledger.orphaned")
+        assert (closed.bytes_out, closed.bytes_in) == (1, 1)
+        assert origin.connections == 1
+
+    world(tmp_path, body)
+
+
 def test_a_jail_has_a_limit_of_connections(tmp_path: Path) -> None:
     def body(w: World) -> None:
         idle = [w.connect() for _ in range(256)]
@@ -491,8 +511,11 @@ def test_a_jail_has_a_limit_of_connections(tmp_path: Path) -> None:
         idle.pop().close()
         sock.close()
         deadline = time.monotonic() + 5
-        while w.ask(b"CONNECT paste.example.org:443 HTTP/1.1\r\n\r\n")[0] != 403:
+        status = 0
+        while status != 403:
             assert time.monotonic() < deadline
+            status, _, sock = w.ask(b"CONNECT paste.example.org:443 HTTP/1.1\r\n\r\n")
+            sock.close()  # one that was refused for the limit counts until it is gone
 
     world(tmp_path, body)
 

@@ -31,9 +31,12 @@ project: builds
 posture: allowlist
 hold: 300ms
 allow:
-  - {id: site, to: www.example.org, ports: [80, 443, 7000]}
+  - {id: site, to: [www.example.org, .wild.example.org], ports: [80, 443, 7000]}
 ask:
   - {id: clone, to: git.example.org, ports: 7000}
+deny:
+  - {id: bad-net, to: 203.0.113.64/26}
+  - {id: bad-name, to: .evil.example.net}
 """
 OTHER = """
 egress: v1
@@ -58,7 +61,13 @@ source = "uid:65533"
 project = "other"
 agent = "by-uid"
 """
-ZONE = [(f"{name}", 60, "A", HOME) for name in ("www.example.org", "git.example.org", "home.example.net")]
+ZONE = [
+    *((f"{name}", 60, "A", HOME) for name in ("www.example.org", "git.example.org", "home.example.net")),
+    ("net.wild.example.org", 60, "A", "203.0.113.77"),
+    ("alias.wild.example.org", 60, "CNAME", "www.evil.example.net."),
+    ("www.evil.example.net", 60, "A", HOME),
+    ("inside.wild.example.org", 60, "A", "10.7.7.7"),
+]
 DOOR = ("127.0.0.1", 3128)
 GET = b"GET http://%s:7000/ HTTP/1.1\r\nHost: %s:7000\r\n\r\n"
 
@@ -117,6 +126,7 @@ def test_who_is_not_known_is_refused_and_recorded() -> None:
         answer = get(b"www.example.org", "::1", ("::1", 3128))
         assert answer.startswith(b"HTTP/1.1 403 ")
         assert b"meta.attribution" in answer
+        assert b"exeat " not in answer  # a stranger gets no command, and hears of no project
         with made.unix(65534) as sock:
             sock.sendall(GET % (b"www.example.org", b"www.example.org"))
             assert b"meta.attribution" in read_all(sock)
@@ -200,6 +210,25 @@ def test_asks_are_held_as_the_policy_says_and_named() -> None:
         request = first.split(b"approve ")[1].split(b" ")[0].decode()
         assert made.exeat("lease", "approve", request).returncode == 0
         assert get(b"git.example.org").endswith(b"hi")
+
+    alone(body)
+
+
+def test_what_a_name_leads_to_is_refused_by_its_own_rule_and_not_told() -> None:
+    def body(made: Standalone, server: NameServer) -> None:
+        origin = Origin(7000, answer_once)
+        for host, rule in ((b"net.wild.example.org", "bad-net"), (b"alias.wild.example.org", "bad-name")):
+            assert f"operator must change rule {rule} [rule.deny]".encode() in get(host).split(b"\r\n")[0]
+        inside = get(b"inside.wild.example.org")
+        assert b"address.not_public" in inside
+        assert b"10.7.7.7" not in inside
+        assert not origin.connections
+        denied = [r for r in made.records() if r.kind is Kind.DENY]
+        assert [(r.reason_code, r.rule_id) for r in denied] == [
+            ("rule.deny", "bad-net"),
+            ("rule.deny", "bad-name"),
+            ("address.not_public", "site"),
+        ]
 
     alone(body)
 

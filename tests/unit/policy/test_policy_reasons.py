@@ -15,6 +15,10 @@ ROOT = Path(__file__).parents[3]
 _CODE = re.compile(
     r'"((?:malformed|meta|rule|ceiling|budget|lease|address|posture|ip_literal|sni|policy|internal|review)\.[a-z_]+)"'
 )
+_DOOR_CODE = re.compile(
+    r'"((?:tls|http|socks|dial|dns|limit|client|jail|gateway|ledger|policy|malformed|sni|meta|address'
+    r'|budget|lease|rule|posture|internal)\.[a-z_0-9]+)"'
+)
 # Codes of documents that do not load; their text is the loader's message.
 LOAD_ONLY = {
     "posture.unknown",
@@ -41,6 +45,18 @@ def test_every_code_in_the_core_has_a_text() -> None:
     }
     assert used - actions - LOAD_ONLY <= TEXTS.keys()
     assert len(used) > 40
+
+
+def test_every_code_of_the_doors_has_a_text() -> None:
+    files = [path for area in ("proxy", "dns") for path in (ROOT / area).glob("*.py")]
+    used = {code for path in files for code in _DOOR_CODE.findall(path.read_text(encoding="utf-8"))}
+    others = {"jail.remove", "jail.add", "ledger.sock"}  # messages and a file
+    assert used - others <= TEXTS.keys()
+    assert len(used) > 60
+
+
+def test_nobody_gets_no_command() -> None:
+    assert advise(Decision(Verdict.DENY, "meta.attribution"), "a.org", 443, "") == TEXTS["meta.attribution"]
 
 
 def test_texts_are_short_and_plain() -> None:
