@@ -208,6 +208,8 @@ sys.exit(serve(s, lambda: os.write(1, b"r") and None))
 class World:
     """Must be made and used inside `in_namespace`."""
 
+    proxy_code: ClassVar[str] = _PROXY
+
     def __init__(self, base: Path, policy: str, **settings: float) -> None:
         self.base = base
         self._clients: list[socket.socket] = []
@@ -223,7 +225,7 @@ class World:
         self.unix.listen(64)
         self.policy(policy)
         self.jail()
-        self.proxy = _spawn(_PROXY, str(base), repr(settings))
+        self.proxy = _spawn(self.proxy_code, str(base), repr(settings))
         self.control.wait(lambda m: m["t"] == "hello")
 
     def policy(self, text: str, *, leases: Iterable[Lease] = (), **more: Any) -> Document:
