@@ -1,8 +1,9 @@
 """What a client may say first inside a tunnel, judged before the other side hears it (sans-I/O).
 
 On TLS ports the first bytes must be one complete ClientHello. Elsewhere a client that begins
-like TLS is held to the same; on port 80 one that begins like an HTTP request must name the
-tunnel's own host. Anything else on such a port is some other protocol and passes as it is.
+like TLS is held to the same, and one that begins like an HTTP/1 request must name the tunnel's
+own host and must not CONNECT further. Anything else on such a port is some other protocol and
+passes as it is.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ MAX_HTTP = 16 * 1024
 _TLS_RECORD = 0x16
 _BARE_LF = re.compile(rb"(?<!\r)\n")
 _TEXT = re.compile(rb"[\t\r\x20-\xff]*")
+# What a request line can look like before it is complete. Off port 80 nothing else is waited for,
+# so that protocols whose clients begin with text and no line end are not held up.
+_REQUEST_BEGUN = re.compile(rb"[A-Z]{0,32}( +[\x21-\x7e]*( +[HTP/0-9.]{0,8} *\r?)?)?")
 _REQUEST_LINE = re.compile(rb"([A-Z]{1,32}) ([\x21-\x7e]+) HTTP/1\.[01]\r\n")
 
 
@@ -67,7 +71,7 @@ class FirstBytesJudge:
         self._data += data
         if self._hello is not None:
             return self._feed_hello(self._hello, data)
-        if self._port != HTTP_PORT or not _may_be_http(self._data):
+        if not _may_be_http(self._data, web=self._port == HTTP_PORT):
             return self._passed(Kind.OTHER)
         return self._feed_http()
 
@@ -117,6 +121,8 @@ class FirstBytesJudge:
         if not line[2].startswith((b"/", b"*")):
             raise TunnelError("http.target_form")
         hosts = _hosts(head[line.end() :])
+        if not hosts and line[0].endswith(b"1.1\r\n"):
+            raise TunnelError("http.host_missing")
         if len(hosts) > 1:
             raise TunnelError("http.host_twice")
         if hosts and not self._names_target(hosts[0]):
@@ -131,17 +137,21 @@ class FirstBytesJudge:
             return False
 
 
-def _may_be_http(data: bytearray) -> bool:
+def _may_be_http(data: bytearray, *, web: bool) -> bool:
     """True while the first line may still be, or is, one that any HTTP server would take.
 
     Generous on purpose: servers skip empty lines and take bare LF, so what only resembles a
-    request line is caught here and then refused for not being exactly one.
+    request line is caught here and then refused for not being exactly one. `web`: on the port
+    where HTTP is what one expects, any text is waited for. Elsewhere cleartext HTTP/2 is one more
+    protocol that the rule for this port admits.
     """
     text = bytes(data[:MAX_HTTP]).lstrip(b"\r\n \t")
     line, newline, _ = text.partition(b"\n")
-    if newline:
-        return b"HTTP/" in line.upper()
-    return _TEXT.fullmatch(line) is not None
+    if web:
+        return b"HTTP/" in line.upper() if newline else _TEXT.fullmatch(line) is not None
+    if _REQUEST_BEGUN.fullmatch(line) is None:
+        return False
+    return b" HTTP/1" in line if newline else True
 
 
 def _hosts(fields: bytes) -> list[bytes]:

@@ -37,9 +37,47 @@ def test_tls_ports_take_tls_only(port: int, data: bytes) -> None:
     assert outcome("www.example.org", port, data) == "tls.not_tls"
 
 
-@pytest.mark.parametrize("data", [b"SSH-2.0-x\r\n", b"GET / HTTP/1.1\r\nHost: evil\r\n\r\n", b"\0\0\0\x08"])
-def test_other_protocols_pass_elsewhere(data: bytes) -> None:
-    assert outcome("db.example.org", 5432, data) == FirstBytes(Kind.OTHER, data)
+@pytest.mark.parametrize("step", [0, 1])
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"SSH-2.0-x\r\n",
+        b"\0\0\0\x08",
+        b"AMQP\0\0\x09\x01",
+        b"root",  # nobody waits for a line end that may never come
+        b"PING\r\n",
+        b"INVITE sip:a@example.org SIP/2.0\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    ],
+)
+def test_other_protocols_pass_elsewhere(data: bytes, step: int) -> None:
+    found = outcome("db.example.org", 5432, data, step)
+    assert isinstance(found, FirstBytes)
+    assert found.kind is Kind.OTHER
+    assert data.startswith(found.data)
+
+
+@pytest.mark.parametrize("step", [0, 1])
+@pytest.mark.parametrize(
+    ("head", "code"),
+    [
+        (b"GET / HTTP/1.1\r\nHost: evil.example.net\r\n\r\n", "http.host_mismatch"),
+        (b"GET / HTTP/1.1\r\nHost: db.example.org:80\r\n\r\n", "http.host_mismatch"),
+        (b"CONNECT evil.example.net:443 HTTP/1.1\r\n\r\n", "http.nested_connect"),
+        (b"\r\nGET / HTTP/1.1\r\nHost: evil.example.net\r\n\r\n", "http.request_line"),
+        (b"GET / HTTP/1.1\nHost: evil.example.net\n\n", "http.request_line"),
+        (b"GET  /  HTTP/1.1\r\nHost: evil.example.net\r\n\r\n", "http.request_line"),
+    ],
+)
+def test_hostile_http_on_any_other_port(head: bytes, code: str, step: int) -> None:
+    assert outcome("db.example.org", 5432, head, step) == code
+
+
+@pytest.mark.parametrize("step", [0, 1])
+@pytest.mark.parametrize("host", [b"db.example.org:5432", b"db.example.org"])
+def test_http_on_any_other_port_names_its_target(host: bytes, step: int) -> None:
+    head = b"GET / HTTP/1.1\r\nHost: " + host + b"\r\n\r\n"
+    assert outcome("db.example.org", 5432, head, step) == FirstBytes(Kind.OTHER, head)
 
 
 @pytest.mark.parametrize("step", [0, 1])
@@ -64,6 +102,7 @@ def test_http_on_port_80_names_its_target(head: bytes, step: int) -> None:
         (b"GET / HTTP/1.1\r\nHost: www.example.org:8080\r\n\r\n", "http.host_mismatch"),
         (b"GET / HTTP/1.1\r\nHost: www.example.org@evil\r\n\r\n", "http.host_mismatch"),
         (b"GET / HTTP/1.1\r\nHost:\r\n\r\n", "http.host_mismatch"),
+        (b"GET / HTTP/1.1\r\nX: y\r\n\r\n", "http.host_missing"),
         (b"GET / HTTP/1.1\r\nHost: www.example.org\r\nHost: evil\r\n\r\n", "http.host_twice"),
         (b"GET / HTTP/1.1\r\nHost : evil\r\nHost: www.example.org\r\n\r\n", "http.host_twice"),
         (b"GET / HTTP/1.1\r\nHost: www.example.org\r\n evil\r\n\r\n", "http.line_ending"),
