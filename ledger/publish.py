@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import select
 import shutil
 import signal
 import struct
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 MESSAGE: Final = struct.Struct(">Q32s")  # size, root
 _RESTART_S: Final = 10.0
+_REST_MS: Final = 250  # between checkpoints, however fast records come: their syncs hold up the writer's
 _LAST_S: Final = 5.0  # how long a shutdown waits for the last checkpoint
 
 
@@ -226,7 +228,7 @@ def _in_child(directory: Path, pipe: int) -> None:
             signal.signal(number, signal.SIG_IGN)  # the end of the pipe is the end: one more checkpoint
         os.dup2(pipe, 3)
         os.closerange(4, 1 << 20)
-        os.nice(5)
+        os.nice(19)
         follow(directory, 3)
         code = 0
     except BaseException:
@@ -240,6 +242,8 @@ def follow(directory: Path, pipe: int) -> None:
     """Publish what comes through `pipe`, the newest if several wait, until its end."""
     publisher: Publisher | None = None
     given_up = False
+    hangup = select.poll()
+    hangup.register(pipe, 0)  # its end is reported all the same
     while data := os.read(pipe, 1024 * MESSAGE.size):
         if given_up:
             continue
@@ -248,6 +252,7 @@ def follow(directory: Path, pipe: int) -> None:
                 _alone(directory)
                 publisher = Publisher(directory)
             publisher.publish(*MESSAGE.unpack(data[-MESSAGE.size :]))
+            hangup.poll(_REST_MS)
         except (PublishError, KeyMissingError) as error:
             print(f"exeat: ledger: no checkpoints any more: {error}", file=sys.stderr, flush=True)
             given_up = True
