@@ -29,15 +29,15 @@ def chosen(patterns: Sequence[str]) -> list[cases.Case]:
     return [case for case in cases.load() if any(fnmatch.fnmatch(case.id, text) for text in patterns)]
 
 
-def test_exeat_passes_all_of_it_from_inside_a_jail_and_after_a_restart() -> None:
+def test_exeat_passes_all_of_it_in_both_forms_with_a_restart_between() -> None:
+    """From a jail; after a restart, as a client on loopback; at last the controls from a jail again."""
     corpus = cases.load()
-    with Arena("t") as arena, Exeat(arena, alone=False) as appliance:
-        for when in ("first", "after a restart"):
-            if when != "first":
-                appliance.restart()
-            result = appliance.score("jail", corpus)
-            assert result.failures == [], when
-            assert len(result.verdicts) == len(corpus)
+    with Arena("t") as arena, Exeat(arena) as appliance:
+        for form, part in (("jail", corpus), ("alone", corpus), ("jail", chosen(["controls/*"]))):
+            result = appliance.score(form, part)
+            assert result.failures == [], form
+            assert len(result.verdicts) == len(part)
+            appliance.restart()
 
 
 def test_the_runner_finds_a_proxy_without_a_policy_out() -> None:
