@@ -6,6 +6,7 @@ language with groups expanded, ids filled in and no defaults left open. The dige
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import re
@@ -122,7 +123,16 @@ class Document:
 
     @cached_property
     def _canonical(self) -> str:
-        return json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"))
+        # Rule by rule: one call for all would hold the interpreter, and so a gateway, for long.
+        out = dataclasses.replace(self, rules=(), ceiling=None).to_json()
+        lists = {str(kind): self.of_kind(kind) for kind in (Kind.ALLOW, Kind.ASK, Kind.DENY)}
+        parts = {key: _dumps(value) for key, value in out.items()}
+        for key, rules in lists.items():
+            if texts := [_dumps(rule.to_json()) for rule in rules]:
+                parts[key] = f"[{','.join(texts)}]"
+        if self.ceiling is not None:
+            parts["ceiling"] = f"[{','.join(_dumps(rule.to_json()) for rule in self.ceiling)}]"
+        return "{" + ",".join(f'"{key}":{parts[key]}' for key in sorted(parts)) + "}"
 
     def to_canonical_json(self) -> str:
         return self._canonical
@@ -139,6 +149,10 @@ class Document:
         if document.to_canonical_json() != text:
             raise PolicyError("doc.canonical", "the JSON is not in canonical form", file, 1, 1)
         return document
+
+
+def _dumps(value: object) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
 
 def format_endpoint(endpoint: Endpoint) -> str:

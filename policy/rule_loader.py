@@ -33,7 +33,7 @@ from exeat.policy.units import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from exeat.policy.postures import Knobs
     from exeat.policy.tree import Node
@@ -270,7 +270,7 @@ def _when(node: Node) -> When | None:
     return When(start, end, _daily(keys["daily"]) if "daily" in keys else None, days or frozenset(range(7)))
 
 
-def _days(keys: Mapping[str, Node]) -> list[Node]:
+def _days(keys: Mapping[str, Node]) -> Sequence[Node]:
     if "days" not in keys:
         return []
     items = keys["days"].one_or_more()

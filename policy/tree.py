@@ -7,8 +7,9 @@ Every scalar stays the text that was written: YAML 1.1 would read `off` as False
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import yaml
 
@@ -29,7 +30,7 @@ class Node:
     line: int
     column: int
     text: str | None = None
-    items: list[Node] | None = None
+    items: Sequence[Node] | None = None
     entries: dict[str, tuple[Node, Node]] | None = None
 
     def error(self, code: str, message: str) -> PolicyError:
@@ -45,12 +46,12 @@ class Node:
             raise self.error("doc.type", "expected a value here, found nothing")
         return self.text
 
-    def sequence(self) -> list[Node]:
+    def sequence(self) -> Sequence[Node]:
         if self.items is None:
             raise self.error("doc.type", "expected a list here")
         return self.items
 
-    def one_or_more(self) -> list[Node]:
+    def one_or_more(self) -> Sequence[Node]:
         return [self] if self.items is None else self.items
 
     def mapping(self, allowed: frozenset[str] | None = None) -> dict[str, Node]:
@@ -69,6 +70,7 @@ class _Open:
     """A list or mapping whose end has not been read yet."""
 
     node: Node
+    items: list[Node]
     key: Node | None = None
 
 
@@ -126,17 +128,18 @@ def _step(event: yaml.Event, stack: list[_Open], file: str) -> Node | None:
         return node
     if len(stack) >= MAX_DEPTH:
         raise node.error("doc.type", "nested too deeply")
+    items: list[Node] = []
     if isinstance(event, yaml.SequenceStartEvent):
-        node.items = []
+        node.items = items
     else:
         node.entries = {}
-    stack.append(_Open(node))
+    stack.append(_Open(node, items))
     return None
 
 
 def _attach(parent: _Open, child: Node) -> None:
     if parent.node.items is not None:
-        parent.node.items.append(child)
+        parent.items.append(child)
         return
     entries = parent.node.entries
     if parent.key is None:
@@ -150,13 +153,38 @@ def _attach(parent: _Open, child: Node) -> None:
         parent.key = None
 
 
+class _Values(Sequence["Node"]):
+    """A JSON list that becomes nodes one by one: the nodes of a large policy weigh more than it does."""
+
+    def __init__(self, values: list[Any], file: str, depth: int) -> None:
+        self._values = values
+        self._file = file
+        self._depth = depth
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    @overload
+    def __getitem__(self, index: int) -> Node: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Node]: ...
+    def __getitem__(self, index: int | slice) -> Node | list[Node]:
+        if isinstance(index, slice):
+            return [_from_value(value, self._file, self._depth) for value in self._values[index]]
+        return _from_value(self._values[index], self._file, self._depth)
+
+
 def parse_json(text: str, file: str) -> Node:
-    """The same tree from canonical JSON. Raises PolicyError `doc.json`."""
+    """The same tree from canonical JSON. Raises PolicyError `doc.json`, also when an item is taken."""
     try:
         value = json.loads(text, object_pairs_hook=_no_duplicates)
-        return _from_value(value, file, 0)
     except (ValueError, RecursionError) as error:
-        raise PolicyError("doc.json", f"not canonical JSON: {error}", file, 1, 1) from None
+        raise _not_canonical(str(error), file) from None
+    return _from_value(value, file, 0)
+
+
+def _not_canonical(why: str, file: str) -> PolicyError:
+    return PolicyError("doc.json", f"not canonical JSON: {why}", file, 1, 1)
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -169,15 +197,16 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _from_value(value: object, file: str, depth: int) -> Node:
     node = Node(file, 1, 1)
     if depth > MAX_DEPTH:
-        raise ValueError("nested too deeply")
+        raise _not_canonical("nested too deeply", file)
     if isinstance(value, dict):
-        node.entries = {key: (node, _from_value(item, file, depth + 1)) for key, item in value.items()}
+        place = Node(file, 1, 1)  # not `node`: a cycle would wait for the garbage collector
+        node.entries = {key: (place, _from_value(item, file, depth + 1)) for key, item in value.items()}
     elif isinstance(value, list):
-        node.items = [_from_value(item, file, depth + 1) for item in value]
+        node.items = _Values(value, file, depth + 1)
     elif isinstance(value, bool):
         node.text = "true" if value else "false"
     elif isinstance(value, str | int):
         node.text = str(value)
     else:
-        raise ValueError(f"a {type(value).__name__} is not part of the language")
+        raise _not_canonical(f"a {type(value).__name__} is not part of the language", file)
     return node
