@@ -8,10 +8,13 @@ its own before policy is asked, is written down here case by case, so that neith
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import dns.rcode
 import pytest
 from tests.support.door_cases import DoorCase, load_cases
+from tests.support.policy_guard import Answered, PolicyGuard, in_numbers, of_type, policy_guard
 from tests.support.policy_world import (
     PolicyWorld,
     Seen,
@@ -22,7 +25,7 @@ from tests.support.policy_world import (
 from tests.support.proxy_world import in_namespace
 
 from exeat.ledger.records import Kind
-from exeat.policy.model import Address
+from exeat.policy.model import Address, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -132,3 +135,104 @@ def _status(door: str, reason: str, *, in_tunnel: bool) -> int:
 def test_how_many_cases_each_proxy_door_takes() -> None:
     asked = {door: sum(d == door for d, _ in PROXY_ASKED) for door in _ASKS}
     assert asked == COUNTS
+
+
+# -- the guard: by the proxy at guard.sock, and by programs in the jail
+
+LITERALS = {i for i, case in CASES.items() if isinstance(case.target, Address)}  # need no lookup
+BAD_FIELDS = {"DB-02", "DB-03", "DB-05", "DB-17", "N-019", "N-020", "N-021", "N-022"}  # no request at all
+NOT_YET_SEEN = {"NS-34", "NS-35", "N-026", "N-027", "N-028"}  # names resolve before there is an SNI
+MAPPED = {"N-052"}  # an AAAA record holding an IPv4 address: such an answer is refused whole
+NO_DNS_FORM = {"DB-09", "N-030", "N-031"}  # labels over 63 and names over 255 octets
+# A lookup is on the ledger before it is made: by what admitted it then, not by what the address allows.
+ADMITTED_BY = {
+    **dict.fromkeys(NOT_YET_SEEN, "rule.allow"),
+    **dict.fromkeys(("NS-34", "NS-35"), "posture.public"),
+    "N-118": "lease.active",
+}
+ADDRESS_QUERIES = ("A", "AAAA")
+DNS_ASKED = [i for i in CASES if i not in NO_DNS_FORM | {"DB-17"}]
+
+
+@dataclass
+class GuardSeen:
+    """Answers by (case, question), and what the ledger holds of them by (case, who asked)."""
+
+    answers: dict[tuple[str, str], Answered] = field(default_factory=dict)
+    core: dict[tuple[str, str], tuple[Verdict, str]] = field(default_factory=dict)
+    records: dict[tuple[str, str], set[tuple[str, str]]] = field(default_factory=dict)
+
+
+@pytest.fixture(scope="module")
+def guard(tmp_path_factory: pytest.TempPathFactory) -> GuardSeen:
+    """All that the guard answered."""
+    out = GuardSeen()
+    generations = {}
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        policy_guard(tmp_path_factory.mktemp("guard"), patch) as asked,
+    ):
+        for name, case in CASES.items():
+            asked.show(case)
+            generations[asked.generation] = name
+            out.answers[name, "resolve"] = asked.resolve(case)
+            if name in DNS_ASKED:
+                _look_up(asked, case, out)
+        for (generation, source), said in asked.recorded().items():
+            out.records[generations[generation], source] = said
+    return out
+
+
+def _look_up(asked: PolicyGuard, case: DoorCase, out: GuardSeen) -> None:
+    for kind in ADDRESS_QUERIES:
+        out.answers[case.id, kind] = asked.look_up(case, kind)
+        if isinstance(case.target, str):
+            core = asked.core_says(case, of_type(case, kind)[1])
+            out.core[case.id, kind] = core.verdict, core.reason
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_guard_resolves_for_the_proxy_as_the_case_says(guard: GuardSeen, name: str) -> None:
+    got, case = guard.answers[name, "resolve"], CASES[name]
+    if name in LITERALS | BAD_FIELDS | MAPPED:
+        assert got.reason == "dns.refused"
+        assert got.upstream == (name in MAPPED)
+        return
+    allowed = case.allowed or name in NOT_YET_SEEN
+    reason = ASKED_FIRST[name][0] if name in ASKED_FIRST else case.expect["reason"]
+    assert got.reason == ("" if allowed else reason)
+    assert got.addresses == (in_numbers(case) if allowed else frozenset())
+    # A name is only asked of an upstream when policy has let it pass or has an address to judge.
+    assert not got.upstream or allowed or "resolved" in case.request
+    if isinstance(case.target, str):
+        asks = reason in ASK_REASONS
+        decision = "allow" if allowed else "ask" if asks else "deny"
+        assert (decision, ADMITTED_BY.get(name, reason)) in guard.records[name, "proxy"]
+
+
+@pytest.mark.parametrize("kind", ADDRESS_QUERIES)
+@pytest.mark.parametrize("name", DNS_ASKED)
+def test_the_guard_answers_a_jail_only_if_the_core_says_so(guard: GuardSeen, name: str, kind: str) -> None:
+    got, case = guard.answers[name, kind], CASES[name]
+    if not isinstance(case.target, str):
+        assert got.rcode == dns.rcode.NXDOMAIN
+        assert got.reason.startswith("malformed.")
+        assert not got.upstream
+        return
+    verdict, reason = guard.core[name, kind]
+    texts = of_type(case, kind)[0]
+    if name in MAPPED and kind == "AAAA":
+        verdict, reason = Verdict.DENY, "dns.refused"
+    allowed = verdict is Verdict.ALLOW
+    assert got.rcode == (dns.rcode.NOERROR if allowed else dns.rcode.NXDOMAIN)
+    assert got.addresses == (texts if allowed else frozenset())
+    assert got.reason == ("" if allowed else "lease required" if verdict is Verdict.ASK else reason)
+    assert not got.upstream or allowed or "resolved" in case.request
+    assert allowed or not case.allowed, "what a flow may reach, its job may look up"
+    recorded = ADMITTED_BY.get(name, reason) if allowed else reason
+    assert (str(verdict), recorded) in guard.records[name, "dns"]
+
+
+def test_how_many_cases_the_guard_takes() -> None:
+    by_policy = CASES.keys() - LITERALS - BAD_FIELDS - MAPPED
+    assert (len(CASES), len(by_policy), len(DNS_ASKED)) == (270, 219, 266)

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from exeat.ledger import ipc
 from exeat.ledger.reader import read_records
@@ -322,7 +322,7 @@ class World:
             self.ledger.stdout.close()
         self.ledger = _spawn(_LEDGER, str(self.base))
 
-    def __enter__(self) -> World:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
