@@ -1,8 +1,8 @@
 """An independent verifier: what a stranger would write from docs/formats/ledger.md.
 
-Shares no code with the writer on purpose (no import from exeat), so that a mistake there is not
-repeated here. It reads a ledger from its first byte, recomputes every hash, and keeps its own
-accounts of flows. Problems carry the number of the record they concern.
+Shares no code with the writer on purpose (only with the stand-alone verifier of bundles), so that a
+mistake there is not repeated here. It reads a ledger from its first byte, recomputes every hash, and
+keeps its own accounts of flows. Problems carry the number of the record they concern.
 """
 
 from __future__ import annotations
@@ -13,19 +13,12 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final
 
+from exeat.ledger.verify_offline import parse_record
+
 if TYPE_CHECKING:
     from pathlib import Path
 
-KINDS: Final = (
-    "",
-    *("open", "reserve", "progress", "close", "deny", "dns", "lease", "policy"),
-    *("reconcile", "gap", "boot", "key", "witness", "orphan", "resume"),
-)
 _MAX_PROBLEMS: Final = 100
-# Types of the fields behind schema and kind: unsigned, bytes, text, destination.
-_TYPES: Final = "uubuuu" + "tttd" + "ttttub" + "ttttt" + "ubt" + "tuuuuuuuuuuttbtb"
-_DEFAULTS: Final[dict[str, Any]] = {"u": 0, "b": b"", "t": "", "d": None}
-_PYTHON: Final = {"u": int, "b": bytes, "t": str}
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,71 +319,3 @@ class _Accounts:
 
     def finish(self) -> None:
         self._report.flows_open = len(self._open)
-
-
-# --- records, from docs/formats/ledger.md
-
-
-def parse_record(data: bytes) -> tuple[str, list[Any]]:
-    """(kind, all fields in order, defaults filled in). Raises ValueError unless canonical."""
-    value, end = _item(data, 0, 0)
-    if end != len(data) or not isinstance(value, list):
-        raise ValueError("not one array")
-    if len(value) < 2:
-        raise ValueError("schema or kind")
-    schema, number, fields = value[0], value[1], value[2:]
-    if not _is(schema, 1) or not isinstance(number, int) or not 1 <= number < len(KINDS):
-        raise ValueError("schema or kind")
-    if len(fields) > len(_TYPES) or (fields and _is(fields[-1], _DEFAULTS[_TYPES[len(fields) - 1]])):
-        raise ValueError("number of fields")
-    for position, (kind, field_value) in enumerate(zip(_TYPES, fields, strict=False)):
-        if not _fits(kind, field_value):
-            raise ValueError(f"type of field {position}")
-    return KINDS[number], fields + [_DEFAULTS[kind] for kind in _TYPES[len(fields) :]]
-
-
-def _is(value: object, expected: object) -> bool:
-    return type(value) is type(expected) and value == expected
-
-
-def _fits(kind: str, value: Any) -> bool:
-    if kind != "d":
-        return type(value) is _PYTHON[kind]
-    if value is None:
-        return True
-    return isinstance(value, list) and len(value) == 5 and all(map(_fits, "tutbt", value))
-
-
-def _item(data: bytes, at: int, depth: int) -> tuple[Any, int]:
-    first = data[at] if at < len(data) else 0xFF
-    if first == 0xF6:
-        return None, at + 1
-    major, info = first >> 5, first & 31
-    at += 1
-    if info > 27 or major not in (0, 2, 3, 4) or depth > 2:
-        raise ValueError("an item of a type that records do not have")
-    argument = info
-    if info >= 24:
-        width = 1 << (info - 24)
-        argument, at = int.from_bytes(data[at : at + width], "big"), at + width
-        if argument < (24 if width == 1 else 1 << (4 * width)) or at > len(data):
-            raise ValueError("not the shortest form")
-    if major == 0:
-        return argument, at
-    if argument > len(data) - at:
-        raise ValueError("breaks off")
-    if major == 4:
-        items = []
-        for _ in range(argument):
-            item, at = _item(data, at, depth + 1)
-            items.append(item)
-        return items, at
-    raw = data[at : at + argument]
-    return (raw if major == 2 else _text(raw)), at + argument
-
-
-def _text(raw: bytes) -> str:
-    text = raw.decode()
-    if any(char < " " or "\x7f" <= char <= "\x9f" for char in text):
-        raise ValueError("a control character in a text")
-    return text

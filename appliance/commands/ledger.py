@@ -1,4 +1,7 @@
-"""`exeat ledger tail|verify`: read the evidence, and check it. Works on files; nothing need run."""
+"""`exeat ledger ...`: read the evidence, check it, hand it on. Works on files; nothing need run.
+
+Here: tail and verify. The other actions are in `appliance/ledger_proofs.py` and `appliance/ledger_ask.py`.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from exeat.appliance import ledger_proofs
 from exeat.appliance.client import load_config
 from exeat.appliance.errors import NotReachableError, UsageError
 from exeat.ledger.reader import Follower, ReaderError, find_ledgers, tail
 from exeat.ledger.records import Kind, Record, decode
-from exeat.ledger.verify import Report, parse_head, verify
+from exeat.ledger.verify import Problem, Report, parse_head, verify
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -39,8 +43,12 @@ def register(commands: Any) -> None:
     check.add_argument(
         "--head", metavar="SIZE:ROOT", help="a head noted earlier, elsewhere: shows a cut or rewritten ledger"
     )
+    check.add_argument(
+        "--checkpoint", type=Path, metavar="FILE", help="a signed checkpoint kept elsewhere: shows the same"
+    )
+    check.add_argument("--key", metavar="VKEY", help="the key that signed it, if not the ledger's own now")
     check.set_defaults(handler=run_verify)
-    for action in (show, check):
+    for action in (show, check, *ledger_proofs.register(actions, _ledgers)):
         action.add_argument("--json", action="store_true", help="print JSON")
         action.add_argument(
             "--state-dir", type=Path, metavar="DIR", default=argparse.SUPPRESS, help="where the ledger lies"
@@ -161,12 +169,16 @@ def run_verify(args: argparse.Namespace) -> int:
     except ValueError as error:
         raise UsageError(f"--head: {error}") from None
     ledgers = _ledgers(args)
-    if heads and len(ledgers) > 1:
-        raise UsageError("--head: there are several ledgers here; it belongs to one")
+    if (heads or args.checkpoint) and len(ledgers) > 1:
+        raise UsageError("there are several ledgers here; a head or checkpoint belongs to one")
     reports = []
     for directory in ledgers:
         try:
-            reports.append((directory, verify(directory, heads=heads)))
+            own, wrong = _own_head(directory)
+            report = verify(directory, heads=heads + own + _kept_head(directory, args))
+            if wrong:
+                report.problems.append(Problem(report.size, wrong))
+            reports.append((directory, report))
         except OSError as error:
             raise NotReachableError(f"{directory}: {error.strerror or error}") from None
     if args.json:
@@ -178,6 +190,35 @@ def run_verify(args: argparse.Namespace) -> int:
     else:
         print("\n\n".join(_text(*it) for it in reports))
     return 0 if all(report.ok for _, report in reports) else 1
+
+
+def _own_head(directory: Path) -> tuple[tuple[tuple[int, bytes], ...], str]:
+    """(size, root) that the ledger itself signed last; and what is wrong with its checkpoint."""
+    from exeat.ledger import keys, note
+    from exeat.ledger.publish import read_checkpoint
+
+    try:
+        text = read_checkpoint(directory)
+        if text is None:
+            return (), ""
+        own = note.open_checkpoint(text, keys.verifier(directory))
+    except (keys.KeyMissingError, note.NoteError) as error:
+        return (), f"its checkpoint does not count: {error}"
+    return ((own.size, own.root),), ""
+
+
+def _kept_head(directory: Path, args: argparse.Namespace) -> tuple[tuple[int, bytes], ...]:
+    """(size, root) of the checkpoint that was kept elsewhere. Raises UsageError if it does not count."""
+    from exeat.ledger import keys, note
+
+    if args.checkpoint is None:
+        return ()
+    try:
+        key = note.parse_vkey(args.key) if args.key else keys.verifier(directory)
+        kept = note.open_checkpoint(args.checkpoint.read_text(encoding="utf-8"), key)
+    except (keys.KeyMissingError, note.NoteError, UnicodeDecodeError, OSError) as error:
+        raise UsageError(f"--checkpoint: {error}") from None
+    return ((kept.size, kept.root),)
 
 
 def _json(directory: Path, report: Report) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from exeat.ledger import headfile, segment
 from exeat.ledger.merkle import Frontier
 from exeat.ledger.records import Kind
 from exeat.ledger.store import Store
-from exeat.ledger.verify import Report, parse_head, parse_record, verify
+from exeat.ledger.verify import Report, parse_head, verify
+from exeat.ledger.verify_offline import parse_record
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
