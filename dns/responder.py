@@ -273,7 +273,12 @@ class _Turn:
         elif finding.status is Status.FOUND:
             addresses = [address for address, _ in finding.addresses]
             reply = build.build_reply(
-                self._query, Rcode.NOERROR, addresses=addresses, ttl=finding.ttl, limit=self._room()
+                self._query,
+                Rcode.NOERROR,
+                addresses=addresses,
+                ttl=finding.ttl,
+                ede=(Ede.STALE, "the upstream resolver does not answer") if finding.stale else None,
+                limit=self._room(),
             )
             self._end(reply, finding.ttl)
         elif finding.status is Status.UNAVAILABLE:

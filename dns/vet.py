@@ -40,12 +40,14 @@ class Chain:
 
     `targets` are the names the asked one is an alias of, in order, in wire form. `ttl` is in
     seconds and already clamped; for a negative answer it says how long that may be remembered.
+    `stale` is the resolver's mark for an answer past its time.
     """
 
     status: Status
     targets: tuple[bytes, ...] = ()
     addresses: tuple[Address, ...] = ()
     ttl: int = MIN_TTL_S
+    stale: bool = False
 
 
 UNAVAILABLE = Chain(Status.UNAVAILABLE)

@@ -70,6 +70,7 @@ class Rcode(IntEnum):
 class Ede(IntEnum):
     """Extended DNS error codes, RFC 8914 section 4."""
 
+    STALE = 3
     NOT_READY = 14
     BLOCKED = 15
     NOT_SUPPORTED = 21

@@ -133,3 +133,104 @@ def test_both_families_end_once_and_do_not_wait_for_ever(stage: Stage) -> None:
     assert finding.addresses == ((Address(4, 0xCB007101), 30),)
     stage.upstream.asked.pop()[2](None)
     assert len(stage.found) == 1
+
+
+class Late(Reactor):
+    """A loop whose clock the test moves."""
+
+    moved = 0.0
+
+    def now(self) -> float:
+        return super().now() + self.moved
+
+
+@pytest.fixture
+def late() -> Stage:
+    stage = Stage()
+    stage.reactor = Late()
+    stage.judge = Judge(lambda: 0.0)
+    stage.resolver = Resolver(stage.reactor, stage.upstream, stage.judge)  # type: ignore[arg-type]
+    stage.load(ALLOWED)
+    stage.find()
+    stage.upstream.answer(ttl=30)
+    return stage
+
+
+def move(stage: Stage, seconds: float) -> None:
+    assert isinstance(stage.reactor, Late)
+    stage.reactor.moved += seconds
+    stage.reactor.turn(0)
+
+
+def test_an_old_answer_stands_in_when_the_upstreams_fail(late: Stage) -> None:
+    move(late, 31)
+    late.find()
+    late.upstream.asked.pop()[2](None)
+    finding = late.found[-1]
+    assert (finding.status, finding.stale, finding.ttl) == (Status.FOUND, True, 2)
+    assert finding.addresses == ((Address(4, 0xCB007101), 2),)
+
+
+def test_it_stands_in_when_they_are_late_and_the_late_answer_is_kept(late: Stage) -> None:
+    move(late, 31)
+    late.find()
+    move(late, 1.4)
+    assert len(late.found) == 1
+    move(late, 0.2)
+    assert late.found[-1].stale
+    late.upstream.answer(0xCB007102)
+    assert len(late.found) == 2
+    late.find()
+    assert late.found[-1].addresses[0][0] == Address(4, 0xCB007102)
+    assert not late.found[-1].stale
+
+
+def test_it_does_not_stand_in_for_ever(late: Stage) -> None:
+    move(late, 30 + 301)
+    late.find()
+    late.upstream.asked.pop()[2](None)
+    assert late.found[-1].reason == "dns.unavailable"
+
+
+def test_it_does_not_outlive_its_policy(late: Stage) -> None:
+    move(late, 31)
+    late.find()
+    late.load(DENIED)
+    late.upstream.asked.pop()[2](None)
+    assert late.found[-1].reason == "rule.deny"
+    late.load(ALLOWED)
+    late.find()
+    late.upstream.asked.pop()[2](None)
+    assert late.found[-1].reason == "dns.unavailable"
+
+
+def test_what_the_upstreams_say_beats_what_they_said(late: Stage) -> None:
+    move(late, 31)
+    late.find()
+    late.upstream.asked.pop()[2](Answer(1, 3, False, b"", (), 60))
+    assert late.found[-1].status is Status.NXDOMAIN
+    move(late, 31)
+    late.find()
+    late.upstream.asked.pop()[2](None)
+    assert late.found[-1].reason == "dns.unavailable"
+
+
+def test_what_is_asked_for_often_is_renewed_before_it_ends(late: Stage) -> None:
+    for _ in range(5):
+        late.find()
+    move(late, 25)
+    assert late.upstream.asked == []
+    late.find()
+    late.find()
+    assert len(late.upstream.asked) == 1
+    late.upstream.answer(0xCB007102, ttl=30)
+    move(late, 6)
+    late.find()
+    assert late.found[-1].addresses == ((Address(4, 0xCB007102), 24),)
+    assert late.upstream.asked == []
+
+
+def test_what_is_asked_for_once_is_not_renewed(late: Stage) -> None:
+    move(late, 25)
+    late.find()
+    assert late.upstream.asked == []

@@ -154,8 +154,8 @@ def test_old_versions_of_tls_are_refused(tmp_path: Path, asking: Callable[..., A
     with dot_server(tmp_path, ZONE, change=old) as server:
         client = asking(server.server)
         assert client.ask_all("www.test") == [None]
-        assert (server.failed, server.raw) == (1, [])
         client.close()
+    assert (server.failed, server.raw) == (1, [])
 
 
 def test_tls_1_2_is_taken(tmp_path: Path, asking: Callable[..., Asking]) -> None:
