@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections import deque
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from exeat.policy.model import Subject
 
 _ROOT = str(Path(__file__).parents[2])
-_STEERED_PROXY = f"""
+CLOCK_ONLY_PROXY = f"""
 import os, sys
 from pathlib import Path
 sys.path.insert(0, {_ROOT!r})
@@ -35,10 +36,10 @@ from exeat.proxy import gateway, server, spending
 base = Path(sys.argv[1])
 read = Steering(base / "steering.json").read
 gateway.Clock = lambda: SteeredClock(read)
-spending.Usage = lambda: SteeredUsage(read)
 s = server.ProxySettings(base, "n1", os.getuid(), **eval(sys.argv[2]))
 sys.exit(server.serve(s, lambda: os.write(1, b"r") and None))
 """
+_STEERED_PROXY = CLOCK_ONLY_PROXY.replace("s =", "spending.Usage = lambda: SteeredUsage(read)\ns =", 1)
 PLAIN = b"\x00ping"  # neither TLS nor HTTP
 
 
@@ -74,6 +75,7 @@ class PolicyWorld(World):
         (folder,) = find_ledgers(base / "state")
         self._follower = Follower(folder)
         self._judged: deque[Record] = deque()
+        self._closed: deque[Record] = deque()
 
     def _keep(self, sock: socket.socket) -> None:
         while data := sock.recv(65536):
@@ -106,14 +108,24 @@ class PolicyWorld(World):
 
     def judged(self) -> Record:
         """The next record that opens or refuses a flow."""
+        return self._next(self._judged)
+
+    def closed(self) -> Record:
+        """The next record that closes a flow."""
+        return self._next(self._closed)
+
+    def _next(self, wanted: deque[Record]) -> Record:
         deadline = time.monotonic() + 5
-        while True:
-            records = [decode(data) for _, data in self._follower.poll()]
-            self._judged += [record for record in records if record.kind in (Kind.OPEN, Kind.DENY)]
-            if self._judged:
-                return self._judged.popleft()
+        while not wanted:
             assert time.monotonic() < deadline, "the ledger has no record of it"
-            select.select([], [], [], 0.002)
+            for _, data in self._follower.poll():
+                record = decode(data)
+                if record.kind in (Kind.OPEN, Kind.DENY):
+                    self._judged.append(record)
+                elif record.kind is Kind.CLOSE:
+                    self._closed.append(record)
+            select.select([], [], [], 0 if wanted else 0.002)
+        return wanted.popleft()
 
     def open_client(self, case: DoorCase) -> socket.socket:
         sock = socket.create_connection(self._listeners[case.subject].getsockname(), 10)
@@ -195,6 +207,7 @@ def socks_address(case: DoorCase) -> bytes:
     return kind + socket.inet_pton(family, text)
 
 
+@cache
 def hello_for(name: str | Sni) -> bytes:
     """A ClientHello by OpenSSL, also for names that OpenSSL would not send."""
     if isinstance(name, Sni):
