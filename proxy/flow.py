@@ -158,9 +158,12 @@ class Flow:
         if isinstance(request.host, Address):
             self._resolved((request.host,))
             return
-        self._cancel = self.gateway.guard.resolve(
-            request.subject, request.host, request.port, decision.lease, self._resolved
-        )
+        guard, question = self.gateway.guard, (request.subject, request.host, request.port, decision.lease)
+        known = guard.known(*question)
+        if known is not None:
+            self._resolved(known)
+        else:
+            self._cancel = guard.resolve(*question, self._resolved)
 
     def _resolved(self, answer: Answer) -> None:
         self._cancel = None

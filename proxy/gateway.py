@@ -48,6 +48,7 @@ Who = Callable[[socket.socket, Any], tuple[Jail, str]]
 
 SWEEP_S: Final = 0.2
 SLOW_SWEEPS: Final = 5  # every so many sweeps, the live tunnels too
+MAX_EVENTS: Final = 1000  # of one sweep for live views; what is more is on the ledger only
 SETTLE_POLL_S: Final = 0.005
 SPARE_FDS: Final = 128  # for pipes, sockets to our siblings, and saying no
 ACCEPT_BATCH: Final = 64
@@ -93,6 +94,7 @@ class Gateway:
         self._settling: set[Tunnel] = set()
         self._settle_timer = False
         self._unclaimed: deque[Tunnel] = deque()
+        self._events: list[dict[str, Any]] = []
         self._sweeps = 0
         self._max_fds = _raise_fd_limit()
         run = settings.run_dir
@@ -117,6 +119,7 @@ class Gateway:
         self.snapshot = snapshot
         self._stale_at = self.reactor.now() + snapshot.fresh_ms / 1000
         if changed:
+            self.guard.forget()
             self._end_leases()
             for tunnel in list(self._tunnels.values()):
                 tunnel.recheck()
@@ -153,6 +156,7 @@ class Gateway:
         self._check_removed(removed)
 
     def on_cut(self, message: Message) -> None:
+        self.guard.forget()
         reason = message.get("reason")
         everyone = [*self._jails.values(), *self._outside.jails]
         flows = [flow for jail in everyone for flow in jail.flows if self._cut_hits(flow, message)]
@@ -313,20 +317,23 @@ class Gateway:
         self.announce("deny", flow, "deny", reason, 0, 0)
 
     def announce(self, event: str, flow: Flow, verdict: str, reason: str, out: int, back: int) -> None:
-        """For live views only; control may be away."""
+        """For live views only, told a few times a second; control may be away."""
+        if len(self._events) >= MAX_EVENTS:
+            return
         evidence = flow.evidence
-        message: dict[str, Any] = {
-            "t": "flow",
-            "ev": event,
-            "flow": evidence.flow.hex(),
-            "job": evidence.subject.job,
-            "dest": f"{host_text(evidence.host)}:{evidence.port}",
-            "verdict": verdict,
-            "reason": reason,
-            "bytes_in": back,
-            "bytes_out": out,
-        }
-        self.hub.send(message)
+        self._events.append(
+            {
+                "ev": event,
+                "flow": evidence.flow.hex(),
+                "project": evidence.subject.project,
+                "job": evidence.subject.job,
+                "dest": f"{host_text(evidence.host)}:{evidence.port}",
+                "verdict": verdict,
+                "reason": reason,
+                "bytes_in": back,
+                "bytes_out": out,
+            }
+        )
 
     # -- time
 
@@ -336,6 +343,9 @@ class Gateway:
         for flow in [flow for flow in self._waiting if flow.deadline <= now]:
             flow.expire()
         self._end_leases()
+        if self._events:
+            events, self._events = self._events, []
+            self.hub.send({"t": "flows", "events": events})
         self._sweeps += 1
         if self._sweeps % SLOW_SWEEPS == 0:
             for tunnel in list(self._tunnels.values()):

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 RECONNECT_S: Final = 0.1
 MAX_PENDING: Final = 8192
+HOT_S: Final = 1.0  # how long an answer may be used again, if its time to live is not shorter
+MAX_HOT: Final = 4096
 
 
 class NoAddress(NamedTuple):
@@ -28,6 +30,7 @@ class NoAddress(NamedTuple):
 # Addresses in dial order, or why there are none.
 Answer = tuple[Address, ...] | NoAddress
 OnAnswer = Callable[[Answer], None]
+Question = tuple[Subject, str, int, str]  # who, host, port, lease
 UNAVAILABLE: Final = NoAddress("dns.unavailable")
 
 
@@ -39,8 +42,22 @@ class GuardClient:
         self._path = path
         self._channel: Channel | None = None
         self._pending: dict[int, OnAnswer] = {}
+        self._questions: dict[int, Question] = {}  # of those in `_pending` whose answer may be kept
+        self._hot: dict[Question, tuple[tuple[Address, ...], float]] = {}
         self._numbers = itertools.count(1)
         reactor.call_soon(self._connect)
+
+    def known(self, subject: Subject, host: str, port: int, lease: str) -> tuple[Address, ...] | None:
+        """The guard's answer to this very question, if it was given a moment ago."""
+        found = self._hot.get((subject, host, port, lease))
+        if found is None or self._reactor.now() >= found[1]:
+            return None
+        return found[0]
+
+    def forget(self) -> None:
+        """What was answered so far may not hold any more, nor what is being asked now."""
+        self._hot.clear()
+        self._questions.clear()
 
     def resolve(
         self, subject: Subject, host: str, port: int, lease: str, on_answer: OnAnswer
@@ -52,6 +69,7 @@ class GuardClient:
             self._reactor.call_soon(lambda: self._answer(number, UNAVAILABLE))
             return lambda: self._forget(number)
         self._pending[number] = on_answer
+        self._questions[number] = (subject, host, port, lease)
         self._send(
             {
                 "id": number,
@@ -67,6 +85,7 @@ class GuardClient:
 
     def _forget(self, number: int) -> None:
         self._pending.pop(number, None)
+        self._questions.pop(number, None)
 
     def _answer(self, number: int, answer: Answer) -> None:
         on_answer = self._pending.pop(number, None)
@@ -107,6 +126,7 @@ class GuardClient:
         self._reactor.remove(self._channel.fileno())
         self._channel.close()
         self._channel = None
+        self.forget()
         # The answers may reach flows that are in the middle of asking: not from inside here.
         for number in list(self._pending):
             self._reactor.call_soon(lambda number=number: self._answer(number, UNAVAILABLE))  # type: ignore[misc]
@@ -128,7 +148,17 @@ class GuardClient:
         for message, _ in messages:
             number = message.get("id")
             if isinstance(number, int):
-                self._answer(number, parse_answer(message))
+                answer = parse_answer(message)
+                self._keep(number, answer, message)
+                self._answer(number, answer)
+
+    def _keep(self, number: int, answer: Answer, message: Message) -> None:
+        question = self._questions.pop(number, None)
+        if question is None or isinstance(answer, NoAddress):
+            return
+        if len(self._hot) >= MAX_HOT:
+            self._hot.clear()
+        self._hot[question] = (answer, self._reactor.now() + min(HOT_S, shortest_life(message)))
 
 
 def parse_answer(message: Message) -> Answer:
@@ -144,6 +174,12 @@ def parse_answer(message: Message) -> Answer:
     addresses = tuple(_address(item) for item in found)
     whole = tuple(address for address in addresses if address is not None)
     return whole if len(whole) == len(addresses) else UNAVAILABLE
+
+
+def shortest_life(message: Message) -> int:
+    """The least time to live of the addresses in a reply, in seconds; 0 if one does not say."""
+    lives = [item.get("ttl") for item in message["addresses"]]
+    return min(life if type(life) is int else 0 for life in lives)
 
 
 def _address(item: Any) -> Address | None:
