@@ -11,7 +11,7 @@ from exeat.policy.authority import LEVELS, NOTHING, Level, Side, Who, new_tables
 from exeat.policy.cells import cells
 from exeat.policy.containment import Extent
 from exeat.policy.portsets import lowest
-from exeat.policy.representatives import hosts_of
+from exeat.policy.representatives import literals_of, names_of, refused
 from exeat.policy.witness import Witness, witness_of
 
 if TYPE_CHECKING:
@@ -63,11 +63,11 @@ def reach(policy: Document, scope: Grantable, *, now_ms: int) -> Reach:
 def _ways(policy: Document, scope: Grantable, now_ms: int) -> Iterator[tuple[Level, Callable[[], Witness]]]:
     tables = new_tables()
     side, extent = Side(policy, tables), Extent(scope)
-    names, literals = hosts_of((policy,), (*scope.to, *scope.except_))
-    hosts: list[Host] = [*names, *literals]
+    further = (*scope.to, *scope.except_)
+    hosts: list[Host] = [*names_of((policy,), further), *literals_of((policy,), further)]
     for host in hosts:
         ports = extent.ports(host)
-        if not ports:
+        if not ports or refused(host):
             continue
         place = side.place(host)
         numbers = {number for number, _ in (*place.rules, *(place.ceiling or ()))}

@@ -20,7 +20,15 @@ from exeat.policy.model import Address, Sni
 from exeat.policy.places import Covers, Host
 from exeat.policy.portsets import lowest
 from exeat.policy.postures import SniRule
-from exeat.policy.representatives import address_classes, every_rule, hosts_of
+from exeat.policy.representatives import (
+    every_rule,
+    is_public,
+    isatap_places,
+    literals_of,
+    names_of,
+    refused,
+    resolved_of,
+)
 from exeat.policy.rules import Kind, Rule
 from exeat.policy.witness import Spent, Witness, witness_of
 
@@ -93,21 +101,21 @@ class _Comparison:
         """The widest difference, or the first of those; None if there is none."""
         if self._alike and not self._changed:
             return None
-        a, b = self._a.document, self._b.document
-        names, literals = hosts_of((a, b))
-        touched_names, touched_literals = self._touched(names), self._touched(literals)
-        addresses = address_classes((a, b))
+        documents = (self._a.document, self._b.document)
+        names = names_of(documents)
+        literals = [*literals_of(documents), *self._isatap()]
+        touched_names = self._touched(names)
         stages: tuple[Iterable[Cell], ...] = (
             map(Cell, touched_names),
-            map(Cell, touched_literals),
-            (Cell(name, each, public=False) for each in self._private(addresses) for name in touched_names),
+            (Cell(place) for place in self._touched(literals) if not refused(place)),
+            (Cell(name, each, public=False) for each in self._private() for name in touched_names),
         )
         for stage in stages:
             if self._search(stage):
                 return self._best
         # Only what a name resolves to is left to make a difference: deny rules on networks.
         if self._best is None:
-            self._search(Cell(name, *each) for each in self._judged_apart(addresses) for name in names)
+            self._search(Cell(name, *each) for each in self._judged_apart() for name in names)
         return self._best or self._looser_knob([*map(Cell, names), *map(Cell, literals)])
 
     def _touched(self, hosts: Iterable[Host]) -> list[Host]:
@@ -117,29 +125,35 @@ class _Comparison:
         changed = Covers((scope, None) for rule in self._changed for scope in rule.to)
         return [host for host in hosts if any(map(changed.of, _judged(host)))]
 
-    def _private(self, addresses: list[tuple[Address, bool]]) -> list[Address]:
+    def _isatap(self) -> Iterator[Address]:
+        """Only deny rules that changed can make these differ from the plain addresses around them."""
+        changed = [scope.net for rule in self._changed if rule.kind is Kind.DENY for scope in rule.to]
+        documents = (self._a.document, self._b.document)
+        prefixes = {scope.net for each in documents for rule in every_rule(each) for scope in rule.to}
+        return isatap_places(filter(None, prefixes), filter(None, changed))
+
+    def _private(self) -> Iterator[Address]:
         """One address that is not public and that no rule denies; where all are denied, all kinds."""
         kinds: dict[tuple[Hashable, Hashable], Address] = {}
-        for address, public in addresses:
-            if not public:
+        for address in resolved_of((self._a.document, self._b.document)):
+            if not is_public(address) and not refused(address):
                 mine, theirs = self._denials(self._a, address), self._denials(self._b, address)
                 if mine == theirs == _UNDENIED:
-                    return [address]
+                    return iter([address])
                 kinds.setdefault((mine, theirs), address)
-        return list(kinds.values())
+        return iter(kinds.values())
 
-    def _judged_apart(self, addresses: list[tuple[Address, bool]]) -> list[tuple[Address, bool]]:
-        """One address of each kind that `a` denies more of than `b`."""
-        kinds: dict[tuple[Hashable, ...], tuple[Address, bool]] = {}
-        public_of = dict(addresses)
-        for address in self._touched(public_of):
-            if not isinstance(address, Address):
+    def _judged_apart(self) -> Iterator[tuple[Address, bool]]:
+        """One address of each kind that `a` denies more of than `b`, and whether it is public."""
+        known: set[tuple[Hashable, ...]] = set()
+        for address in self._touched(resolved_of((self._a.document, self._b.document))):
+            if not isinstance(address, Address) or refused(address):
                 continue
             mine, theirs = self._denials(self._a, address), self._denials(self._b, address)
-            if not self._covered(mine, theirs):
-                public = public_of[address]
-                kinds.setdefault((public, mine, theirs), (address, public))
-        return list(kinds.values())
+            kind = (is_public(address), mine, theirs)
+            if kind not in known and not self._covered(mine, theirs):
+                known.add(kind)
+                yield address, is_public(address)
 
     def _denials(self, side: Side, address: Address) -> _Denials:
         grips, closed = side.denials(address)
@@ -238,6 +252,8 @@ class _Comparison:
         what, sni, most = loosened
         best: _Found | None = None
         for cell in cells_:
+            if refused(cell.host):
+                continue
             place = self._b.place(cell.host)
             for who in self._cells(place):
                 theirs = self._b.authority(place, who)
