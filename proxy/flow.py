@@ -25,7 +25,7 @@ from exeat.proxy.dial import Dialer
 from exeat.proxy.doors import Arrival, Door, DoorError, HttpDoor, open_door
 from exeat.proxy.evidence import Evidence
 from exeat.proxy.first_bytes import TLS_PORTS, FirstBytes, FirstBytesJudge, TunnelError
-from exeat.proxy.guard_client import Answer, NoAddress
+from exeat.proxy.guard_client import Answer, NoAddress, Question
 from exeat.proxy.refusal import Refusal, host_text
 from exeat.proxy.relay import abort
 from exeat.proxy.tunnel import Tunnel
@@ -58,6 +58,7 @@ class Flow:
         self._judge: FirstBytesJudge | None = None
         self._upstream: socket.socket | None = None
         self._cancel: Callable[[], None] | None = None  # of the guard or the dial in flight
+        self._question: Question | None = None  # what the guard was asked
         self._ask_key = ""
         self._hold_until: float | None = None
         self._timeout_code = "http.timeout"
@@ -158,12 +159,12 @@ class Flow:
         if isinstance(request.host, Address):
             self._resolved((request.host,))
             return
-        guard, question = self.gateway.guard, (request.subject, request.host, request.port, decision.lease)
-        known = guard.known(*question)
+        self._question = (request.subject, request.host, request.port, decision.lease)
+        known = self.gateway.guard.known(self._question)
         if known is not None:
             self._resolved(known)
         else:
-            self._cancel = guard.resolve(*question, self._resolved)
+            self._cancel = self.gateway.guard.resolve(self._question, self._resolved)
 
     def _resolved(self, answer: Answer) -> None:
         self._cancel = None
@@ -174,6 +175,8 @@ class Flow:
             return
         self._request = dataclasses.replace(self._need_request(), resolved=answer)
         decision = self.decide(self._request)
+        if not decision.allowed:
+            self._ask_again()
         if decision.verdict is Verdict.ASK:
             self._park(decision)
         elif not decision.allowed:
@@ -198,8 +201,14 @@ class Flow:
 
     def _dial_failed(self, code: str) -> None:
         self._cancel = None
+        self._ask_again()
         if not self.closed:
             self._refuse(self._own(code))
+
+    def _ask_again(self) -> None:
+        """These addresses led nowhere: the next flow to this name is not to be given them again."""
+        if self._question is not None:
+            self.gateway.guard.drop(self._question)
 
     def _connected(self, sock: socket.socket, address: Address) -> None:
         self._cancel = None

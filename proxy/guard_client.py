@@ -47,21 +47,23 @@ class GuardClient:
         self._numbers = itertools.count(1)
         reactor.call_soon(self._connect)
 
-    def known(self, subject: Subject, host: str, port: int, lease: str) -> tuple[Address, ...] | None:
+    def known(self, question: Question) -> tuple[Address, ...] | None:
         """The guard's answer to this very question, if it was given a moment ago."""
-        found = self._hot.get((subject, host, port, lease))
+        found = self._hot.get(question)
         if found is None or self._reactor.now() >= found[1]:
             return None
         return found[0]
+
+    def drop(self, question: Question) -> None:
+        """This answer was no good: the next flow is to ask again."""
+        self._hot.pop(question, None)
 
     def forget(self) -> None:
         """What was answered so far may not hold any more, nor what is being asked now."""
         self._hot.clear()
         self._questions.clear()
 
-    def resolve(
-        self, subject: Subject, host: str, port: int, lease: str, on_answer: OnAnswer
-    ) -> Callable[[], None]:
+    def resolve(self, question: Question, on_answer: OnAnswer) -> Callable[[], None]:
         """Ask; `on_answer` is called once, later. The returned call forgets the question."""
         number = next(self._numbers)
         if self._channel is None or len(self._pending) >= MAX_PENDING:
@@ -69,7 +71,8 @@ class GuardClient:
             self._reactor.call_soon(lambda: self._answer(number, UNAVAILABLE))
             return lambda: self._forget(number)
         self._pending[number] = on_answer
-        self._questions[number] = (subject, host, port, lease)
+        self._questions[number] = question
+        subject, host, port, lease = question
         self._send(
             {
                 "id": number,

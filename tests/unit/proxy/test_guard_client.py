@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 ME = Subject("p", "a", "j")
+ASKED = (ME, "a.org", 443, "")
 HOME = Address(4, 0xCB007101)
 FOUND = [{"family": 4, "value": str(HOME.value), "ttl": 60}]
 
@@ -76,7 +77,7 @@ class Asking:
 
     def ask(self, before_reply: Any = None, ttl: int = 60, **reply: Any) -> Answer:
         answers: list[Answer] = []
-        self.client.resolve(ME, "a.org", 443, "", answers.append)
+        self.client.resolve(ASKED, answers.append)
         message, _ = self.guard.next()
         if before_reply is not None:
             before_reply()
@@ -87,7 +88,7 @@ class Asking:
         return answers[0]
 
     def known(self, subject: Subject = ME, host: str = "a.org", port: int = 443, lease: str = "") -> Any:
-        return self.client.known(subject, host, port, lease)
+        return self.client.known((subject, host, port, lease))
 
 
 @pytest.fixture
@@ -115,6 +116,14 @@ def test_an_answer_ends_with_its_time(asking: Asking, ttl: int, lives: float) ->
     asking.ask(ttl=ttl)
     assert (asking.known() is not None) is (lives > 0)
     asking.later = lives + 0.001
+    assert asking.known() is None
+
+
+def test_an_answer_that_was_no_good_is_dropped(asking: Asking) -> None:
+    asking.ask()
+    asking.client.drop((ME, "b.org", 443, ""))
+    assert asking.known() == (HOME,)
+    asking.client.drop(ASKED)
     assert asking.known() is None
 
 
@@ -146,7 +155,7 @@ def test_a_guard_of_another_user_is_not_believed(
     other = GuardClient(asking.reactor, tmp_path / "guard.sock")
     asking.reactor.turn(0)
     answers: list[Answer] = []
-    other.resolve(ME, "a.org", 443, "", answers.append)
+    other.resolve(ASKED, answers.append)
     while not answers:
         asking.reactor.turn(0.1)
     assert answers == [UNAVAILABLE]
