@@ -53,6 +53,7 @@ class HubClient:
         self._server_uids = {0, server_uid}
         self._channel: Channel | None = None
         self._jails: set[str] = set()
+        self._told = False  # by a first snapshot, before which `spent` must come
         self._closed = False
         self._complained = False
         self._retry: Timer | None = reactor.call_later(0, self._connect)
@@ -100,7 +101,15 @@ class HubClient:
         channel.sock.setblocking(False)
         self._channel = channel
         self._reactor.add(channel.fileno(), EPOLLIN, self._on_event)
-        self.send({"t": "hello", "role": self._role, "pid": os.getpid(), "jails": sorted(self._jails)})
+        self.send(
+            {
+                "t": "hello",
+                "role": self._role,
+                "pid": os.getpid(),
+                "jails": sorted(self._jails),
+                "fresh": not self._told,
+            }
+        )
 
     def _watch(self) -> None:
         if self._channel is not None:
@@ -148,6 +157,7 @@ class HubClient:
             self._add_jail(message, fds)
         elif kind == "snapshot":
             self._handler.on_snapshot(message)
+            self._told = True
         elif kind == "jail.remove":
             self._jails.discard(message["jail"])
             self._handler.on_jail_removed(message["jail"])

@@ -9,7 +9,7 @@ compared, not made or judged again.
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,6 +39,18 @@ _IP_HEADS: Final = frozenset({0x40, 0x44, 0x50})
 
 class _Unusual(Exception):
     """Not for here: the slow way goes on."""
+
+
+class Outline(NamedTuple):
+    """`who` is the encoding of the fields from `job` to `node`: equal bytes, equal fields."""
+
+    kind: int
+    t_real_ns: int
+    flow: bytes
+    bytes_out: int
+    bytes_in: int
+    who: bytes
+    times: int  # the record's `count`
 
 
 class Quick:
@@ -145,6 +157,31 @@ class Quick:
             return None
 
     def _inspect(self, data: bytes) -> tuple[int, bytes, int, int, int, str]:
+        kind, _, flow, out, into, reserved, at, used = self._head(data)
+        if used == _FRONT:
+            if not reserved or at != len(data):
+                raise _Unusual
+            return kind, flow, out, into, reserved, ""
+        judged = self._who_at(data, at)
+        last, end = self._walk(data, at + len(judged[0]), self._fields[_WHO:used])
+        if end != len(data) or used <= _WHO or data[last:] == self._empty[used - 1]:
+            raise _Unusual
+        return kind, flow, out, into, reserved, judged[1]
+
+    def outline(self, data: bytes) -> Outline | None:
+        """What an index needs of a record that was judged before it was stored; None: not for here."""
+        try:
+            kind, real, flow, out, into, _, at, used = self._head(data)
+            if used <= _WHO:
+                return None
+            who = self._who_at(data, at)[0]
+            count, _ = _number(data, at + len(who))
+        except (_Unusual, struct.error, IndexError, UnicodeDecodeError):
+            return None
+        return Outline(kind, real, flow, out, into, who, count)
+
+    def _head(self, data: bytes) -> tuple[int, int, bytes, int, int, int, int, int]:
+        """kind, t_real_ns, flow, the three counts; offset of `job`; how many fields there are."""
         first, at = data[0], 2
         if first == 0x98 and data[1] >= 24:
             used, at = data[1] - 2, 3
@@ -168,17 +205,13 @@ class Quick:
         out, at = _number(data, at)
         into, at = _number(data, at)
         reserved, at = _number(data, at)
-        if used == _FRONT:
-            if not reserved or at != len(data):
-                raise _Unusual
-            return kind, flow, out, into, reserved, ""
+        return kind, real, flow, out, into, reserved, at, used
+
+    def _who_at(self, data: bytes, at: int) -> tuple[bytes, str]:
         judged = self._judged.get(data[at : at + _KEY])
         if judged is None or not data.startswith(judged[0], at):
-            judged = self._judge(data, at)
-        last, end = self._walk(data, at + len(judged[0]), self._fields[_WHO:used])
-        if end != len(data) or used <= _WHO or data[last:] == self._empty[used - 1]:
-            raise _Unusual
-        return kind, flow, out, into, reserved, judged[1]
+            return self._judge(data, at)
+        return judged
 
     def _judge(self, data: bytes, at: int) -> tuple[bytes, str]:
         _, end = self._walk(data, at, self._who_fields)

@@ -19,7 +19,7 @@ from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
 from exeat.ledger import cbor
-from exeat.ledger.quick import Quick
+from exeat.ledger.quick import Outline, Quick
 
 SCHEMA: Final = 1
 MAX_RECORD: Final = 16384  # bytes; far above what the caps below allow, far below the u16 of a bundle
@@ -235,6 +235,11 @@ def inspect(data: bytes) -> Brief:
         kind, flow, out, into, reserved, job = quick
         return Brief(_KINDS[kind], flow, out, into, reserved, job)
     return _brief(*_parse(data))
+
+
+def outline(data: bytes) -> Outline | None:
+    """What an index needs of a stored record; None for the few that must be decoded."""
+    return _quick.outline(data)
 
 
 def recall(data: bytes) -> Brief:

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from exeat.appliance import ledger_proofs
+from exeat.appliance import ledger_ask, ledger_proofs
 from exeat.appliance.client import load_config
 from exeat.appliance.errors import NotReachableError, UsageError
 from exeat.ledger.reader import Follower, ReaderError, find_ledgers, tail
@@ -48,7 +48,8 @@ def register(commands: Any) -> None:
     )
     check.add_argument("--key", metavar="VKEY", help="the key that signed it, if not the ledger's own now")
     check.set_defaults(handler=run_verify)
-    for action in (show, check, *ledger_proofs.register(actions, _ledgers)):
+    others = ledger_ask.register(actions, _ledgers) + ledger_proofs.register(actions, _ledgers)
+    for action in (show, check, *others):
         action.add_argument("--json", action="store_true", help="print JSON")
         action.add_argument(
             "--state-dir", type=Path, metavar="DIR", default=argparse.SUPPRESS, help="where the ledger lies"

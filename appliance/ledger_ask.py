@@ -1,0 +1,216 @@
+"""`exeat ledger query|reconcile`: ask the evidence, and hold it against the kernel's own counts."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import re
+import sqlite3
+import sys
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from exeat.appliance.errors import NotReachableError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from exeat.ledger.reconcile import Account, Drift, Reconciliation
+
+_FILTERS = ("project", "job", "agent", "episode", "lease", "host", "port", "verdict", "reason", "rule")
+_SUMMED = ("bytes_out", "bytes_in", "flows", "other")
+_UNITS_MS = {"s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+_DRIFTS = 50
+
+
+def register(actions: Any, directories: Callable[[argparse.Namespace], list[Path]]) -> list[Any]:
+    """Add the actions; `directories` finds the ledgers. The parsers, for options that all actions share."""
+    ask = actions.add_parser("query", help="what passed and what was refused, by whom, where, when")
+    for name in _FILTERS:
+        more = "; *.NAME is every name under it" if name == "host" else ""
+        ask.add_argument(f"--{name}", metavar=name[0].upper(), help=f"only this {name}{more}")
+    ask.add_argument("--since", type=_moment, metavar="T", help="a time (2026-01-31T12:00Z) or an age (24h)")
+    ask.add_argument("--until", type=_moment, metavar="T", help="the same; what is at T is left out")
+    ask.add_argument("--sum", type=_keys, metavar="KEY,..", help="sums per key, such as project,host or day")
+    ask.add_argument("--limit", type=_limit, default=1000, metavar="N", help="at most so many (default 1000)")
+    ask.add_argument("--format", choices=("table", "json", "csv"), default="table")
+    ask.set_defaults(handler=lambda args: run_query(directories(args), args))
+
+    books = actions.add_parser("reconcile", help="the ledger's bytes against the kernel's, flow by flow")
+    books.add_argument("--job", default="", metavar="J", help="only this job's flows")
+    books.set_defaults(handler=lambda args: run_reconcile(directories(args), args))
+    return [ask, books]
+
+
+def _limit(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and len(text) < 10):
+        raise argparse.ArgumentTypeError("not a number")
+    return int(text)
+
+
+def _keys(text: str) -> list[str]:
+    from exeat.ledger.index import SUM_KEYS
+
+    keys = text.split(",")
+    for key in keys:
+        if key not in SUM_KEYS:
+            raise argparse.ArgumentTypeError(f"{key!r} is none of {', '.join(SUM_KEYS)}")
+    return list(dict.fromkeys(keys))
+
+
+def _moment(text: str) -> int:
+    """Milliseconds since 1970."""
+    age = re.fullmatch(r"([0-9]{1,6})([smhd])", text)
+    if age:
+        return int(time.time() * 1000) - int(age[1]) * _UNITS_MS[age[2]]
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError("neither a time nor an age such as 24h") from None
+    return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
+
+
+# --- query
+
+
+def run_query(ledgers: list[Path], args: argparse.Namespace) -> int:
+    from exeat.ledger import index
+
+    where = {name: getattr(args, name) for name in _FILTERS if getattr(args, name) is not None}
+    if not where.get("port", "0").isdecimal():
+        raise UsageError("--port: not a number")
+    question = index.Question(where, args.since, args.until)
+    columns: Sequence[str] = (*args.sum, *_SUMMED) if args.sum else index.ROW
+    rows: list[tuple[Any, ...]] = []
+    for directory in ledgers:
+        opened = _open(directory)
+        try:
+            found = (
+                index.sums(opened, question, args.sum)
+                if args.sum
+                else index.entries(opened, question, args.limit)
+            )
+        finally:
+            opened.close()
+        rows += found[: args.limit]
+    if not args.sum:
+        rows = [(row[0], _time(row[1]), *row[2:]) for row in rows]
+    _write("json" if args.json else args.format, columns, rows)
+    return 0
+
+
+def _open(directory: Path) -> Any:
+    from exeat.ledger.index import open_index
+    from exeat.ledger.reader import ReaderError
+
+    try:
+        return open_index(directory)
+    except (ReaderError, OSError, sqlite3.Error) as error:
+        raise NotReachableError(f"{directory}: {error}") from None
+
+
+def _time(ms: int) -> str:
+    return datetime.fromtimestamp(ms / 1000, tz=UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _write(form: str, columns: Sequence[str], rows: list[tuple[Any, ...]]) -> None:
+    if form == "json":
+        print(json.dumps([dict(zip(columns, row, strict=True)) for row in rows]))
+    elif form == "csv":
+        writer = csv.writer(sys.stdout, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows([[_cell(value) for value in row] for row in rows])
+    else:
+        _table(columns, rows)
+
+
+def _cell(value: Any) -> Any:
+    """A spreadsheet must not take a text from the ledger for a formula."""
+    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@") else value
+
+
+def _table(columns: Sequence[str], rows: list[tuple[Any, ...]]) -> None:
+    # A column in which nobody has anything only takes room.
+    shown = [
+        at
+        for at, name in enumerate(columns)
+        if name in _SUMMED or any(row[at] not in ("", 0) for row in rows)
+    ]
+    texts = [[str(row[at]) or "-" for at in shown] for row in rows]
+    heads = [columns[at] for at in shown]
+    widths = [max(map(len, column)) for column in zip(heads, *texts, strict=True)]
+    right = [bool(rows) and isinstance(rows[0][at], int) for at in shown]
+    for line in (heads, *texts):
+        cells = zip(line, widths, right, strict=True)
+        print("  ".join(text.rjust(w) if r else text.ljust(w) for text, w, r in cells).rstrip())
+
+
+# --- reconcile
+
+
+def run_reconcile(ledgers: list[Path], args: argparse.Namespace) -> int:
+    from exeat.ledger.reader import ReaderError, read
+    from exeat.ledger.reconcile import reconcile
+    from exeat.ledger.records import RecordError
+
+    drifting = False
+    for directory in ledgers:
+        try:
+            found = reconcile(read(directory), args.job)
+        except (ReaderError, OSError) as error:
+            raise NotReachableError(f"{directory}: {error}") from None
+        except (RecordError, ValueError) as error:
+            print(f"exeat: {directory}: {error}: run `exeat ledger verify`", file=sys.stderr)
+            return 1
+        drifting = drifting or bool(found.drifts)
+        print(json.dumps(_json(directory, found)) if args.json else _text(found))
+    return int(drifting)
+
+
+def _json(directory: Path, found: Reconciliation) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return {
+        "ok": not found.drifts,
+        "path": str(directory),
+        "total": asdict(found.total),
+        "jobs": {job: asdict(account) for job, account in found.jobs.items()},
+        "drifts": [{**drift._asdict(), "flow": drift.flow.hex()} for drift in found.drifts],
+    }
+
+
+def _text(found: Reconciliation) -> str:
+    total = found.total
+    lines = [_account(f"job {job or '-'}", account) for job, account in sorted(found.jobs.items())]
+    lines.append(_account("all", total))
+    lines.append(
+        f"on the wire about {total.headers} bytes of headers more (52 a segment, 72 for IPv6),"
+        f" {total.retransmitted} retransmitted"
+    )
+    if total.uncounted:
+        lines.append(f"{total.uncounted} flows without counts of the kernel")
+    if total.orphaned:
+        lines.append(f"{total.orphaned} flows orphaned: bounds, not counts")
+    if total.open:
+        lines.append(f"{total.open} flows still open")
+    lines += [_drift(drift) for drift in found.drifts[:_DRIFTS]]
+    if len(found.drifts) > _DRIFTS:
+        lines.append(f"... and {len(found.drifts) - _DRIFTS} more")
+    lines.append(f"DRIFT in {len(found.drifts)} flows" if found.drifts else "the books agree")
+    return "\n".join(lines)
+
+
+def _account(name: str, account: Account) -> str:
+    return (
+        f"{name}: {account.flows} flows, ledger out {account.bytes_out} in {account.bytes_in},"
+        f" kernel out {account.kernel_out} in {account.kernel_in}"
+    )
+
+
+def _drift(drift: Drift) -> str:
+    parts = ", ".join(f"{name} {difference:+d}" for name, difference in drift.differences.items())
+    flow = f"flow {drift.flow.hex()[:8]} of {drift.job or '-'} to {drift.host or '-'}"
+    return f"record {drift.seq}: {flow}: {parts} bytes"
