@@ -68,6 +68,7 @@ class Guard:
     def __init__(self, settings: GuardSettings, reactor: Reactor) -> None:
         self._reactor = reactor
         self._last: Message | None = None
+        self._spent: Message | None = None  # what an earlier process had spent, until a snapshot comes
         self._jails: dict[str, tuple[Jail, list[UdpDoor | TcpDoor]]] = {}
         self._outside = Outside(settings.identities, reactor.now)
         self._closed_doors = list(settings.listeners)  # until there is a policy
@@ -101,6 +102,8 @@ class Guard:
             print(f"guard: {error}", file=sys.stderr)  # the old one stays, until it is stale
             return
         self._journal.turn(snapshot.generation)
+        if self._judge.snapshot is None and self._spent is not None:
+            self._judge.restore(snapshot, self._spent)
         self._judge.replace(snapshot)
         self._last = message
         self._forget_answers()
@@ -128,7 +131,7 @@ class Guard:
         doors: list[UdpDoor | TcpDoor] = []
         for name, sock in sockets.items():
             if name in UDP_NAMES:
-                doors.append(UdpDoor(self._reactor, self._responder, lambda _: state, sock))
+                doors.append(UdpDoor(self._reactor, self._responder, lambda _: state, sock, state))
             elif name in TCP_NAMES:
                 doors.append(TcpDoor(self._reactor, self._responder, lambda _: state, sock))
             else:
@@ -175,7 +178,9 @@ class Guard:
         )
 
     def on_other(self, message: Message) -> None:
-        """`ask.pending` and whatever comes later is not for the guard."""
+        """`ask.pending` is not for the guard; `spent` comes before the first snapshot."""
+        if message.get("t") == "spent":
+            self._spent = message
 
     def close(self) -> None:
         for jail in list(self._jails):

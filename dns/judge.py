@@ -6,7 +6,7 @@ fresh snapshot the answer is a deny, whatever was asked.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from exeat.dns.known import is_encrypted_resolver
 from exeat.dns.wire import host_text
@@ -16,7 +16,7 @@ from exeat.policy.names import MalformedError, parse_host
 from exeat.policy.usage import Usage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from exeat.dns.screen import Screen
     from exeat.policy.snapshot import Snapshot
@@ -60,6 +60,10 @@ class Judge:
     def snapshot(self) -> Snapshot | None:
         """The newest one, fresh or not."""
         return self._snapshot
+
+    def restore(self, snapshot: Snapshot, spent: Mapping[str, Any]) -> None:
+        """Count what an earlier guard had spent (the hub's `spent` message)."""
+        snapshot.restore(self._usage, spent)
 
     def replace(self, snapshot: Snapshot) -> None:
         self._snapshot = snapshot

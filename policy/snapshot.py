@@ -84,6 +84,12 @@ class Snapshot:
             "min_epoch": min_epoch,
         }
 
+    def restore(self, usage: Usage, spent: Mapping[str, Any]) -> None:
+        """Tell new counters what the ledger says was spent before (the hub's `spent` message)."""
+        for policy in self.policies.values():
+            usage.define(policy.document.project, policy.document.budgets)
+        usage.restore(spent)
+
     def policy_for(self, subject: Subject) -> CompiledPolicy | None:
         digest = self.jobs.get(subject.job) if subject.job else None
         if digest is None:

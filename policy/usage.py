@@ -7,7 +7,7 @@ earlier window the counters stay as they are: nothing is handed out twice.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from exeat.policy.index import ScopeIndex
 from exeat.policy.rules import excepted
@@ -112,6 +112,17 @@ class Usage:
 
     def lease_bytes(self, lease_id: str) -> int:
         return self._bytes.get(lease_id, 0)
+
+    def restore(self, spent: Mapping[str, Any]) -> None:
+        """Take over what was spent before this table existed (the hub's `spent` message).
+
+        Budgets must have been defined; rows are in order of time. Raises ValueError or KeyError.
+        """
+        for row in spent["rows"]:
+            amounts = {name: row[name] for name in row.keys() - {"project", "budgets", "at_ms"}}
+            self.charge(row["project"], row["budgets"], now_ms=row["at_ms"], **amounts)
+        for used in spent["leases"]:
+            self.charge_lease(used["lease"], bytes=used["bytes"], uses=used["uses"])
 
     def forget_lease(self, lease_id: str) -> None:
         """Drop the counters of a lease that has ended, so that the table stays small."""

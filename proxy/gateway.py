@@ -84,6 +84,7 @@ class Gateway:
         self.reactor = reactor
         self.clock = Clock()
         self.pipes = PipePool()
+        self._spent: Message | None = None  # what an earlier process had spent, until a snapshot comes
         self.spending = Spending(lambda: self.snapshot, self.clock.now_ms)
         self.snapshot: Snapshot | None = None
         self._stale_at = 0.0  # reactor time
@@ -115,6 +116,9 @@ class Gateway:
             return
         changed = self.snapshot is None or snapshot.generation != self.snapshot.generation
         if self.snapshot is None:
+            if self._spent is not None:
+                snapshot.restore(self.spending.usage, self._spent)
+                self._spent = None
             self._open_doors()
         self.snapshot = snapshot
         self._stale_at = self.reactor.now() + snapshot.fresh_ms / 1000
@@ -163,6 +167,9 @@ class Gateway:
         self._cut(flows, reason if isinstance(reason, str) and reason else "cut")
 
     def on_other(self, message: Message) -> None:
+        if message.get("t") == "spent":
+            self._spent = message
+            return
         key, request = message.get("key"), message.get("request")
         if message.get("t") == "ask.pending" and isinstance(key, str) and isinstance(request, str):
             self.asks.pending(key, request)
@@ -193,6 +200,8 @@ class Gateway:
             self._watch(sock, partial(self._outside.who, name))
 
     def _watch(self, listener: socket.socket, who: Who) -> None:
+        if listener.family != socket.AF_UNIX:
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # what it accepts inherits it
         self.reactor.add(listener.fileno(), EPOLLIN, lambda _: self._accept(listener, who))
 
     def _accept(self, listener: socket.socket, who: Who) -> None:
@@ -219,8 +228,6 @@ class Gateway:
             abort(sock)
             return
         sock.setblocking(False)
-        if sock.family != socket.AF_UNIX:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         flow = Flow(self, jail, sock, src)
         jail.flows.add(flow)
         self._waiting.add(flow)

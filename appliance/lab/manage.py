@@ -137,9 +137,11 @@ def _await_ready(lab: Lab, name: str, descriptor: int) -> None:
 def start_appliance(lab: Lab) -> None:
     """`exeat up` on the gateway node, in the background. Raises LabError when it does not come up."""
     command = [*_enter(lab, "gw"), "-m", "exeat", "--config", str(lab.config), "up"]
+    log = lab.log(_APPLIANCE)
+    said_before = log.stat().st_size if log.exists() else 0
     process = _spawn(lab, _APPLIANCE, command)
     deadline = time.monotonic() + _APPLIANCE_SECONDS
-    while _UP_LINE not in lab.log(_APPLIANCE).read_bytes():
+    while _UP_LINE not in log.read_bytes()[said_before:]:
         if process.poll() is not None:
             raise LabError(f"the appliance did not start: {_last_line(lab.log(_APPLIANCE))}")
         if time.monotonic() > deadline:

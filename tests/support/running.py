@@ -87,6 +87,11 @@ class Running:
         """The process of `exeat up`."""
         return self._find(f"--config\0{self.lab.config}\0up\0".encode())
 
+    def stop(self) -> None:
+        """SIGTERM to `exeat up`, and wait until it is gone."""
+        os.kill(self.supervisor(), signal.SIGTERM)
+        wait_for(lambda: not self.supervisor(), 30)
+
     def healed(self) -> bool:
         return self.exeat("status", check=False).returncode == 0
 

@@ -54,9 +54,7 @@ def record(kind: Kind, flow: int, at_ms: int = NOW, host: str = "api.example.org
 def usage(message: dict[str, Any], snapshot: Snapshot) -> Usage:
     """The counters of a gateway that was told `message`."""
     found = Usage()
-    for policy in snapshot.policies.values():
-        found.define("p", policy.document.budgets)
-    found.restore(message)
+    snapshot.restore(found, message)
     return found
 
 
