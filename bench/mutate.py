@@ -116,15 +116,26 @@ def _put(parent: ast.AST, field: str, at: int | None, node: ast.AST) -> None:
 
 
 def _places(tree: ast.AST) -> Iterator[tuple[ast.AST, str, int | None, ast.AST]]:
+    unread = {id(inner) for node in ast.walk(tree) for top in _not_run(node) for inner in ast.walk(top)}
     for parent in ast.walk(tree):
-        if isinstance(parent, ast.Expr | ast.AnnAssign | ast.arg | ast.ImportFrom):
-            continue  # docstrings and annotations
         for field, value in ast.iter_fields(parent):
-            if field in ("annotation", "returns", "decorator_list"):
-                continue
             for at, node in enumerate(value) if isinstance(value, list) else [(None, value)]:
-                if isinstance(node, ast.AST) and hasattr(node, "lineno"):
+                if isinstance(node, ast.AST) and id(node) not in unread:
                     yield parent, field, at, node
+
+
+def _not_run(node: ast.AST) -> Iterator[ast.AST]:
+    """Parts of this node that change nothing: docstrings, annotations, what only type checkers read."""
+    for field in ("annotation", "returns"):
+        if isinstance(part := getattr(node, field, None), ast.AST):
+            yield part
+    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+        yield node
+    named = (
+        node.test if isinstance(node, ast.If) else node.targets[0] if isinstance(node, ast.Assign) else None
+    )
+    if isinstance(named, ast.Name) and named.id in ("TYPE_CHECKING", "__all__"):
+        yield node
 
 
 def _survives(tree: Path, file: str, text: str) -> bool:
