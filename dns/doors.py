@@ -9,6 +9,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from exeat.dns.batch import batch_for
 from exeat.ledger.reactor import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, Reactor, Timer
 
 if TYPE_CHECKING:
@@ -29,15 +30,43 @@ MAX_BACKLOG = 64 * 1024  # octets of replies a client has not taken; then it is 
 
 
 class UdpDoor:
-    """One UDP socket."""
+    """One UDP socket. `owner` is who asks here, whatever the peer's address; without, `who` says it."""
 
-    def __init__(self, reactor: Reactor, responder: Responder, who: Who, sock: socket.socket) -> None:
+    def __init__(
+        self,
+        reactor: Reactor,
+        responder: Responder,
+        who: Who,
+        sock: socket.socket,
+        owner: Jail | None = None,
+    ) -> None:
         self._reactor = reactor
         self._responder = responder
         self._who = who
         self._sock = sock
+        self._owner = owner
         self._closed = False
-        reactor.add(sock.fileno(), EPOLLIN, self._on_readable)
+        self._batch = batch_for(sock.family)
+        reactor.add(sock.fileno(), EPOLLIN, self._on_readable if self._batch is None else self._on_batch)
+
+    def _on_batch(self, _events: int) -> None:
+        """As `_on_readable`, with two system calls for all datagrams whose reply is remembered."""
+        batch, responder, owner = self._batch, self._responder, self._owner
+        if batch is None:
+            return
+        fd = self._sock.fileno()
+        now = self._reactor.now()
+        ready = responder.ready
+        for slot in range(batch.receive(fd)):
+            data = batch.data(slot)
+            jail = owner if owner is not None else self._who(batch.peer(slot))
+            reply = responder.hot(jail, data, now) if ready else None
+            if reply is not None:
+                batch.reply(slot, reply)
+            else:
+                responder.answer(jail, data, partial(self._send, batch.peer(slot)), udp=True)
+        if not self._closed:
+            batch.flush(fd)
 
     def _on_readable(self, _events: int) -> None:
         sock, who, responder = self._sock, self._who, self._responder

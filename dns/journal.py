@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     Done = Callable[["Sight | None"], None]
 
 FLUSH_S = 1.0
-MAX_SIGHTS = 2048  # remembered per job; an older one is flushed and would be a first sight again
+MAX_SIGHTS = 8192  # remembered per job; an older one is flushed and would be a first sight again
+MAX_ALL = 200_000  # of all jobs together: each may have its share
 MAX_SUBJECTS = 1024
 MAX_BATCH = 60_000  # octets of records in one datagram of 64 KiB
 
@@ -114,7 +115,8 @@ class Journal:
             self._dirty[sight] = None
 
     def _first(self, table: dict[Lookup, Sight], lookup: Lookup) -> Sight:
-        if len(table) >= MAX_SIGHTS:
+        share = min(MAX_SIGHTS, MAX_ALL // len(self._sights))
+        while len(table) >= share:
             del table[next(iter(table))]  # its count, if any, stays in `_dirty` until flushed
         sight = table[lookup] = Sight(lookup)
         try:

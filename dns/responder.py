@@ -2,8 +2,9 @@
 
 Order: parse, see that the guard may answer at all, decide, record, and only then look up. A
 denial is NXDOMAIN with an SOA (never REFUSED, which stalls musl for five seconds); trouble of
-our own is SERVFAIL. Replies are remembered for at most a second by the exact bytes of the query,
-so that repeating one costs a dictionary look-up and is still counted on the ledger.
+our own is SERVFAIL. Replies are remembered for a second, denials for five, by the exact bytes of
+the query and no longer than a snapshot, so that repeating one costs a dictionary look-up and is
+still counted on the ledger.
 """
 
 from __future__ import annotations
@@ -225,7 +226,8 @@ class _Turn:
             self._note(lookup, lambda: find(asker, ruling.host, self._query.qtype, self._found))
             return
         reply = self.build(ruling.rcode, ruling.ede)
-        self._note(lookup, lambda: self._end(reply, build.NEGATIVE_S))
+        # A no may be remembered for longer than a yes, whose lease or budget may end meanwhile.
+        self._note(lookup, lambda: self._end(reply, build.NEGATIVE_S, build.NEGATIVE_S))
 
     def _flooding(self) -> bool:
         """A name this jail has not asked for, and no token left: not even worth a decision."""
@@ -287,8 +289,8 @@ class _Turn:
             rcode = Rcode.NXDOMAIN if finding.status is Status.NXDOMAIN else Rcode.NOERROR
             self._end(self.build(rcode), finding.ttl)
 
-    def _end(self, reply: bytes, ttl: int = 0) -> None:
-        """Send `reply`; one that holds for `ttl` seconds is remembered for at most HOT_S."""
+    def _end(self, reply: bytes, ttl: int = 0, longest: float = HOT_S) -> None:
+        """Send `reply`; one that holds for `ttl` seconds is remembered for so long, or for `longest`."""
         jail, sight = self._jail, self._sight
         if self._ended:
             return
@@ -299,7 +301,7 @@ class _Turn:
         if ttl and self._udp and sight is not None and sight.count and self._plain():
             if len(jail.hot) >= MAX_HOT:
                 jail.hot.clear()
-            jail.hot[self._data[2:]] = Hot(reply[2:], self._responder._now() + min(HOT_S, ttl), sight)
+            jail.hot[self._data[2:]] = Hot(reply[2:], self._responder._now() + min(longest, ttl), sight)
         self._reply(reply)
 
     def _plain(self) -> bool:
