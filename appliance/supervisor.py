@@ -8,9 +8,11 @@ while proxy and ledger can still record them.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import pwd
+import resource
 import shutil
 import signal
 import socket
@@ -33,6 +35,7 @@ START_ORDER = ("ledger", "warden", "control", "guard", "proxy")
 STOP_ORDER = ("warden", "proxy", "guard", "control", "ledger")
 READY_S = 15.0
 STOP_S = 8.0
+MAX_DESCRIPTORS = 262_144  # of each process; a tunnel of the proxy takes two, while it is busy six
 DOORS = {"proxy": listeners.PROXY_DOORS, "guard": listeners.GUARD_DOORS}
 BACKOFF_S = (0.05, 0.2, 0.5, 1.0, 2.0, 5.0)
 
@@ -69,6 +72,9 @@ class Supervisor:
     def run(self) -> int:
         """Start all, wait for the end, stop all. Returns the exit code (0, or 3)."""
         self.children = {name: Child(name, self._user(name)) for name in START_ORDER}
+        with contextlib.suppress(ValueError, OSError):  # a container may not let us
+            most = max(MAX_DESCRIPTORS, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
         self.doors = self._open_doors()
         try:
             return self._run()

@@ -21,9 +21,9 @@ from exeat.ledger.client import LedgerClient
 from exeat.ledger.clock import Clock
 from exeat.ledger.hub import HubClient
 from exeat.ledger.reactor import EPOLLIN, Reactor
+from exeat.ledger.snapshots import SnapshotLoader
 from exeat.policy.identity import Identities
 from exeat.policy.model import Decision, Request, Verdict
-from exeat.policy.snapshot import Snapshot, SnapshotError
 from exeat.proxy import jails
 from exeat.proxy.asks import AskBook
 from exeat.proxy.flow import Flow
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
     from exeat.ledger.ipc import Message
     from exeat.policy.model import Subject
+    from exeat.policy.snapshot import Snapshot
     from exeat.proxy.evidence import Evidence
     from exeat.proxy.tunnel import Tunnel
 
@@ -103,17 +104,16 @@ class Gateway:
         self.ledger.on_reconnect = self._resume
         self.guard = GuardClient(reactor, run / "guard" / "guard.sock")
         self.hub = HubClient(reactor, run / "control" / "hub.sock", "proxy", self, settings.control_uid)
+        self._loader = SnapshotLoader(reactor, "proxy", self._in_force)
         self.asks = AskBook(self.hub.send)
         reactor.call_later(SWEEP_S, self._sweep)
 
     # -- control's messages (HubHandler)
 
     def on_snapshot(self, message: Message) -> None:
-        try:
-            snapshot = Snapshot.load(message, self.snapshot)
-        except SnapshotError as error:
-            print(f"exeat proxy: snapshot refused, the old one stays: {error}", file=sys.stderr)
-            return
+        self._loader.offer(message, self.snapshot)
+
+    def _in_force(self, snapshot: Snapshot, _message: Message | None) -> None:
         changed = self.snapshot is None or snapshot.generation != self.snapshot.generation
         if self.snapshot is None:
             if self._spent is not None:
