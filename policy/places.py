@@ -66,20 +66,28 @@ class Covers(Generic[ItemT]):
                 start = host.find(".", start + 1)
         return found
 
+    def around(self, scope: Scope) -> list[ItemT]:
+        """What is filed under scopes that cover all of `scope`, and perhaps more."""
+        if scope.net is not None:
+            return self.of(Address(scope.net.family, scope.net.value))
+        if scope.reach is Reach.ANY:
+            return list(self._any)
+        return self.of(scope.name if scope.reach is not Reach.BELOW else f"a.{scope.name}")
+
 
 def name_places(names: Iterable[str]) -> Iterator[str]:
-    """A name each, one below each, and one of one and one of two labels that are nowhere mentioned."""
+    """One of two and one of one label that are nowhere mentioned; each name, and one below each."""
     known = set(names)
     labels = {label for name in known for label in name.split(".")}
     fresh = _fresh(("any", "a"), labels)
     top = _fresh(_TOPS, labels)
+    yield f"{fresh}.{top}"
+    yield top
     for name in sorted(known, key=lambda name: (name.count("."), name)):
         yield name
         below = f"{fresh}.{name}" if len(fresh) + 1 + len(name) <= MAX_NAME else f"{_short(labels)}.{name}"
         if len(below) <= MAX_NAME:  # else there is no room for anything below it
             yield below
-    yield f"{fresh}.{top}"
-    yield top
 
 
 def _fresh(wanted: tuple[str, ...], taken: set[str]) -> str:

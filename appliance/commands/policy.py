@@ -1,4 +1,4 @@
-"""`exeat policy check|show|decide|test`: the policy core on files; nothing need run."""
+"""`exeat policy check|show|decide|test|reload`; what proves things is in `policy_proofs.py`."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exeat.appliance.client import Client, load_config
+from exeat.appliance.commands import policy_proofs
 from exeat.appliance.errors import UsageError
+from exeat.appliance.policy_files import load_file, read_text
 from exeat.appliance.public_suffixes import bundled_suffixes
 from exeat.policy.cases import CasesError, Result, case_request, run_cases
 from exeat.policy.decide import compile_policy, decide
-from exeat.policy.document import Document, PolicyError, load_policy
+from exeat.policy.document import PolicyError, load_policy
 from exeat.policy.errors import MalformedError, UnitError
+from exeat.policy.lint import lint
 from exeat.policy.model import Decision, Subject, Verdict
 from exeat.policy.reasons import short_text
 from exeat.policy.units import parse_time
@@ -58,28 +61,14 @@ def register(commands: Any) -> None:
     test.add_argument("--kinds", metavar="K,K", default="", help="only these kinds, like decide,load")
     test.set_defaults(handler=run_test)
 
+    policy_proofs.register(actions)
+
     reload = actions.add_parser("reload", help="have the running appliance read its policy folder again")
     reload.add_argument("--as", dest="person", metavar="NAME", help="who changes it (default: root)")
     reload.add_argument("--reviewed-by", metavar="OTHER", help="the second person, where it lets more out")
     reload.set_defaults(handler=run_reload)
     for action in (check, show, judge, test, reload):
         action.add_argument("--json", action="store_true", help="print JSON")
-
-
-def _read(path: Path) -> str:
-    try:
-        return sys.stdin.read() if path == Path("-") else path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror or error}") from None
-    except UnicodeDecodeError:
-        raise UsageError(f"{path}: not UTF-8 text") from None
-
-
-def _load(path: Path) -> Document:
-    try:
-        return load_policy(_read(path), file=str(path), suffixes=bundled_suffixes())
-    except PolicyError as error:
-        raise UsageError(str(error)) from None
 
 
 def run_check(args: argparse.Namespace) -> int:
@@ -94,13 +83,13 @@ def run_check(args: argparse.Namespace) -> int:
 
 def _check(path: Path) -> dict[str, Any]:
     try:
-        document = load_policy(_read(path), file=str(path), suffixes=bundled_suffixes())
+        document = load_policy(read_text(path), file=str(path), suffixes=bundled_suffixes())
     except PolicyError as error:
         place = {"line": error.line, "column": error.column}
         return {"file": str(path), "ok": False, "code": error.code, **place, "message": str(error)}
     warnings = [
         {"code": warning.code, "line": warning.line, "column": warning.column, "message": warning.message}
-        for warning in document.warnings
+        for warning in (*document.warnings, *lint(document))
     ]
     return {
         "file": str(path),
@@ -120,12 +109,14 @@ def _print_check(report: Mapping[str, Any]) -> None:
     summary = f"project {report['project']}, posture {report['posture']}, {report['rules']} rules"
     print(f"{report['file']}: ok, {summary}, digest {report['digest'][:12]}")
     for warning in report["warnings"]:
-        place = f"{report['file']}:{warning['line']}:{warning['column']}"
+        place = (
+            f"{report['file']}:{warning['line']}:{warning['column']}" if warning["line"] else report["file"]
+        )
         print(f"{place}: warning: {warning['message']} [{warning['code']}]", file=sys.stderr)
 
 
 def run_show(args: argparse.Namespace) -> int:
-    document = _load(args.file)
+    document = load_file(args.file)
     if args.json:
         print(document.to_canonical_json())
         return 0
@@ -135,7 +126,7 @@ def run_show(args: argparse.Namespace) -> int:
 
 
 def run_decide(args: argparse.Namespace) -> int:
-    document = _load(args.policy)
+    document = load_file(args.policy)
     try:
         now_ms = time.time_ns() // 1_000_000 if args.now is None else parse_time(args.now)
     except UnitError as error:
@@ -152,7 +143,7 @@ def run_decide(args: argparse.Namespace) -> int:
 
 def _request_fields(path: Path) -> dict[str, Any]:
     try:
-        fields = json.loads(_read(path))
+        fields = json.loads(read_text(path))
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{path}: not JSON: {error}") from None
     if not isinstance(fields, dict) or "host" not in fields:
@@ -187,7 +178,7 @@ def _print_decision(decision: Decision, *, as_json: bool) -> None:
 def run_test(args: argparse.Namespace) -> int:
     kinds = [kind for kind in args.kinds.split(",") if kind]
     try:
-        results = run_cases(_read(args.cases), bundled_suffixes(), kinds)
+        results = run_cases(read_text(args.cases), bundled_suffixes(), kinds)
     except CasesError as error:
         raise UsageError(f"{args.cases}: {error}") from None
     if not results:

@@ -1,0 +1,28 @@
+"""Policy files named on a command line: read, loaded, and refused with one line."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from exeat.appliance.errors import UsageError
+from exeat.appliance.public_suffixes import bundled_suffixes
+from exeat.policy.document import Document, PolicyError, load_policy
+
+
+def read_text(path: Path) -> str:
+    """The file's text, or standard input for `-`. Raises UsageError."""
+    try:
+        return sys.stdin.read() if path == Path("-") else path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{path}: not UTF-8 text") from None
+
+
+def load_file(path: Path) -> Document:
+    """Raises UsageError with FILE:LINE:COL."""
+    try:
+        return load_policy(read_text(path), file=str(path), suffixes=bundled_suffixes())
+    except PolicyError as error:
+        raise UsageError(str(error)) from None
