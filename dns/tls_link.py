@@ -52,6 +52,7 @@ class TlsTry:
         self.question = build_question(randomise_case(name, noise), qtype)
         self.ended = ended
         self.asked = 0  # how many connections it went out on
+        self.on: ssl.SSLObject | None = None  # the last of those
         self._link = link
         self._timer: Timer | None = link.reactor.call_later(TRY_S, self._on_timeout)
         self.ident = link.enter(self)
@@ -78,6 +79,7 @@ class TlsLink:
         self._name = name
         self._context = context
         self._tries: dict[int, TlsTry] = {}
+        self._fresh: list[TlsTry] = []  # to be asked at the end of this turn of the loop, in one go
         self._sock: socket.socket | None = None
         self._session: ssl.SSLSession | None = None
         self._retry_at = 0.0
@@ -98,8 +100,13 @@ class TlsLink:
         while ident in self._tries:
             ident = (ident + 1) & 0xFFFF
         self._tries[ident] = question
-        self.reactor.call_soon(lambda: self._submit(ident, question))
+        self._soon(question)
         return ident
+
+    def _soon(self, question: TlsTry) -> None:
+        if not self._fresh:
+            self.reactor.call_soon(self._submit)
+        self._fresh.append(question)
 
     def leave(self, question: TlsTry) -> None:
         if self._tries.get(question.ident) is question:
@@ -115,19 +122,19 @@ class TlsLink:
             question.drop()
         self._drop_socket()
 
-    def _submit(self, ident: int, question: TlsTry) -> None:
-        if self._tries.get(ident) is not question:
-            return  # dropped meanwhile
-        if self._sock is None:
-            if self.reactor.now() < self._retry_at:
+    def _submit(self) -> None:
+        fresh, self._fresh = self._fresh, []
+        waiting = [question for question in fresh if self._tries.get(question.ident) is question]
+        if self._ready:
+            self._write(waiting)
+        elif self._sock is None and self.reactor.now() < self._retry_at:
+            for question in waiting:
                 self._fail(question)
-                return
+        elif self._sock is None and waiting:
             try:
                 self._connect()
             except OSError as error:
                 self._lost(str(error))
-        elif self._ready:
-            self._write([question])
 
     def _connect(self) -> None:
         self._reset()
@@ -207,6 +214,9 @@ class TlsLink:
         if tls is None:
             return
         for question in questions:
+            if question.on is tls:
+                continue  # asked when the handshake ended
+            question.on = tls
             question.asked += 1
             query = build_query(question.ident, question.question, block=PADDING)
             tls.write(len(query).to_bytes(2, "big") + query)
@@ -238,7 +248,7 @@ class TlsLink:
             self._complain(why)
         for question in list(self._tries.values()):
             if was_ready and question.asked < MAX_ASKED:
-                self._again(question)
+                self._soon(question)
             else:
                 self._fail(question)
 
@@ -246,9 +256,6 @@ class TlsLink:
         if not self._complained:
             self._complained = True
             print(f"guard: upstream {self._name} ({self._address[0]}): {why}", file=sys.stderr)
-
-    def _again(self, question: TlsTry) -> None:
-        self.reactor.call_soon(lambda: self._submit(question.ident, question))
 
     def _fail(self, question: TlsTry) -> None:
         question.drop()
