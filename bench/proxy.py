@@ -1,8 +1,9 @@
 """The gateway alone with everything on: `python -m bench.proxy [--short]`, as root.
 
 In a network namespace of its own: `exeat up` with 1,000 rules, the guard and a durable ledger, proxy
-and guard pinned to one core, origin and load to another, the ledger where there is room. Prints a table, then `N of M goals met`;
-exit 1 while one is not. The load is Python too: where it is the bound, "direct" shows it.
+and guard pinned to one core, origin and load to another, the ledger where there is room. Prints a
+table, then `N of M goals met`; exit 1 while one is not. The load is Python too: where it is the bound,
+"direct" shows it.
 """
 
 from __future__ import annotations
@@ -33,7 +34,12 @@ allow:
   - {{id: origin, to: {NAME}, ports: [{PORT}, {PORT + 1}]}}
 """
 IDENTITY = '[[identity]]\nsource = "127.0.0.0/8"\nproject = "bench"\n'
-SYSCTLS = ("net.ipv4.ip_local_port_range=10000 65000", "net.core.somaxconn=16384")
+SYSCTLS = (
+    "net.ipv4.ip_local_port_range=10000 65000",
+    "net.core.somaxconn=16384",
+    # Else one line's closed connections take the next one's ports, and connect(2) searches for long.
+    "net.ipv4.tcp_max_tw_buckets=2000",
+)
 
 
 class Line(NamedTuple):
