@@ -22,6 +22,7 @@ COMMANDS = {
     "status": "status",
     "policy": "policy",
     "ledger": "ledger",
+    "dns": "dns",
     "lab": "lab",
     "doctor": "doctor",
     "config": "config",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -83,6 +84,8 @@ class Hub:
             self._spawn(self._welcome(link, message))
         elif kind == "ask":
             self._spawn(self._ask(link, message))
+        elif kind == "alert":
+            print(f"control: {_alert_text(message)}", file=sys.stderr)
         elif kind == "jail.removed":
             jail = self.jails.get(str(message.get("jail")))
             role = next((role for role, known in self._links.items() if known is link), "")
@@ -173,3 +176,13 @@ class Hub:
         self._server.close()
         for link in list(self._links.values()):
             link.close()
+
+
+def _alert_text(message: Message) -> str:
+    """One line about an alert; whatever a gateway sends, it is plain text."""
+    subject = message.get("subject")
+    who = subject if isinstance(subject, dict) else {}
+    place = f"{who.get('project', '')}/{who.get('job') or who.get('agent', '')}"
+    facts = (f"{key}={message.get(key)}" for key in ("domain", "verdict", "signals", "octets", "names"))
+    text = f"alert {message.get('reason')}: {place} {' '.join(facts)}"
+    return text.encode("ascii", "replace").decode()[:300].replace("\n", " ")
