@@ -26,8 +26,8 @@ from exeat.dns.upstream import Upstream
 from exeat.ledger.client import LedgerClient
 from exeat.ledger.hub import HubClient
 from exeat.ledger.reactor import Reactor
+from exeat.ledger.snapshots import SnapshotLoader
 from exeat.policy.identity import Identities
-from exeat.policy.snapshot import Snapshot, SnapshotError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from exeat.dns.upstream import Server
     from exeat.ledger.ipc import Message
     from exeat.policy.model import Subject
+    from exeat.policy.snapshot import Snapshot
 
 UDP_NAMES = ("dnsu4", "dnsu6")
 TCP_NAMES = ("dnst4", "dnst6")
@@ -82,6 +83,7 @@ class Guard:
         uids = frozenset({0, settings.control_uid, settings.proxy_uid})
         services = (self._judge, self._resolver, self._journal)
         self._desk = Desk(reactor, settings.run_dir / "guard" / "guard.sock", uids, services)
+        self._loader = SnapshotLoader(reactor, "guard", self._in_force)
         self._hub = HubClient(
             reactor, settings.run_dir / "control" / "hub.sock", "guard", self, settings.control_uid
         )
@@ -96,11 +98,9 @@ class Guard:
         if message == self._last:
             self._judge.refresh()
             return
-        try:
-            snapshot = Snapshot.load(message, self._judge.snapshot)
-        except SnapshotError as error:
-            print(f"guard: {error}", file=sys.stderr)  # the old one stays, until it is stale
-            return
+        self._loader.offer(message, self._judge.snapshot)
+
+    def _in_force(self, snapshot: Snapshot, message: Message | None) -> None:
         self._journal.turn(snapshot.generation)
         if self._judge.snapshot is None and self._spent is not None:
             self._judge.restore(snapshot, self._spent)

@@ -7,7 +7,7 @@ Shape of the message: docs/architecture.md, hub.sock, `snapshot`; `min_epoch` an
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from exeat.policy.addresses import Address, Cidr, parse_address, parse_cidr
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 MAX_OVERLAYS: Final = 1024
+# What a node knows of itself: treated as public (lab), control's endpoints, its own addresses.
+Place = tuple[tuple[Cidr, ...], frozenset[Endpoint], frozenset[Address]]
 
 
 class SnapshotError(ValueError):
@@ -39,7 +41,7 @@ class Snapshot:
     revoked: frozenset[str]
     min_epoch: int
     _index: LeaseIndex
-    _place: tuple[tuple[Cidr, ...], frozenset[Endpoint], frozenset[Address]]
+    _place: Place
     # Made again when missing, by policy and by whose use is counted: no part of what a snapshot is.
     _overlays: dict[tuple[int, int], Overlay] = field(default_factory=dict, compare=False, repr=False)
 
@@ -90,6 +92,35 @@ class Snapshot:
             usage.define(policy.document.project, policy.document.budgets)
         usage.restore(spent)
 
+    def to_compile(self, message: Mapping[str, Any]) -> int:
+        """How many characters of policies `load` would have to compile that are not in here."""
+        try:
+            known = self.policies if _place(message) == self._place else {}
+            return sum(len(text) for digest, text in message["policies"].items() if digest not in known)
+        except (KeyError, TypeError, ValueError, AttributeError):
+            return 0  # `load` says what is wrong with it
+
+    def meanwhile(self, message: Mapping[str, Any]) -> Snapshot:
+        """This snapshot with the leases and revocations of a newer message, and without the bindings
+        that it no longer has: for as long as its policies are being compiled. Raises SnapshotError.
+        """
+        try:
+            leases = [Lease.from_json(item) for item in message["leases"]]
+            return replace(
+                self,
+                projects={
+                    name: known for name, known in self.projects.items() if name in message["projects"]
+                },
+                jobs={name: known for name, known in self.jobs.items() if name in message["jobs"]},
+                leases={lease.id: lease for lease in leases},
+                revoked=frozenset(message["revoked"]),
+                min_epoch=max(self.min_epoch, _count(message.get("min_epoch", 0))),
+                _index=LeaseIndex(leases),
+                _overlays={},
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise SnapshotError(f"not a snapshot: {error}") from None
+
     def policy_for(self, subject: Subject) -> CompiledPolicy | None:
         digest = self.jobs.get(subject.job) if subject.job else None
         if digest is None:
@@ -139,12 +170,16 @@ def _unbound(subject: Subject) -> Decision:
     return Decision(Verdict.DENY, "meta.project" if known else "meta.attribution")
 
 
-def _load(message: Mapping[str, Any], previous: Snapshot | None) -> Snapshot:
-    place = (
+def _place(message: Mapping[str, Any]) -> Place:
+    return (
         tuple(_cidr(text) for text in message.get("treat_as_public", ())),
         frozenset(_endpoint(text) for text in message.get("control", ())),
         frozenset(parse_address(text) for text in message.get("host_local", ())),
     )
+
+
+def _load(message: Mapping[str, Any], previous: Snapshot | None) -> Snapshot:
+    place = _place(message)
     known = previous.policies if previous is not None and previous._place == place else {}
     policies = {
         digest: known.get(digest) or _compile(digest, text, place)
@@ -169,9 +204,7 @@ def _load(message: Mapping[str, Any], previous: Snapshot | None) -> Snapshot:
     )
 
 
-def _compile(
-    digest: str, text: str, place: tuple[tuple[Cidr, ...], frozenset[Endpoint], frozenset[Address]]
-) -> CompiledPolicy:
+def _compile(digest: str, text: str, place: Place) -> CompiledPolicy:
     if hashlib.sha256(text.encode()).hexdigest() != digest:
         raise SnapshotError(f"policy {digest} does not have that digest")
     document = Document.from_canonical_json(text, file=f"policy {digest[:12]}")
