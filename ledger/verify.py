@@ -7,18 +7,21 @@ keeps its own accounts of flows. Problems carry the number of the record they co
 
 from __future__ import annotations
 
+import re
 import struct
 import zlib
 from dataclasses import dataclass, field
+from functools import cache
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-from exeat.ledger.verify_offline import parse_record
+from exeat.ledger.verify_offline import KINDS, TYPES, parse_record
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 _MAX_PROBLEMS: Final = 100
+_PREFIX: Final = struct.Struct(">IIQ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +117,7 @@ class _Verifier:
         self.report = Report()
         self.accounts = _Accounts(self.report)
         self.heads = heads
+        self.noted = {size for size, _ in heads}
         self.size = 0  # committed records
         self.peaks: list[tuple[int, bytes]] = []  # (height, hash)
         self.sealed = True  # before the first segment: a head must come
@@ -172,7 +176,8 @@ class _Verifier:
         for record in pending:
             self._leaf(record)
             self.size += 1
-            self._check_heads()
+            if self.size in self.noted:
+                self._check_heads()
         if len(body) != 48 or int.from_bytes(body[:8], "big") != self.size or body[8:40] != self._root():
             raise _BrokenError(first, f"records {first} to {self.size - 1}: not what their Merkle root says")
         for number, record in enumerate(pending, first):
@@ -233,11 +238,11 @@ def _frame(data: bytes, at: int) -> tuple[int, bytes, bytes, int] | None:
     """(seq, kind, payload, end) of the frame at `at`; None if there is no valid one."""
     if at + 16 > len(data):
         return None
-    length, crc, seq = struct.unpack_from(">IIQ", data, at)
+    length, crc, seq = _PREFIX.unpack_from(data, at)
     end = at + 16 + length
     if length == 0 or end > len(data):
         return None
-    if zlib.crc32(data[at : at + 4] + data[at + 8 : end]) != crc:
+    if zlib.crc32(data[at + 8 : end], zlib.crc32(data[at : at + 4])) != crc:
         return None
     return seq, data[at + 16 : at + 17], data[at + 17 : end], end
 
@@ -268,18 +273,18 @@ class _Accounts:
 
     def record(self, number: int, data: bytes) -> None:
         try:
-            kind, fields = parse_record(data)
+            kind, account = brief(data)
         except ValueError as error:
             self._problem(number, f"not a record of schema 1: {error}")
             return
         self._report.kinds[kind] = self._report.kinds.get(kind, 0) + 1
         if kind in ("open", "reserve", "progress", "close", "orphan", "resume"):
-            what = self._flow(kind, fields)
+            what = self._flow(kind, account)
             if what:
                 self._problem(number, f"{kind}: {what}")
 
-    def _flow(self, kind: str, fields: list[Any]) -> str:
-        flow, out, into, reserved = fields[2:6]
+    def _flow(self, kind: str, fields: tuple[bytes, int, int, int]) -> str:
+        flow, out, into, reserved = fields
         if kind == "open":
             if flow in self._open or flow in self._settled:
                 return "this flow was opened before"
@@ -319,3 +324,51 @@ class _Accounts:
 
     def finish(self) -> None:
         self._report.flows_open = len(self._open)
+
+
+# --- records: the usual ones by a grammar, any by the parser
+
+
+def brief(data: bytes) -> tuple[str, tuple[bytes, int, int, int]]:
+    """(kind, (flow, bytes_out, bytes_in, reserved)). Raises ValueError unless `data` is a record."""
+    count = data[1] if data[:1] == b"\x98" else (data[0] & 31 if data else 0)
+    found = _grammar(count).fullmatch(data) if 8 <= count <= len(_ITEMS) + 2 else None
+    if found is None:
+        kind, fields = parse_record(data)
+        return kind, (fields[2], fields[3], fields[4], fields[5])
+    number, flow, out, into, reserved = found.groups()
+    return KINDS[number[0]], (flow[1:], _uint(out), _uint(into), _uint(reserved))
+
+
+def _uint(item: bytes) -> int:
+    return item[0] if len(item) == 1 else int.from_bytes(item[1:], "big")
+
+
+def _string(major: int, content: bytes, longest: int) -> bytes:
+    """A pattern for strings of up to `longest` bytes of `content`, each with its length before it."""
+    short = [b"%s%s{%d}" % (re.escape(bytes((major + n,))), content, n) for n in range(24)]
+    long = [b"%s%s{%d}" % (re.escape(bytes((n,))), content, n) for n in range(24, longest + 1)]
+    return b"(?:%s|%s(?:%s))" % (b"|".join(short), re.escape(bytes((major + 24,))), b"|".join(long))
+
+
+_NUMBER: Final = rb"(?:[\x00-\x17]|\x18[\x18-\xff]|\x19(?!\x00).{2}|\x1a(?!\x00\x00).{4}|\x1b(?!\x00{4}).{8})"
+_BYTES: Final = _string(0x40, b".", 32)
+_ASCII: Final = _string(0x60, rb"[ -~]", 64)
+_FLOW: Final = rb"(?:\x40|\x50.{16})"
+_DEST: Final = b"(?:\xf6|\x85%s%s%s%s%s)" % (_ASCII, _NUMBER, _ASCII, _BYTES, _ASCII)
+_ITEMS: Final = tuple({"u": _NUMBER, "b": _BYTES, "t": _ASCII, "d": _DEST}[kind] for kind in TYPES)
+_DEFAULT: Final = {"u": rb"\x00", "b": rb"\x40", "t": rb"\x60", "d": rb"\xf6"}
+_TOLD: Final = frozenset({3, 4, 5})  # the three counts
+
+
+@cache
+def _grammar(count: int) -> re.Pattern[bytes]:
+    """Records of `count` items that are ASCII, without long texts, of kinds that need not be known."""
+    head = bytes((0x80 | count,)) if count < 24 else bytes((0x98, count))
+    used = count - 2
+    items = [
+        b"(%s)" % _FLOW if at == 2 else b"(%s)" % item if at in _TOLD else item
+        for at, item in enumerate(_ITEMS[:used])
+    ]
+    items.insert(-1, b"(?!%s\\Z)" % _DEFAULT[TYPES[used - 1]])  # a default at the end is left out
+    return re.compile(re.escape(head) + rb"\x01([\x01-\x0f])" + b"".join(items), re.DOTALL)

@@ -29,7 +29,7 @@ KINDS: Final = (
     *("reconcile", "gap", "boot", "key", "witness", "orphan", "resume"),
 )
 # Types of the fields behind schema and kind: unsigned, bytes, text, destination.
-_TYPES: Final = "uubuuu" + "tttd" + "ttttub" + "ttttt" + "ubt" + "tuuuuuuuuuuttbtb"
+TYPES: Final = "uubuuu" + "tttd" + "ttttub" + "ttttt" + "ubt" + "tuuuuuuuuuuttbtb"
 _DEFAULTS: Final[dict[str, Any]] = {"u": 0, "b": b"", "t": "", "d": None}
 _PYTHON: Final = {"u": int, "b": bytes, "t": str}
 _MAX_RECORDS: Final = 1 << 30  # bytes of a bundle, unpacked
@@ -57,12 +57,12 @@ def parse_record(data: bytes) -> tuple[str, list[Any]]:
     schema, number, fields = value[0], value[1], value[2:]
     if not _is(schema, 1) or not isinstance(number, int) or not 1 <= number < len(KINDS):
         raise ValueError("schema or kind")
-    if len(fields) > len(_TYPES) or (fields and _is(fields[-1], _DEFAULTS[_TYPES[len(fields) - 1]])):
+    if len(fields) > len(TYPES) or (fields and _is(fields[-1], _DEFAULTS[TYPES[len(fields) - 1]])):
         raise ValueError("number of fields")
-    for position, (kind, field_value) in enumerate(zip(_TYPES, fields, strict=False)):
+    for position, (kind, field_value) in enumerate(zip(TYPES, fields, strict=False)):
         if not _fits(kind, field_value):
             raise ValueError(f"type of field {position}")
-    return KINDS[number], fields + [_DEFAULTS[kind] for kind in _TYPES[len(fields) :]]
+    return KINDS[number], fields + [_DEFAULTS[kind] for kind in TYPES[len(fields) :]]
 
 
 def _is(value: object, expected: object) -> bool:

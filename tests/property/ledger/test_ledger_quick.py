@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from exeat.ledger import cbor, records
+from exeat.ledger import cbor, records, verify, verify_offline
 from exeat.ledger.records import _LAYOUT, Dest, Kind, Record, RecordError
 
 WORDS = st.sampled_from(["", "a", "job-1", "x" * 16, "x" * 17, "y" * 24, "z" * 64, "z" * 65, "n" * 128, "`"])
@@ -19,6 +19,11 @@ IPS = st.sampled_from([b"", b"\x01" * 4, b"\x02" * 16, b"\x03" * 5])
 PORTS = st.sampled_from([0, 1, True, 443, 65535, 65536, -1])
 DESTS = st.none() | st.builds(Dest, TEXTS, PORTS, WORDS, IPS, TEXTS) | st.builds(Dest, WORDS, st.just(443))
 TIMES = st.integers(2**32 - 1, 2**32) | st.integers(1_700_000_000_000_000_000, 1_800_000_000_000_000_000)
+
+
+VALUES = sorted(
+    {*range(0, 256, 23), 1, 0x17, 0x18, 0x19, 0x1A, 0x1B, 0x40, 0x5F, 0x60, 0x78, 0x7F, 0x80, 0x98, 0xF6}
+)
 
 
 def _field(name: str, default: object) -> st.SearchStrategy[Any]:
@@ -109,6 +114,44 @@ def test_inspect_judges_damage_the_same(record: Record, data: st.DataObject) -> 
     assert quick_or_not(records.inspect, damaged) == slow_inspect(damaged)
 
 
+def verifiers(data: bytes) -> tuple[Any, Any]:
+    """What the verifier's grammar and its parser say; None for refused."""
+    answers: list[Any] = []
+    for call in (verify.brief, verify_offline.parse_record):
+        try:
+            answers.append(call(data))
+        except ValueError:
+            answers.append(None)
+    if answers[1] is not None:
+        kind, fields = answers[1]
+        answers[1] = (kind, tuple(fields[2:6]))
+    return answers[0], answers[1]
+
+
+@given(NEARLY, st.data())
+@settings(max_examples=300, deadline=None)
+def test_the_verifiers_grammar_is_its_parser(record: Record, data: st.DataObject) -> None:
+    clean = slow_encode(record)
+    if clean is None:
+        return
+    changed = bytearray(clean)
+    for _ in range(data.draw(st.integers(0, 2))):
+        at = data.draw(st.integers(0, len(changed) - 1))
+        changed[at] = data.draw(st.sampled_from([0, 0x18, 0x40, 0x60, 0x78, 0x80, 0xF6, 0xFF, 0x1B, 0x0A]))
+    for candidate in (clean, bytes(changed)):
+        quick, slow = verifiers(candidate)
+        assert quick == slow
+
+
+def test_the_verifiers_grammar_with_every_byte_changed() -> None:
+    clean = records.encode(Record(Kind.CLOSE, **FIT, close_reason="eof", kernel_out=70000))
+    assert verify._grammar(clean[1]).fullmatch(clean)
+    for at in range(len(clean)):
+        for value in VALUES:
+            quick, slow = verifiers(clean[:at] + bytes([value]) + clean[at + 1 :])
+            assert quick == slow, (at, value)
+
+
 @given(st.binary(max_size=80))
 @example(b"")
 def test_inspect_of_anything(data: bytes) -> None:
@@ -116,11 +159,11 @@ def test_inspect_of_anything(data: bytes) -> None:
 
 
 def test_every_byte_changed_every_way() -> None:
-    """Of one usual record: each byte set to each value."""
+    """Of one usual record: each byte set to every value that means something to a reader, and others."""
     clean = records.encode(Record(Kind.CLOSE, **FIT, close_reason="eof", kernel_out=70000))
     assert records._quick.inspect(clean) is not None
     for at in range(len(clean)):
-        for value in range(256):
+        for value in VALUES:
             damaged = clean[:at] + bytes([value]) + clean[at + 1 :]
             assert quick_or_not(records.inspect, damaged) == slow_inspect(damaged), (at, value)
 
