@@ -1,0 +1,119 @@
+"""`exeat policy diff|reach|trial`: what they print, and their exit codes."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+from tests.support.ledgers import record
+
+from exeat.appliance.cli import main
+from exeat.ledger.records import Dest, Kind
+from exeat.ledger.store import Store
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+NOW = ["--now", "2026-01-05T12:00:00Z"]
+A = "egress: v1\nproject: p\nallow: [{id: one, to: a.org}]\nask: [{id: two, to: b.org}]\n"
+B = "egress: v1\nproject: p\nallow: [{id: wide, to: [a.org, b.org]}]\ndeny: [{id: net, to: .c.org}]\n"
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> tuple[str, str]:
+    for name, text in (("a", A), ("b", B)):
+        (tmp_path / f"{name}.yaml").write_text(text)
+    return str(tmp_path / "a.yaml"), str(tmp_path / "b.yaml")
+
+
+def test_diff(files: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    a, b = files
+    assert main(["policy", "diff", a, b, *NOW]) == 1
+    assert "allow: b.org:443/tcp" in capsys.readouterr().out
+    assert main(["policy", "diff", a, b, "--json", *NOW]) == 1
+    witness = json.loads(capsys.readouterr().out)["witness"]
+    assert (witness["host"], witness["level"], witness["before"], witness["after"]) == (
+        "b.org",
+        "allow",
+        "two",
+        "wide",
+    )
+    assert main(["policy", "diff", a, a]) == 0
+    assert "nothing" in capsys.readouterr().out
+    assert main(["policy", "diff", a, a, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"widens": False, "witness": None}
+    assert main(["policy", "diff", a, "none.yaml"]) == 2
+    assert main(["policy", "diff", a, b, "--now", "tomorrow"]) == 2
+
+
+def test_reach(files: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    _, b = files
+    answers = {"a.org": (0, "self-service"), "d.org": (0, "operator"), "x.c.org": (1, None)}
+    for scope, (code, via) in answers.items():
+        assert main(["policy", "reach", b, scope, "--json", *NOW]) == code
+        assert json.loads(capsys.readouterr().out)["via"] == via
+        assert main(["policy", "reach", b, scope, *NOW]) == code
+        assert (via or "nobody") in capsys.readouterr().out
+    assert main(["policy", "reach", b, "http://x"]) == 2
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Path:
+    """What a job did under policy A, beside traffic of another project and refusals by the far side."""
+
+    def said(kind: Kind, number: int, host: str, verdict: str, reason: str, **more: object) -> bytes:
+        protocol = "dns" if kind is Kind.DNS else "tcp"
+        dest = Dest(host, 53 if kind is Kind.DNS else 443, protocol, b"\x08\x08\x08\x08", "")
+        fields = {"project": "p", "agent": "x", "job": "j1", **more}
+        flow = number if kind in (Kind.OPEN, Kind.CLOSE) else None
+        return record(kind, flow, dest=dest, decision=verdict, reason_code=reason, **fields)
+
+    store = Store.create(tmp_path / "ledger" / "abc", "exeat/n1", 1)
+    store.append(
+        [
+            said(Kind.OPEN, 1, "a.org", "allow", "rule.allow"),
+            said(Kind.CLOSE, 1, "a.org", "allow", "rule.allow"),
+            said(Kind.OPEN, 2, "d.org", "allow", "lease.active", lease_id="L1"),
+            said(Kind.OPEN, 3, "x.c.org", "allow", "lease.active", lease_id="L1"),
+            said(Kind.OPEN, 4, "x.c.org", "allow", "lease.active", lease_id="L1"),
+            said(Kind.DENY, 5, "b.org", "ask", "rule.ask"),
+            said(Kind.DENY, 6, "e.org", "deny", "posture.default_deny"),
+            said(Kind.DENY, 7, "a.org", "deny", "dial.refused"),
+            said(Kind.DENY, 8, "a.org", "deny", "meta.project", project="q"),
+            said(Kind.DENY, 9, "[::1", "deny", "malformed.ip"),
+            said(Kind.DNS, 10, "x.c.org", "allow", "lease.active", lease_id="L1", count=7),
+        ],
+        1,
+    )
+    store.close()
+    return tmp_path / "ledger"
+
+
+def test_trial_shows_only_what_changes(
+    files: tuple[str, str], ledger: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a, b = files
+    assert main(["policy", "trial", a, "--from", str(ledger), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["changes"], report["replayed"], report["skipped"]) == ([], 13, 2)
+    for folder in (ledger, ledger / "abc"):
+        assert main(["policy", "trial", b, "--from", str(folder), "--json"]) == 1
+        changes = json.loads(capsys.readouterr().out)["changes"]
+        shown = [(c["kind"], c["host"], c["was"], c["now"], c["breaking"], c["count"]) for c in changes]
+        assert shown == [
+            ("flow", "x.c.org", "allow", "deny", True, 2),
+            ("lookup", "x.c.org", "allow", "deny", True, 7),
+            ("flow", "b.org", "ask", "allow", False, 1),
+        ]
+    assert main(["policy", "trial", b, "--from", str(ledger)]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("BREAKING allow -> deny: flow x.c.org:443 of x, 2 times since ")
+    assert lines[0].endswith("a deny rule matches by net [rule.deny]")
+    assert lines[-1].startswith("13 recorded decisions replayed, 3 kinds change, 2 break")
+
+
+def test_trial_needs_a_ledger(files: tuple[str, str], tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert main(["policy", "trial", files[0], "--from", str(tmp_path / "empty")]) == 2
+    assert main(["policy", "trial", files[0], "--from", str(tmp_path), "--treat-as-public", "x"]) == 2
