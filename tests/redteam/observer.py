@@ -17,6 +17,7 @@ import ssl
 import struct
 import sys
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -144,7 +145,7 @@ class Observer:
         for address in spec.get("dns", []):
             family = socket.AF_INET6 if ":" in address else socket.AF_INET
             sock = self._datagram_socket(family, address, 53)
-            self._watch(sock, lambda s=sock: self._resolve(s))
+            self._watch(sock, partial(self._resolve, sock))
         if spec.get("packets"):
             # Below every listener: a dial to a port where nobody listens is a dial all the same.
             packets = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(3))

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 def table(score: Score) -> list[tuple[str, int, int, int]]:
     """(class, passed, played, skipped), in the corpus's order."""
-    groups = list(dict.fromkeys(case.group for case, _ in score.verdicts))
+    played = [case.group for case, _ in score.verdicts]
+    groups = dict.fromkeys([*played, *(case.group for case in score.skipped)])
     rows = []
     for group in groups:
         mine = [verdict for case, verdict in score.verdicts if case.group == group]
