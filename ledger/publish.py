@@ -12,6 +12,7 @@ the checkpoint before it is gone on from.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import select
@@ -228,7 +229,8 @@ def _in_child(directory: Path, pipe: int) -> None:
             signal.signal(number, signal.SIG_IGN)  # the end of the pipe is the end: one more checkpoint
         os.dup2(pipe, 3)
         os.closerange(4, 1 << 20)
-        os.nice(19)
+        with contextlib.suppress(OSError):  # a sandbox may forbid it
+            os.nice(19)
         follow(directory, 3)
         code = 0
     except BaseException:

@@ -7,21 +7,22 @@ keeps its own accounts of flows. Problems carry the number of the record they co
 
 from __future__ import annotations
 
-import re
+import json
+import os
 import struct
 import zlib
-from dataclasses import dataclass, field
-from functools import cache
+from dataclasses import asdict, dataclass, field
 from hashlib import sha256
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from exeat.ledger.verify_offline import KINDS, TYPES, parse_record
+from exeat.ledger.grammar import brief
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 _MAX_PROBLEMS: Final = 100
 _PREFIX: Final = struct.Struct(">IIQ")
+_ACCOUNTED: Final = ("kinds", "flows_open", "flows_closed", "flows_orphaned", "bytes_out", "bytes_in")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,34 +89,106 @@ def head_file(directory: Path) -> tuple[int, bytes] | None:
     return max(found, default=None)
 
 
-def verify(directory: Path, *, heads: tuple[tuple[int, bytes], ...] = ()) -> Report:
+def verify(directory: Path, *, heads: tuple[tuple[int, bytes], ...] = (), two: bool = False) -> Report:
     """Verify the ledger in `directory`, also against `heads` (size, root) known from elsewhere.
 
+    `two` shares the work with a second process: for a ledger that is large, with the same result.
     Raises OSError if it cannot be read, FileNotFoundError if there is none.
     """
     noted = head_file(directory)  # before the segments: the writer may be at work
-    check = _Verifier(tuple(heads) + ((noted,) if noted else ()))
     paths = sorted((directory / "seg").glob("*.seg"))
     if not paths:
         raise FileNotFoundError(f"{directory} holds no ledger")
+    newest = paths[-1].read_bytes()  # the only one that grows
+    known = heads + ((noted,) if noted else ())
+    if two:
+        books = _Books(paths, newest)
+        check = _run(_Verifier(known, books=False), paths, newest)
+        if books.join(check.report):
+            return _noting(check.report, noted)
+    return _noting(_run(_Verifier(known), paths, newest).report, noted)
+
+
+def _noting(report: Report, noted: tuple[int, bytes] | None) -> Report:
+    if noted is None and report.size and report.ok:
+        report.notes.append("there is no head file: a cut tail would not show")
+    return report
+
+
+def _run(check: _Verifier, paths: list[Path], newest: bytes) -> _Verifier:
     try:
         for index, path in enumerate(paths):
             if path.name != f"{index:012d}.seg":
                 raise _BrokenError(check.size, f"segment {index:012d} is missing")
-            check.segment(path.read_bytes(), last=index == len(paths) - 1)
+            last = index == len(paths) - 1
+            check.segment(newest if last else path.read_bytes(), last=last)
             check.report.segments += 1
         check.finish()
-        if noted is None and check.size:
-            check.note("there is no head file: a cut tail would not show")
     except _BrokenError as broken:
         check.report.problems.append(broken.problem)
-    return check.summary()
+    check.summary()
+    return check
+
+
+class _Books:
+    """The accounts of all flows, kept by a second process while this one computes the tree."""
+
+    def __init__(self, paths: list[Path], newest: bytes) -> None:
+        read, write = os.pipe2(os.O_CLOEXEC)
+        self._pid = os.fork()
+        if self._pid == 0:
+            try:
+                with open(write, "w", encoding="utf-8") as pipe:
+                    json.dump(_keep_books(paths, newest), pipe)
+            finally:
+                os._exit(0)  # what breaks off counts for nothing
+        os.close(write)
+        self._pipe = read
+
+    def join(self, report: Report) -> bool:
+        """Complete a report of the tree. False if the two did not see the same sound ledger."""
+        with open(self._pipe, encoding="utf-8") as pipe:
+            text = pipe.read()
+        os.waitpid(self._pid, 0)
+        try:
+            found = json.loads(text)
+        except ValueError:
+            return False
+        if not report.ok or found.pop("size") != report.size:
+            return False
+        report.problems = [Problem(*problem) for problem in found.pop("problems")]
+        for name, value in found.items():
+            setattr(report, name, value)
+        return True
+
+
+def _keep_books(paths: list[Path], newest: bytes) -> dict[str, Any]:
+    report = Report()
+    accounts = _Accounts(report)
+    size = 0
+    for path in paths:
+        data = newest if path is paths[-1] else path.read_bytes()
+        at, pending = 0, list[bytes]()
+        while (frame := _frame(data, at)) is not None:
+            _, kind, body, at = frame
+            if kind == b"R":
+                pending.append(body)
+            elif kind in (b"C", b"S"):
+                for number, record in enumerate(pending, size):
+                    accounts.record(number, record)
+                size += len(pending)
+                pending = []
+    accounts.finish()
+    whole = asdict(report)
+    kept = {name: whole[name] for name in _ACCOUNTED}
+    return {**kept, "size": size, "problems": [(each.record, each.what) for each in report.problems]}
 
 
 class _Verifier:
-    def __init__(self, heads: tuple[tuple[int, bytes], ...]) -> None:
+    def __init__(self, heads: tuple[tuple[int, bytes], ...], *, books: bool = True) -> None:
         self.report = Report()
         self.accounts = _Accounts(self.report)
+        self.books = books  # else somebody else keeps the accounts
         self.heads = heads
         self.noted = {size for size, _ in heads}
         self.size = 0  # committed records
@@ -180,8 +253,9 @@ class _Verifier:
                 self._check_heads()
         if len(body) != 48 or int.from_bytes(body[:8], "big") != self.size or body[8:40] != self._root():
             raise _BrokenError(first, f"records {first} to {self.size - 1}: not what their Merkle root says")
-        for number, record in enumerate(pending, first):
-            self.accounts.record(number, record)
+        if self.books:
+            for number, record in enumerate(pending, first):
+                self.accounts.record(number, record)
 
     def _end(self, data: bytes, at: int, uncommitted: int, *, last: bool) -> None:
         rest = data[at:].rstrip(b"\0")
@@ -206,10 +280,9 @@ class _Verifier:
         if newest > self.size:
             raise _BrokenError(self.size, f"records {self.size} to {newest - 1} are gone: the tail was cut")
 
-    def summary(self) -> Report:
+    def summary(self) -> None:
         self.report.size, self.report.root = self.size, self._root().hex()
         self.accounts.finish()
-        return self.report
 
     # --- the tree (RFC 6962 section 2.1)
 
@@ -324,51 +397,3 @@ class _Accounts:
 
     def finish(self) -> None:
         self._report.flows_open = len(self._open)
-
-
-# --- records: the usual ones by a grammar, any by the parser
-
-
-def brief(data: bytes) -> tuple[str, tuple[bytes, int, int, int]]:
-    """(kind, (flow, bytes_out, bytes_in, reserved)). Raises ValueError unless `data` is a record."""
-    count = data[1] if data[:1] == b"\x98" else (data[0] & 31 if data else 0)
-    found = _grammar(count).fullmatch(data) if 8 <= count <= len(_ITEMS) + 2 else None
-    if found is None:
-        kind, fields = parse_record(data)
-        return kind, (fields[2], fields[3], fields[4], fields[5])
-    number, flow, out, into, reserved = found.groups()
-    return KINDS[number[0]], (flow[1:], _uint(out), _uint(into), _uint(reserved))
-
-
-def _uint(item: bytes) -> int:
-    return item[0] if len(item) == 1 else int.from_bytes(item[1:], "big")
-
-
-def _string(major: int, content: bytes, longest: int) -> bytes:
-    """A pattern for strings of up to `longest` bytes of `content`, each with its length before it."""
-    short = [b"%s%s{%d}" % (re.escape(bytes((major + n,))), content, n) for n in range(24)]
-    long = [b"%s%s{%d}" % (re.escape(bytes((n,))), content, n) for n in range(24, longest + 1)]
-    return b"(?:%s|%s(?:%s))" % (b"|".join(short), re.escape(bytes((major + 24,))), b"|".join(long))
-
-
-_NUMBER: Final = rb"(?:[\x00-\x17]|\x18[\x18-\xff]|\x19(?!\x00).{2}|\x1a(?!\x00\x00).{4}|\x1b(?!\x00{4}).{8})"
-_BYTES: Final = _string(0x40, b".", 32)
-_ASCII: Final = _string(0x60, rb"[ -~]", 64)
-_FLOW: Final = rb"(?:\x40|\x50.{16})"
-_DEST: Final = b"(?:\xf6|\x85%s%s%s%s%s)" % (_ASCII, _NUMBER, _ASCII, _BYTES, _ASCII)
-_ITEMS: Final = tuple({"u": _NUMBER, "b": _BYTES, "t": _ASCII, "d": _DEST}[kind] for kind in TYPES)
-_DEFAULT: Final = {"u": rb"\x00", "b": rb"\x40", "t": rb"\x60", "d": rb"\xf6"}
-_TOLD: Final = frozenset({3, 4, 5})  # the three counts
-
-
-@cache
-def _grammar(count: int) -> re.Pattern[bytes]:
-    """Records of `count` items that are ASCII, without long texts, of kinds that need not be known."""
-    head = bytes((0x80 | count,)) if count < 24 else bytes((0x98, count))
-    used = count - 2
-    items = [
-        b"(%s)" % _FLOW if at == 2 else b"(%s)" % item if at in _TOLD else item
-        for at, item in enumerate(_ITEMS[:used])
-    ]
-    items.insert(-1, b"(?!%s\\Z)" % _DEFAULT[TYPES[used - 1]])  # a default at the end is left out
-    return re.compile(re.escape(head) + rb"\x01([\x01-\x0f])" + b"".join(items), re.DOTALL)

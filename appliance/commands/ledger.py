@@ -176,7 +176,7 @@ def run_verify(args: argparse.Namespace) -> int:
     for directory in ledgers:
         try:
             own, wrong = _own_head(directory)
-            report = verify(directory, heads=heads + own + _kept_head(directory, args))
+            report = verify(directory, heads=heads + own + _kept_head(directory, args), two=True)
             if wrong:
                 report.problems.append(Problem(report.size, wrong))
             reports.append((directory, report))

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from exeat.ledger import cbor, records, verify, verify_offline
+from exeat.ledger import cbor, grammar, records, verify_offline
 from exeat.ledger.records import _LAYOUT, Dest, Kind, Record, RecordError
 
 WORDS = st.sampled_from(["", "a", "job-1", "x" * 16, "x" * 17, "y" * 24, "z" * 64, "z" * 65, "n" * 128, "`"])
@@ -117,7 +117,7 @@ def test_inspect_judges_damage_the_same(record: Record, data: st.DataObject) -> 
 def verifiers(data: bytes) -> tuple[Any, Any]:
     """What the verifier's grammar and its parser say; None for refused."""
     answers: list[Any] = []
-    for call in (verify.brief, verify_offline.parse_record):
+    for call in (grammar.brief, verify_offline.parse_record):
         try:
             answers.append(call(data))
         except ValueError:
@@ -145,7 +145,7 @@ def test_the_verifiers_grammar_is_its_parser(record: Record, data: st.DataObject
 
 def test_the_verifiers_grammar_with_every_byte_changed() -> None:
     clean = records.encode(Record(Kind.CLOSE, **FIT, close_reason="eof", kernel_out=70000))
-    assert verify._grammar(clean[1]).fullmatch(clean)
+    assert grammar._grammar(clean[1]).fullmatch(clean)
     for at in range(len(clean)):
         for value in VALUES:
             quick, slow = verifiers(clean[:at] + bytes([value]) + clean[at + 1 :])

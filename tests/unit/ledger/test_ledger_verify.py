@@ -61,6 +61,26 @@ def test_an_untouched_ledger_verifies(ledger: Path) -> None:
     assert report.kinds == {"deny": report.size}
 
 
+def test_two_processes_say_what_one_says(ledger: Path) -> None:
+    assert verify(ledger, two=True) == verify(ledger)
+    (ledger / "head").unlink()
+    assert verify(ledger, two=True) == verify(ledger)
+    for path in segments(ledger):
+        clean = path.read_bytes()
+        for at in range(0, len(clean), 97):
+            path.write_bytes(clean[:at] + bytes([clean[at] ^ 4]) + clean[at + 1 :])
+            assert verify(ledger, two=True) == verify(ledger), at
+        path.write_bytes(clean)
+
+
+def test_two_processes_find_what_is_wrong_in_the_books(tmp_path: Path) -> None:
+    wrong = [record(Kind.OPEN, 1, reserved=9), record(Kind.CLOSE, 1, bytes_out=10), record(Kind.CLOSE, 2)]
+    ledger = build(tmp_path / "l", [wrong, [deny(n) for n in range(20)]])
+    report = verify(ledger, two=True)
+    assert report == verify(ledger)
+    assert [problem.record for problem in report.problems] == [1, 2]
+
+
 def test_any_flipped_byte_is_named(ledger: Path) -> None:
     """Every byte of every frame of a sealed and of the open segment."""
     for path in (segments(ledger)[0], segments(ledger)[-1]):
