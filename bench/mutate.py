@@ -24,12 +24,19 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[1]
 FILES = ("policy/decide.py", "policy/meta.py", "policy/index.py", "policy/verdicts.py", "policy/usage.py")
+_PROPERTIES = "tests/property/policy/test_policy_decide_properties.py::test_"
 TESTS = (
     "tests/unit/policy/test_policy_snapshot.py",
     "tests/unit/policy/test_policy_usage.py",
+    "tests/property/policy/test_policy_many_requests.py",
     "tests/unit/policy/test_policy_cases.py",
-    "tests/property/policy/test_policy_decide_properties.py",
+    "tests/property/policy/test_policy_budget_properties.py",
+    _PROPERTIES + "a_lookup_is_the_best_over_ports",
+    _PROPERTIES + "the_named_rules_exist_and_the_attributed_one_is_among_them",
+    _PROPERTIES + "decide_is_total",
+    _PROPERTIES + "garbage_in_the_overlay_is_a_deny",
 )
+REQUESTS = "30000"  # of test_policy_many_requests
 LIMIT_S = 120
 
 _COMPARE: dict[type[ast.cmpop], tuple[type[ast.cmpop], ...]] = {
@@ -142,7 +149,11 @@ def _survives(tree: Path, file: str, text: str) -> bool:
     path = tree / file
     original = path.read_text(encoding="utf-8")
     path.write_text(text, encoding="utf-8")
-    environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(tree)}
+    environment = os.environ | {
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONPATH": str(tree),
+        "EXEAT_REQUESTS": REQUESTS,
+    }
     command = [sys.executable, "-m", "pytest", "-qx", "-p", "no:cacheprovider", *TESTS]
     try:
         done = subprocess.run(

@@ -125,7 +125,7 @@ class Verdicts:
         self._ceiling = ceiling is not None
         self._nothing = Slot((), budgets, ceiling=self._ceiling)
         self._touched: list[Cell[Rule]] = []
-        self._weight = 0
+        self.weight = 0  # of all tables, in references
 
     def at(self, target: str | Address, port: int, proto: str) -> Slot:
         """What the rules that look at nothing but the spot come to; `loose` are the others."""
@@ -168,12 +168,12 @@ class Verdicts:
         return slot
 
     def _weigh(self, more: int) -> None:
-        self._weight += more
-        if self._weight > MAX_WEIGHT:
+        self.weight += more
+        if self.weight > MAX_WEIGHT:
             for cell in self._touched:
                 cell.table = None
             self._touched = []
-            self._weight = 0
+            self.weight = 0
 
 
 def best_hits(entries: Iterable[Entry[Rule]], port: int) -> Iterator[Hit]:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from exeat.appliance.public_suffixes import bundled_suffixes
+from exeat.policy import verdicts
 from exeat.policy.addresses import parse_address
 from exeat.policy.document import Document, load_policy
 from exeat.policy.leases import Lease
 from exeat.policy.model import Request, Subject, Verdict
-from exeat.policy.scopes import parse_scope
+from exeat.policy.scopes import parse_ports, parse_scope
 from exeat.policy.snapshot import Snapshot, SnapshotError
 from exeat.policy.usage import Usage
 
@@ -162,3 +164,98 @@ def test_what_is_missing(key: str) -> None:
     del built[key]
     with pytest.raises(SnapshotError):
         Snapshot.load(built)
+
+
+@pytest.mark.parametrize(
+    ("body", "lease_ports", "expected"),
+    [
+        ("", "22", "allow"),  # nothing but a lease, and not on 443
+        ("", "53", "deny"),
+        ("posture: public\ndeny: [{to: 'b.org:443'}]", "", "allow"),  # there is still 80
+        ("posture: custom\ndefault: public\ndeny: [{to: 'b.org:443'}]", "", "allow"),
+        ("posture: custom\ndefault: ask\ndeny: [{to: 'b.org:443'}]", "", "ask"),
+        ("posture: custom\ndefault: deny\nask: [{to: b.org, ports: 22}]", "", "ask"),
+        ("posture: custom\ndefault: deny\ndeny: [{to: 'b.org:22'}]", "", "deny"),
+        ("allow: [{to: b.org, ports: 1-65535, except: ['b.org:1-8000']}]", "", "allow"),
+        ("allow: [{to: b.org, ports: 7, proto: udp}]", "", "allow"),
+    ],
+)
+def test_a_lookup_finds_the_one_port_that_is_open(body: str, lease_ports: str, expected: str) -> None:
+    one = document(body)
+    lease = Lease("L", "p", (parse_scope("b.org"),), exp_ms=NOW + 1000)
+    lease = replace(lease, ports=parse_ports([lease_ports])) if lease_ports else lease
+    fields = {"documents": [one], "projects": {"p": one.digest}, "jobs": {}}
+    snapshot = Snapshot.load(message(**fields, leases=[lease] if lease_ports else []))
+    assert snapshot.decide_lookup(JOB, "b.org", NOW, Usage()).verdict == expected
+
+
+def test_tables_are_dropped_before_they_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    many = document("allow:\n" + "".join(f"  - {{to: .r{n}.org, ports: {n + 1}}}\n" for n in range(200)))
+    fields = {"documents": [many], "projects": {"p": many.digest}, "jobs": {}, "leases": []}
+    snapshot = Snapshot.load(message(**fields))
+    monkeypatch.setattr(verdicts, "MAX_WEIGHT", 1000)
+    for number in (*range(200), *range(200)):
+        if number + 1 not in (53,):
+            assert reason(snapshot, JOB, f"x.r{number}.org", port=number + 1) == "rule.allow"
+            assert reason(snapshot, JOB, f"x.r{number}.org", port=number + 2).endswith(("deny", "dns_bypass"))
+    policy = snapshot.policy_for(JOB)
+    assert policy is not None
+    assert policy.verdicts.weight <= 1000
+
+
+@pytest.mark.parametrize("labels", [1, 2, 3, 60, 120])
+def test_long_names_are_found_below_short_suffixes(labels: int) -> None:
+    one = document("allow: [{to: .a.org}, {to: '*.b.c.d.org'}]")
+    snapshot = Snapshot.load(message(documents=[one], projects={"p": one.digest}, jobs={}, leases=[]))
+    prefix = "x." * labels
+    assert reason(snapshot, JOB, f"{prefix}a.org") == "rule.allow"
+    assert reason(snapshot, JOB, f"{prefix}b.c.d.org") == "rule.allow"
+    assert reason(snapshot, JOB, f"{prefix}c.d.org") == "posture.default_deny"
+    assert reason(snapshot, JOB, f"{prefix}aa.org") == "posture.default_deny"
+
+
+def test_nested_and_adjacent_networks() -> None:
+    one = document(
+        "allow:\n"
+        "  - {id: wide, to: 8.0.0.0/8, ports: any}\n"
+        "  - {id: half, to: 8.8.0.0/16, ports: 22}\n"
+        "  - {id: last, to: 8.8.255.255, ports: 22}\n"
+        "  - {id: next, to: 8.9.0.0/16, ports: 22}\n"
+        "  - {id: end, to: 223.255.255.255, ports: 22}\n"
+    )
+    snapshot = Snapshot.load(message(documents=[one], projects={"p": one.digest}, jobs={}, leases=[]))
+    for address, ids in {
+        "8.0.0.0": ["wide"],
+        "8.7.255.255": ["wide"],
+        "8.8.0.0": ["half", "wide"],
+        "8.8.255.255": ["last", "half", "wide"],
+        "8.9.0.0": ["next", "wide"],
+        "8.10.0.0": ["wide"],
+        "8.255.255.255": ["wide"],
+        "9.0.0.0": [],
+        "7.255.255.255": [],
+        "223.255.255.255": ["end"],
+        "223.255.255.254": [],
+    }.items():
+        request = Request(JOB, parse_address(address), 22)
+        assert list(snapshot.decide(request, NOW, Usage()).matched) == ids, address
+
+
+def test_leases_are_found_by_whatever_they_are_bound_to() -> None:
+    scope = (parse_scope("c.org"),)
+    bound = [
+        Lease("job", "p", scope, job="j1", exp_ms=NOW + 1000),
+        Lease("other-job", "p", scope, job="j9", exp_ms=NOW + 1000),
+        Lease("agent", "p", scope, agents=frozenset({"a1", "a2"}), exp_ms=NOW + 1000),
+        Lease("other-agent", "p", scope, agents=frozenset({"a3"}), exp_ms=NOW + 1000),
+        Lease("job-of-another", "p", scope, job="j1", agents=frozenset({"a3"}), exp_ms=NOW + 1000),
+        Lease("node", "p", scope, nodes=frozenset({"n1"}), exp_ms=NOW + 1000),
+        Lease("free", "p", (*scope, parse_scope(".org")), exp_ms=NOW + 1000),
+        Lease("other-project", "q", scope, exp_ms=NOW + 1000),
+        Lease("port", "p", scope, ports=parse_ports(["22"]), exp_ms=NOW + 1000),
+        Lease("except", "p", scope, except_=scope, exp_ms=NOW + 1000),
+        Lease("ended", "p", scope, exp_ms=NOW),
+    ]
+    decision = Snapshot.load(message(leases=bound)).decide(Request(JOB, "c.org", 443), NOW, Usage())
+    assert decision.matched == ("agent", "free", "job", "node")
+    assert (decision.rule, decision.lease) == ("agent", "agent")
