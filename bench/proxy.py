@@ -37,8 +37,8 @@ IDENTITY = '[[identity]]\nsource = "127.0.0.0/8"\nproject = "bench"\n'
 SYSCTLS = (
     "net.ipv4.ip_local_port_range=10000 65000",
     "net.core.somaxconn=16384",
-    # Else one line's closed connections take the next one's ports, and connect(2) searches for long.
-    "net.ipv4.tcp_max_tw_buckets=2000",
+    # Else one line has no ports left for the next, and connect(2) searches for long.
+    "net.ipv4.tcp_tw_reuse=1",
 )
 
 

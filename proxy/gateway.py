@@ -50,7 +50,6 @@ Who = Callable[[socket.socket, Any], tuple[Jail, str]]
 SWEEP_S: Final = 0.2
 SLOW_SWEEPS: Final = 5  # every so many sweeps, the live tunnels too
 MAX_EVENTS: Final = 1000  # of one sweep for live views; what is more is on the ledger only
-SETTLE_POLL_S: Final = 0.005
 SPARE_FDS: Final = 128  # for pipes, sockets to our siblings, and saying no
 ACCEPT_BATCH: Final = 64
 CLOSE_RETRY_S: Final = 1.0
@@ -94,7 +93,6 @@ class Gateway:
         self._waiting: set[Flow] = set()  # not (or no longer) a tunnel: they have a deadline
         self._tunnels: dict[Flow, Tunnel] = {}
         self._settling: set[Tunnel] = set()
-        self._settle_timer = False
         self._unclaimed: deque[Tunnel] = deque()
         self._events: list[dict[str, Any]] = []
         self._sweeps = 0
@@ -276,11 +274,10 @@ class Gateway:
     def settling(self, tunnel: Tunnel) -> None:
         self._tunnels.pop(tunnel.flow, None)
 
-    def settle_later(self, tunnel: Tunnel) -> None:
+    def settle_later(self, tunnel: Tunnel, seconds: float) -> None:
+        """Ask the kernel about the tunnel's last bytes again after `seconds`."""
         self._settling.add(tunnel)
-        if not self._settle_timer:
-            self._settle_timer = True
-            self.reactor.call_later(SETTLE_POLL_S, self._settle)
+        self.reactor.call_later(seconds, lambda: self._settle(tunnel))
 
     def closed(self, tunnel: Tunnel) -> None:
         tunnel.flow.closed = True
@@ -372,11 +369,9 @@ class Gateway:
                     "lease.revoked" if str(lease.state).startswith("revok") else f"lease.{lease.state}"
                 )
 
-    def _settle(self) -> None:
-        self._settle_timer = False
-        for tunnel in list(self._settling):
-            self._settling.discard(tunnel)
-            tunnel.settle()
+    def _settle(self, tunnel: Tunnel) -> None:
+        self._settling.discard(tunnel)
+        tunnel.settle()
 
     def _resume(self) -> None:
         """A new connection to the ledger: claim the flows that are still open, before anything else."""

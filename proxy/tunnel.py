@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from exeat.proxy.tcpinfo import KernelCount
 
 SETTLE_S: Final = 2.0
+FIRST_SETTLE_WAIT_S: Final = 0.01
+MAX_SETTLE_WAIT_S: Final = 0.1
 PROGRESS_S: Final = 60.0
 RETRY_S: Final = 0.25
 CLOSE_TRIES: Final = 30
@@ -114,6 +116,7 @@ class Tunnel:
         self._held = 0
         self._progressed = 0.0
         self._settle_until = 0.0
+        self._settle_wait = FIRST_SETTLE_WAIT_S
         self._first_bytes_until = float("inf")
         self._final: tuple[KernelCount | None, KernelCount | None] = (None, None)
 
@@ -334,7 +337,9 @@ class Tunnel:
         self._final = self._kernel()
         open_ends = any(count is not None and count.unacked for count in self._final)
         if open_ends and self._gateway.reactor.now() < self._settle_until:
-            self._gateway.settle_later(self)
+            # Most have acknowledged by now or do so within a delayed ACK; asking costs as much as a flow.
+            self._gateway.settle_later(self, self._settle_wait)
+            self._settle_wait = min(2 * self._settle_wait, MAX_SETTLE_WAIT_S)
             return False
         self._upstream.close()
         self.flow.client.close()
