@@ -30,11 +30,12 @@ from exeat.appliance.errors import RefusedError
 from exeat.appliance.listeners import wanted
 from exeat.ledger.reader import read_records
 from exeat.policy.admin import Actor, authorize
+from exeat.policy.lint import lint
 from exeat.policy.model import Subject
 from exeat.policy.snapshot import Snapshot
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Iterable
 
     from exeat.appliance.config import Config
     from exeat.ledger.ipc import Channel, Message
@@ -107,6 +108,7 @@ class Control:
             print(f"control: {error}", file=sys.stderr, flush=True)
             return
         self.policies.apply(changes)
+        _warn(changes)
         for change in changes:
             await self._evidence.owe(self._policy_record(change, "start", "first"))
 
@@ -266,6 +268,7 @@ class Control:
                 *(self._policy_record(c, person, "widens" if c.widens else "narrows") for c in effective)
             )
         self.policies.apply(changes)
+        _warn(effective)
         self._publish()
         return {"projects": sorted(self.policies.projects), "changed": [c.project for c in effective]}
 
@@ -293,6 +296,15 @@ def _person(message: Message) -> str:
     """Who decides. Only root can connect; `as` lets it say for which person it acts."""
     name = message.get("as")
     return name if isinstance(name, str) and name else "root"
+
+
+def _warn(changes: Iterable[Change]) -> None:
+    """Say what in the policies that came into force hardly means what it says."""
+    for change in changes:
+        document = change.document
+        for warning in (*document.warnings, *lint(document)) if document is not None else ():
+            text = f"policy of {change.project}: {warning.message} [{warning.code}]"
+            print(f"control: warning: {text}", file=sys.stderr, flush=True)
 
 
 async def _guarded(work: Coroutine[Any, Any, None]) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from exeat.appliance.pytest_plugin import Egress
 from exeat.appliance.public_suffixes import bundled_suffixes
 from exeat.policy.decide import compile_policy, decide
 from exeat.policy.document import load_policy
@@ -34,6 +36,15 @@ def test_examples_load_without_warnings(path: Path) -> None:
 @pytest.mark.parametrize("text", FENCED)
 def test_fenced_policies_load(text: str) -> None:
     assert not load_policy(text, file="docs", suffixes=bundled_suffixes()).warnings
+
+
+def test_the_pytest_example_holds_for_the_first_policy() -> None:
+    [example] = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    space: dict[str, Any] = {}
+    exec(example, space)  # noqa: S102 - our own page
+    space["test_the_crawler_stays_inside"](
+        Egress(load_policy(FENCED[0], file="docs", suffixes=bundled_suffixes()))
+    )
 
 
 def test_there_is_something_to_check() -> None:
