@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from exeat.appliance.pytest_plugin import Egress
 from exeat.appliance.public_suffixes import bundled_suffixes
+from exeat.appliance.pytest_plugin import Egress
 from exeat.policy.decide import compile_policy, decide
 from exeat.policy.document import load_policy
 from exeat.policy.model import Request, Subject
