@@ -223,6 +223,7 @@ def test_what_a_name_leads_to_is_refused_by_its_own_rule_and_not_told() -> None:
         assert b"address.not_public" in inside
         assert b"10.7.7.7" not in inside
         assert not origin.connections
+        made.wait_records(1, "address.not_public")  # the last one: a refusal does not wait for its record
         denied = [r for r in made.records() if r.kind is Kind.DENY]
         assert [(r.reason_code, r.rule_id) for r in denied] == [
             ("rule.deny", "bad-net"),
