@@ -40,9 +40,6 @@ class Spent:
             self.amount if (budget, counter, window_ms) == (self.budget, self.counter, self.window_ms) else 0
         )
 
-    def has_room(self, peeks: object, now_ms: int) -> bool:
-        return False  # look at each
-
     def lease_uses(self, lease_id: str) -> int:
         return 0
 

@@ -18,7 +18,7 @@ from tests.support.policy_strategies import (
 
 from exeat.policy.addresses import parse_address
 from exeat.policy.model import Request, Sni, Subject
-from exeat.policy.widens import widens
+from exeat.policy.widens import Level, widens
 from exeat.policy.witness import UNSPENT, Spent, judge
 
 if TYPE_CHECKING:
@@ -56,8 +56,10 @@ def pairs(draw: st.DrawFn) -> tuple[Document, Document]:
 def _edited(draw: st.DrawFn, tree: dict[str, Any]) -> dict[str, Any]:
     other = {key: list(value) if isinstance(value, list) else value for key, value in tree.items()}
     for _ in range(draw(st.integers(1, 2))):
-        kind = draw(st.sampled_from(["allow", "ask", "deny", "ceiling", "preset"]))
-        if kind == "preset":
+        kind = draw(st.sampled_from(["allow", "ask", "deny", "ceiling", "preset", "budgets"]))
+        if kind == "budgets":
+            other["budgets"] = draw(_budgets())
+        elif kind == "preset":
             other["preset"] = draw(st.sampled_from(["relaxed", "standard", "strict"]))
         elif kind == "ceiling":
             if "ceiling" in other:
@@ -69,6 +71,21 @@ def _edited(draw: st.DrawFn, tree: dict[str, Any]) -> dict[str, Any]:
         else:
             other[kind].append({"id": f"{kind}-new{len(other[kind])}", **draw(rule_bodies(kind))})
     return other
+
+
+@st.composite
+def _budgets(draw: st.DrawFn) -> dict[str, Any]:
+    """The names that rules use, with other limits, softness or windows; `default` comes and goes."""
+    names = ["hard", "soft", *(["default"] if draw(st.booleans()) else [])]
+    return {
+        name: {
+            draw(st.sampled_from(["bytes_up", "connections", "bytes"])): draw(
+                st.sampled_from(["0/1h", "5/1h", "100/1h", "1000/1h", "100/1d"])
+            ),
+            "on_exceed": draw(st.sampled_from(["ask", "deny"])),
+        }
+        for name in names
+    }
 
 
 def spends(document: Document) -> list[Spent]:
@@ -104,3 +121,7 @@ def test_nothing_missed_and_no_false_witness(pair: tuple[Document, Document], da
         before, _ = judge(a, request, at_ms)
         after, _ = judge(b, request, at_ms)
         assert after.rank <= before.rank, (request, before, after)
+        spent = data.draw(st.sampled_from(spends(a)))
+        before, _ = judge(a, request, at_ms, spent)
+        after, _ = judge(b, request, at_ms, spent)
+        assert before is Level.ALLOW or after is not Level.ALLOW, (request, spent)
