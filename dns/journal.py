@@ -8,13 +8,14 @@ that cannot be recorded does not take place, so the counts leave nothing out.
 from __future__ import annotations
 
 import sys
+from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
 from exeat.ledger.client import LedgerClient, stamps
 from exeat.ledger.records import Dest, Kind, Record, RecordError, encode
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from exeat.dns.judge import Binding
     from exeat.ledger.reactor import Reactor
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     Done = Callable[["Sight | None"], None]
 
 FLUSH_S = 1.0
+SLICE = 16  # counts appended before the loop is given back
 MAX_SIGHTS = 8192  # remembered per job; an older one is flushed and would be a first sight again
 MAX_ALL = 200_000  # of all jobs together: each may have its share
 MAX_SUBJECTS = 1024
@@ -143,8 +145,15 @@ class Journal:
 
     def _tick(self) -> None:
         self._reactor.call_later(FLUSH_S, self._tick)
-        if self.ready:
-            self._flush(list(self._dirty))
+        self._sweep(iter(list(self._dirty)))
+
+    def _sweep(self, sights: Iterator[Sight]) -> None:
+        """Append counts a few at a time: in between, those who ask get their turn."""
+        some = list(islice(sights, SLICE))
+        if not some or not self.ready:
+            return
+        self._flush([sight for sight in some if sight in self._dirty])
+        self._reactor.call_soon(lambda: self._sweep(sights))
 
     def _flush(self, sights: list[Sight]) -> None:
         batch: list[tuple[Sight, int]] = []
