@@ -36,7 +36,7 @@ class Observation(NamedTuple):
     rule: str = ""
     leased: bool = False
     lookup: bool = False
-    count: int = 1
+    times: int = 1
 
 
 @dataclass
@@ -91,14 +91,14 @@ def run_trial(policy: CompiledPolicy, observations: Iterable[Observation]) -> Tr
     replayed = skipped = 0
     for seen in observations:
         if seen.request.subject.project != policy.document.project or not _judgeable(seen):
-            skipped += seen.count
+            skipped += seen.times
             continue
-        replayed += seen.count
+        replayed += seen.times
         decision = _judge(policy, seen)
         if decision.verdict is seen.verdict:
             continue
         change = changes.setdefault(_kind_of(seen, decision), Change(seen, decision, seen.at_ms))
-        change.count += seen.count
+        change.count += seen.times
         change.first_ms = min(change.first_ms, seen.at_ms)
     ordered = sorted(changes.values(), key=lambda change: (not change.breaking, change.first_ms))
     return Trial(tuple(ordered), replayed, skipped)

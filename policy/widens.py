@@ -93,7 +93,7 @@ class _Comparison:
         self._now_ms = now_ms
         self._alike = _setting(a) == _setting(b)
         self._changed = _changed(a, b)
-        self._lost = _lost_limits(a, b)
+        self._lost, self._softened = _lost_limits(a, b), _softened_limits(a, b)
         self._memo: dict[tuple[Place, Place], Finding | None] = {}
         self._best: _Found | None = None
 
@@ -222,7 +222,6 @@ class _Comparison:
             left = ports if lost is not None else ports & ~charged.get(name, 0)
             limit = lost if lost is not None else budget.limits[0]
             spent = Spent(name, limit.counter, limit.window_ms, limit.amount)
-            kept = self._b.document.budgets.get(name)
             for level in LEVELS:
                 # A soft budget of mine still asks when it is used up. Beyond what policies open by
                 # themselves only `default` counts: a rule's budget goes when the rule goes.
@@ -234,13 +233,11 @@ class _Comparison:
                 if freer:
                     yield Finding(level, lowest(freer), who, f"no longer held by budget {name}", spent)
                     break
-            softened = kept is not None and kept.soft and not budget.soft and ports & charged.get(name, 0)
-            if softened:
-                limit = budget.limits[0]
-                open_ = softened & (theirs.grantable if name == "default" else theirs.allow | theirs.ask)
-                spent = Spent(name, limit.counter, limit.window_ms, limit.amount)
-                if open_:
-                    yield Finding(Level.ASK, lowest(open_), who, f"budget {name} asks, not denies", spent)
+            soft = self._softened.get(name)
+            given = theirs.grantable if name == "default" else theirs.allow | theirs.ask
+            if soft is not None and (asked := ports & charged.get(name, 0) & given):
+                spent = Spent(name, soft.counter, soft.window_ms, soft.amount)
+                yield Finding(Level.ASK, lowest(asked), who, f"budget {name} asks, not denies", spent)
 
     # -- the preset's knobs
 
@@ -332,6 +329,20 @@ def _lost_limits(a: Document, b: Document) -> dict[str, Limit]:
             if amount is None or amount > limit.amount:
                 lost.setdefault(budget.name, limit)
     return lost
+
+
+def _softened_limits(a: Document, b: Document) -> dict[str, Limit]:
+    """By name of a budget that denies in `a` and asks in `b`: a limit of it that `b` keeps."""
+    softened: dict[str, Limit] = {}
+    for budget in a.budgets.values():
+        kept = b.budgets.get(budget.name)
+        if kept is None or budget.soft or not kept.soft:
+            continue
+        held = {(x.counter, x.window_ms): x.amount for x in kept.limits}
+        for limit in budget.limits:
+            if held.get((limit.counter, limit.window_ms), limit.amount + 1) <= limit.amount:
+                softened.setdefault(budget.name, limit)
+    return softened
 
 
 def _softer_terms(mine: Authority, theirs: Authority, who: Who) -> Iterator[Finding]:

@@ -177,5 +177,5 @@ def _observation(record: Record) -> Observation | None:
         record.rule_id,
         leased=bool(record.lease_id),
         lookup=lookup,
-        count=max(record.count, 1),
+        times=max(record.count, 1),
     )

@@ -19,7 +19,7 @@ _DOOR_CODE = re.compile(
     r'"((?:tls|http|socks|dial|dns|limit|client|jail|gateway|ledger|policy|malformed|sni|meta|address'
     r'|budget|lease|rule|posture|internal)\.[a-z_0-9]+)"'
 )
-# Codes of documents that do not load; their text is the loader's message.
+# Codes of documents that do not load, or that draw a warning; their text is the message.
 LOAD_ONLY = {
     "posture.unknown",
     "posture.off_unacknowledged",
@@ -30,6 +30,12 @@ LOAD_ONLY = {
     "rule.approvals",
     "rule.never_matches",
     "rule.duplicate",
+    "rule.shadowed",
+    "rule.wide",
+    "policy.empty",
+    "policy.denies_all",
+    "policy.unenforced",
+    "policy.no_budget",
     "budget.on_exceed",
     "policy.json",
 }
