@@ -60,12 +60,14 @@ def run(args: argparse.Namespace) -> int:
     request = _request(args, config.sandbox.roots)
     pipes = _Pipes()
     client = Client(config)
+    interrupts = _Interrupts(config)
     try:
         reply = client.call("run", pipes.theirs, **request)
     finally:
         pipes.close_theirs()
     client.close()
     job = str(reply["job"])
+    interrupts.started(job)
     code = _attend(config, job, pipes)
     if not args.quiet:
         _print_summary(config, job, as_json=args.json)
@@ -153,19 +155,47 @@ class _Pipes:
 
 def _attend(config: Config, job: str, pipes: _Pipes) -> int:
     """Pump the streams until the job has ended and its output is drained; its exit code."""
-    for number in (signal.SIGTERM, signal.SIGHUP):  # like ctrl-c: the job does not outlive its command
-        signal.signal(number, signal.default_int_handler)
     threading.Thread(target=_pump_stdin, args=(pipes.stdin,), daemon=True).start()
-    out = threading.Thread(target=_pump_output, args=(pipes,))
+    out = threading.Thread(target=_pump_output, args=(pipes,), daemon=True)
     out.start()
-    try:
-        code = _wait(config, job)
-    except KeyboardInterrupt:
-        with contextlib.suppress(NotReachableError, RefusedError):
-            Client(config).call("job.kill", job=job)
-        code = _wait(config, job)
+    code = _wait(config, job)
     out.join()
     return code
+
+
+class _Interrupts:
+    """ctrl-c, SIGTERM and SIGHUP kill the job, whose end then ends us; a second one ends us at once.
+
+    The handler never raises the first time: there is no place in this program where an exception
+    out of nowhere would be sure to reach the one that kills the job.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._job = ""
+        self._asked = False
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+                signal.signal(number, self._on_signal)
+
+    def started(self, job: str) -> None:
+        self._job = job
+        if self._asked:
+            self._kill()
+
+    def _on_signal(self, *_: object) -> None:
+        if self._asked:
+            raise KeyboardInterrupt
+        self._asked = True
+        if self._job:
+            self._kill()
+
+    def _kill(self) -> None:
+        threading.Thread(target=self._call_kill, daemon=True).start()
+
+    def _call_kill(self) -> None:
+        with contextlib.suppress(NotReachableError, RefusedError):
+            Client(self._config).call("job.kill", job=self._job)
 
 
 def _wait(config: Config, job: str) -> int:
