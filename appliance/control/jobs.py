@@ -182,9 +182,16 @@ class Jobs:
             raise RefusedError("job.unknown", f"no job `{name}`")
         return job
 
+    def recall(self) -> None:
+        """After a restart: know the jobs again, before anybody can ask for them."""
+        for name, text in self._store.load_jobs():
+            job = Job(**{**json.loads(text), "code": None})
+            self._policies.bind(name, job.policy)
+            self.all[name] = job
+
     async def adopt(self) -> None:
-        """After a restart: take back the jobs that still run, clean up what does not."""
-        known = {name: json.loads(text) for name, text in self._store.load_jobs()}
+        """Take back the recalled jobs that still run, clean up what does not."""
+        known = list(self.all.values())
         while True:
             try:
                 reply, _ = await self._warden.call("jail.list")
@@ -192,14 +199,12 @@ class Jobs:
             except RefusedError:
                 await asyncio.sleep(0.1)
         jails = set(reply["jails"])
-        for name, row in known.items():
-            job = Job(**{**row, "code": None})
-            self._policies.bind(name, job.policy)
-            self.all[name] = job
-            if name in jails:
-                self._hub.jails[name] = Jail(name, self.subject(job), job.hold_ms)
+        for job in known:
+            if job.name in jails:
+                self._hub.jails[job.name] = Jail(job.name, self.subject(job), job.hold_ms)
             self._spawn(self._watch(job))
-        for name in jails - set(known):
+        # Not `known`: a job that was started meanwhile is in `all` before its jail is made.
+        for name in jails - self.all.keys():
             await self._clear(name, "job.kill", "job.remove", "jail.destroy")
 
     async def _clear(self, name: str, *verbs: str) -> None:

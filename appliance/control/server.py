@@ -73,6 +73,7 @@ class Control:
             spawn=self.spawn,
         )
         self.jobs = Jobs(config.node.name, warden, self.hub, self.policies, store, self.spawn)
+        self.jobs.recall()
         self._server = Server(config.run_dir / "control" / "control.sock", {ROOT}, self._accepted)
         self._verbs: dict[str, Any] = {
             "status": self._status,
