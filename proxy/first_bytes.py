@@ -29,6 +29,7 @@ _TEXT = re.compile(rb"[\t\r\x20-\xff]*")
 # What a request line can look like before it is complete. Off port 80 nothing else is waited for,
 # so that protocols whose clients begin with text and no line end are not held up.
 _REQUEST_BEGUN = re.compile(rb"[A-Z]{0,32}( +[\x21-\x7e]*( +[HTP/0-9.]{0,8} *\r?)?)?")
+_NAMES_METHOD = re.compile(rb"[!-~]{1,32}[ \t]")
 _REQUEST_LINE = re.compile(rb"([A-Z]{1,32}) ([\x21-\x7e]+) HTTP/1\.[01]\r\n")
 
 
@@ -100,7 +101,8 @@ class FirstBytesJudge:
     def _feed_http(self) -> FirstBytes | None:
         data = bytes(self._data[:MAX_HTTP])
         # At once, not when the head is complete: by our grammar it might never be.
-        if b"\n" in data.lstrip(b"\r\n \t") and not _REQUEST_LINE.match(data):
+        line, newline, _ = data.lstrip(b"\r\n \t").partition(b"\n")
+        if (newline or not _TEXT.fullmatch(line)) and not _REQUEST_LINE.match(data):
             raise TunnelError("http.request_line")
         end = data.find(b"\r\n\r\n")
         if _BARE_LF.search(data, 0, end if end >= 0 else len(data)):
@@ -148,7 +150,12 @@ def _may_be_http(data: bytearray, *, web: bool) -> bool:
     text = bytes(data[:MAX_HTTP]).lstrip(b"\r\n \t")
     line, newline, _ = text.partition(b"\n")
     if web:
-        return b"HTTP/" in line.upper() if newline else _TEXT.fullmatch(line) is not None
+        # Up to the first byte that no text has, whatever follows it: the answer must be the same
+        # for a client that sends byte by byte.
+        begun = _TEXT.match(line)
+        if begun is not None and begun.end() < len(line):
+            return _NAMES_METHOD.match(line, 0, begun.end()) is not None or b"HTTP/" in begun[0].upper()
+        return b"HTTP/" in line.upper() if newline else True
     if _REQUEST_BEGUN.fullmatch(line) is None:
         return False
     return b" HTTP/1" in line if newline else True

@@ -139,3 +139,30 @@ def test_incomplete_says_what_was_begun() -> None:
     judge = FirstBytesJudge("a.example", 22)
     judge.feed(b"\x16\x03")
     assert (judge.incomplete, judge.tls) == ("tls.malformed", True)
+
+
+@pytest.mark.parametrize(
+    ("data", "verdict"),
+    [
+        (b"HTTP/\x00\x0e\n\x00", "http.request_line"),
+        (b"GET /\x00 HTTP/1.1\r\nHost: evil.example\r\n\r\n", "http.request_line"),
+        (b"get /\x01 http/1.1\nhost: evil.example\n\n", "http.request_line"),
+        (b"\x00\x01binary, with HTTP/1.1 later\n", ""),
+        (b"RFB\x00003.008\n", ""),
+    ],
+)
+def test_a_byte_that_no_text_has_decides_at_once(data: bytes, verdict: str) -> None:
+    """The same in one piece and byte by byte."""
+    for pieces in ([data], [data[i : i + 1] for i in range(len(data))]):
+        judge = FirstBytesJudge("a.example", 80)
+        found = ""
+        for piece in pieces:
+            try:
+                if judge.feed(piece) is not None:
+                    break
+            except TunnelError as error:
+                found = error.code
+                break
+        else:
+            found = "nothing was decided"
+        assert found == verdict
