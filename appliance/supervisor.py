@@ -104,7 +104,7 @@ class Supervisor:
             self._stop_all()
             notify.close()
             lock.close()
-            shutil.rmtree(self.config.run_dir, ignore_errors=True)
+            self._clear_run_dir()
         if self.failed:
             print(f"exeat: {self.failed}", file=sys.stderr)
         return 3 if self.failed else 0
@@ -123,8 +123,7 @@ class Supervisor:
         state, run = self.config.state_dir, self.config.run_dir
         try:
             for base in (state, run):
-                base.mkdir(mode=0o755, parents=True, exist_ok=True)
-                base.chmod(0o755)
+                _enterable(base)
             for name, child in self.children.items():
                 _own(run / name, child.user, 0o755)
             for name in ("ledger", "control"):
@@ -132,6 +131,16 @@ class Supervisor:
             _own(state / "work", self.children["warden"].user, 0o711)
         except OSError as error:
             raise StartError(f"{error.filename}: {error.strerror}") from None
+
+    def _clear_run_dir(self) -> None:
+        """Remove what we made, and the folder only if it holds nothing else: it may be anybody's."""
+        run = self.config.run_dir
+        for name in self.children:
+            shutil.rmtree(run / name, ignore_errors=True)
+        for name in ("notify.sock", "lock"):
+            (run / name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            run.rmdir()
 
     def _lock(self) -> TextIO:
         handle = open(self.config.run_dir / "lock", "w")  # noqa: SIM115 - held until the end
@@ -233,6 +242,17 @@ class Supervisor:
                 print(f"exeat: {name} did not stop in {STOP_S:.0f} s, killing it", file=sys.stderr)
                 child.process.kill()
                 self._reap(child)
+
+
+def _enterable(base: Path) -> None:
+    """Make a folder that the service users can enter; one that exists is not changed."""
+    if not base.exists():
+        base.mkdir(mode=0o755, parents=True)
+        base.chmod(0o755)  # whatever the umask
+    elif not base.is_dir():
+        raise StartError(f"{base}: is not a folder")
+    elif not base.stat().st_mode & 0o001:
+        raise StartError(f"{base}: the service users cannot enter it: chmod o+x, or name another folder")
 
 
 def _own(path: Path, user: pwd.struct_passwd, mode: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -155,6 +156,37 @@ def test_a_state_folder_that_cannot_be_written(tmp_path: Path) -> None:
     assert done.returncode == 3
     assert f"{tmp_path}/state: " in one_line(done)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.root
+def test_folders_that_are_not_ours_are_left_as_they_are(tmp_path: Path) -> None:
+    for name in ("state", "run"):
+        (tmp_path / name).mkdir(mode=0o700)
+        (tmp_path / name / "theirs").write_text("keep")
+    done = start(tmp_path)
+    assert done.returncode == 3
+    assert "the service users cannot enter it" in one_line(done)
+    for name in ("state", "run"):
+        assert (tmp_path / name).stat().st_mode & 0o777 == 0o700
+        assert [path.name for path in (tmp_path / name).iterdir()] == ["theirs"]
+
+
+@pytest.mark.root
+def test_a_run_folder_of_somebody_elses_survives_the_appliance() -> None:
+    folder = Path("/run/exeat-shared-test")
+    folder.mkdir(mode=0o755)
+    (folder / "theirs").write_text("keep")
+    text = f"[paths]\nstate_dir = '{folder}/state'\n[dns]\nupstream = ['192.0.2.53:53']\n"
+    config = written(folder, "exeat.toml", text)
+    command = [*EXEAT, "--config", str(config), "--run-dir", str(folder), "up"]
+    try:
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            assert "exeat: up" in process.stdout.readline()
+            process.terminate()
+        assert sorted(path.name for path in folder.iterdir()) == ["exeat.toml", "state", "theirs"]
+    finally:
+        shutil.rmtree(folder)
 
 
 @pytest.fixture
