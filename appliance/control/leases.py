@@ -305,7 +305,10 @@ class Leases:
             "reason": decision.reason,
             "rule": decision.rule,
             "text": short_text(decision.reason),
-            "next": "" if decision.allowed else advise(decision, name, port, subject.project),
+            # The advice begins with the text above.
+            "next": ""
+            if decision.allowed
+            else advise(decision, name, port, subject.project).partition("; ")[2],
         }
 
 
