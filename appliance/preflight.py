@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pwd
 import shutil
 import sys
 from pathlib import Path
@@ -57,8 +56,3 @@ def _disk(config: Config) -> str:
     if stats.f_flag & os.ST_RDONLY:
         return f"{folder}: read-only file system: the ledger cannot record"
     return ""
-
-
-def user_id(name: str) -> int:
-    """The uid of a service user; KeyError when it does not exist."""
-    return pwd.getpwnam(name).pw_uid

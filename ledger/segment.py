@@ -153,9 +153,3 @@ def first_seq(prefix: bytes) -> int:
     if len(prefix) < _PREFIX.size:
         raise SegmentError("segment is shorter than a head")
     return int(_PREFIX.unpack_from(prefix)[2])
-
-
-def is_blank(data: bytes | memoryview, at: int) -> bool:
-    """Whether everything from `at` on is zero, as it is behind the last frame."""
-    rest = bytes(data[at:])
-    return rest.count(0) == len(rest)

@@ -159,9 +159,6 @@ class MetaRules:
         """The code of the first meta rule that refuses, or ''."""
         return self.judge(request)[0]
 
-    def all_public(self, addresses: Iterable[Address]) -> bool:
-        return all(self._ground(address).public for address in addresses)
-
     def judge(self, request: Request) -> tuple[str, bool]:
         """The code of the first meta rule that refuses, or ''; and whether all that a name
         resolved to is public."""

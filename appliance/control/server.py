@@ -45,8 +45,6 @@ SPENT_RETRY_S = 1.0
 FRESH_MS = 3_600_000  # the standard preset's freshness; sent again every third of it
 ROOT = 0
 
-Handler = "Callable[[Message, list[int], str], Awaitable[dict[str, Any]]]"
-
 
 class Control:
     """Everything of one control process, wired."""
@@ -80,7 +78,6 @@ class Control:
             "run": self._run,
             "job.wait": self._job_wait,
             "job.kill": self._job_kill,
-            "job.ls": self._job_ls,
             "lease.ls": self._lease_ls,
             "lease.show": self._lease_show,
             "lease.request": self._lease_request,
@@ -226,9 +223,6 @@ class Control:
     async def _job_kill(self, message: Message, _fds: list[int]) -> dict[str, Any]:
         await self.jobs.kill(str(message.get("job")))
         return {}
-
-    async def _job_ls(self, _message: Message, _fds: list[int]) -> dict[str, Any]:
-        return {"jobs": [job.row() for job in self.jobs.all.values()]}
 
     async def _lease_ls(self, message: Message, _fds: list[int]) -> dict[str, Any]:
         return {"leases": self.leases.rows(message.get("project"), everything=bool(message.get("all")))}

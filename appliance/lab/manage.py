@@ -73,10 +73,6 @@ def down(lab: Lab, *, keep_failed: bool = False) -> None:
             shutil.rmtree(lab.failed, ignore_errors=True)
 
 
-def is_up(lab: Lab) -> bool:
-    return len(network.namespaces(lab)) == len(plan.NODES) + 1 and lab.config.exists()
-
-
 def _make(lab: Lab, appliance: bool) -> None:
     for folder in (lab.pki, lab.www, lab.policies, lab.job, lab.log("x").parent, lab.pid_file("x").parent):
         folder.mkdir(parents=True)
