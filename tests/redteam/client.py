@@ -27,6 +27,7 @@ class Attempt:
         self._ca = ca
         self._sock: socket.socket | None = None
         self._last = b""
+        self._kept = b""  # read together with a head, and not part of it
         self.heard: list[str] = []
 
     def play(self, steps: list[dict[str, Any]]) -> str:
@@ -76,7 +77,8 @@ class Attempt:
     def _do_read(self, step: dict[str, Any]) -> None:
         """Until the end of a head, `count` bytes, end of file, or `wait` seconds."""
         sock, deadline = self._socket(), time.monotonic() + step.get("wait", 5.0)
-        until, got = step.get("until", "eof"), b""
+        until, got = step.get("until", "eof"), self._kept
+        self._kept = b""
         while len(got) < LIMIT and not self._enough(got, until, step):
             sock.settimeout(max(0.001, deadline - time.monotonic()))
             try:
@@ -86,6 +88,10 @@ class Attempt:
             if not data:
                 break
             got += data
+        if until == "head":
+            # A server that speaks first may be heard in the same segment as the head.
+            head, end, self._kept = got.partition(b"\r\n\r\n")
+            got = head + end
         self._last = got
         self.heard.append(got.decode("latin-1"))
 
