@@ -17,6 +17,7 @@ from exeat.appliance.client import Client, load_config
 from exeat.appliance.errors import NotReachableError, RefusedError, UsageError
 from exeat.policy.errors import UnitError
 from exeat.policy.units import parse_duration
+from exeat.sandbox.spec import Profile
 
 if TYPE_CHECKING:
     import argparse
@@ -36,7 +37,7 @@ def register(commands: Any) -> None:
     )
     parser.add_argument("--project", metavar="P", help="whose policy holds (default: that of --policy)")
     parser.add_argument("--policy", type=Path, metavar="FILE", help="a policy for this job alone")
-    parser.add_argument("--profile", choices=("strict", "standard", "standard-net"), default="standard-net")
+    parser.add_argument("--profile", choices=[*map(str, Profile)], default=str(Profile.STANDARD_NET))
     parser.add_argument(
         "--rw", type=Path, action="append", default=[], metavar="PATH", help="writable in the job"
     )

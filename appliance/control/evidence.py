@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from exeat.appliance.errors import RefusedError
@@ -26,36 +27,26 @@ class Evidence:
 
     def lease(self, *, lease: str, project: str, agent: str, actor: str, state: str, detail: str) -> bytes:
         """The record of one change of state of a lease."""
-        real, boot = stamps()
-        record = Record(
-            kind=Kind.LEASE,
-            t_real_ns=real,
-            t_boot_ns=boot,
-            project=project,
-            agent=agent,
-            lease_id=lease,
-            decision=state,
-            actor=printable(actor, 128),
-            node=self._node,
-            detail=printable(detail),
-        )
-        return encode(record)
+        said = self._record(Kind.LEASE, project, actor, state, detail)
+        return encode(replace(said, agent=agent, lease_id=lease))
 
     def policy(self, *, project: str, digest: str, actor: str, verdict: str, detail: str) -> bytes:
         """The record of a policy that is put in force: `verdict` is first, narrows or widens."""
+        said = self._record(Kind.POLICY, project, actor, verdict, detail)
+        return encode(replace(said, policy_digest=bytes.fromhex(digest)))
+
+    def _record(self, kind: Kind, project: str, actor: str, decision: str, detail: str) -> Record:
         real, boot = stamps()
-        record = Record(
-            kind=Kind.POLICY,
+        return Record(
+            kind=kind,
             t_real_ns=real,
             t_boot_ns=boot,
             project=project,
-            policy_digest=bytes.fromhex(digest),
-            decision=verdict,
+            decision=decision,
             actor=printable(actor, 128),
             node=self._node,
             detail=printable(detail),
         )
-        return encode(record)
 
     async def owe(self, record: bytes) -> None:
         """Write it now if that can be; else it stays owed, in order, until `pay` succeeds."""

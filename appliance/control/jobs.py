@@ -15,6 +15,7 @@ from exeat.appliance.control.hub import Hub, Jail
 from exeat.appliance.errors import RefusedError
 from exeat.policy.model import Subject
 from exeat.sandbox.env import job_environment
+from exeat.sandbox.spec import Profile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 ENDED_KEPT = 256  # how many ended jobs `job.wait` still answers for
 MAX_JOBS = 512
-PROFILES = ("strict", "standard", "standard-net")
 
 
 @dataclass
@@ -85,7 +85,7 @@ class Jobs:
                 env=self._environment(job, request),
                 mounts=request.get("mounts", []),
                 cwd=request.get("cwd", "/work"),
-                profile=request.get("profile", "standard-net"),
+                profile=request.get("profile", str(Profile.STANDARD_NET)),
                 user=request.get("user", "fresh"),
             )
         except BaseException:

@@ -247,10 +247,14 @@ class Leases:
         """Let time end what it has ended."""
         async with self._changing:
             now = self._now()
-            for lease in list(self._all.values()):
+            for lease in [lease for lease in self._all.values() if lease.state in _LIVE]:
                 settled = states.settle(lease, now)
                 if settled.state is not lease.state:
                     await self._keep(settled, "time")
+            # Only an unanswered request is handed out again; the rest would be kept for ever.
+            self._pending = {
+                key: name for key, name in self._pending.items() if self._all[name].state is State.REQUESTED
+            }
 
     def _get(self, name: object) -> Lease:
         text = str(name)
