@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -17,6 +18,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 
+def _tag(name: str) -> str:
+    """Short, and this checkout's own: two suites may run on one machine."""
+    return hashlib.sha256(f"{Path(__file__).parent}\0{name}".encode()).hexdigest()[:6]
+
+
 class Running:
     """`exeat up` in a lab of its own, in folders that the service users can reach.
 
@@ -24,8 +30,9 @@ class Running:
     """
 
     def __init__(self, name: str) -> None:
-        folders = (Path(f"/run/exeat-lab-{name}"), Path(f"/var/lib/exeat-lab-{name}"))
-        self.lab = plan.Lab.named(f"exl{name}-", *folders)
+        tag = _tag(name)
+        folders = (Path(f"/run/exeat-lab-{tag}"), Path(f"/var/lib/exeat-lab-{tag}"))
+        self.lab = plan.Lab.named(f"exl{tag}-", *folders)
         manage.up(self.lab)
 
     def close(self) -> None:
