@@ -199,7 +199,10 @@ class Identity(_Section):
 
 
 class Policy(_Section):
+    """`dir` holds the policies in force, `shadow` (if set) those judged beside them, never enforced."""
+
     dir: Path = Path("/etc/exeat/policies")
+    shadow: Path | None = None
 
 
 class Sandbox(_Section):

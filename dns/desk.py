@@ -160,11 +160,14 @@ class Client:
             and self._desk.park(lambda: self._resolve(ident, asker, host, lease, patient=False))
         ):
             return
-        self._note(ident, asker, host, decision, lambda: self._look_up(ident, asker, host, decision))
+        lookup = self._lookup(asker, host, decision, self._desk.judge.shadow(asker, host, decision))
+        self._note(ident, lookup, lambda: self._look_up(ident, asker, host, decision))
 
-    def _note(
-        self, ident: int, asker: Asker, host: str, decision: Decision, then: Callable[[], None]
-    ) -> None:
+    def _lookup(self, asker: Asker, host: str, decision: Decision, shadow: str = "") -> Lookup:
+        binding = self._desk.judge.binding(asker.subject)
+        return Lookup.of(asker.subject, host, decision, "proxy", binding, shadow)
+
+    def _note(self, ident: int, lookup: Lookup, then: Callable[[], None]) -> None:
         def done(sight: Sight | None) -> None:
             if sight is not None:
                 then()
@@ -175,8 +178,7 @@ class Client:
         if not journal.ready:
             done(None)
             return
-        binding = self._desk.judge.binding(asker.subject)
-        journal.note(Lookup.of(asker.subject, host, decision, "proxy", binding), done)
+        journal.note(lookup, done)
 
     def _look_up(self, ident: int, asker: Asker, host: str, decision: Decision) -> None:
         if decision.allowed:
@@ -188,9 +190,10 @@ class Client:
         if finding.refused:
             reason, rule = finding.reason, finding.decision.rule
             self._note(
-                ident, asker, host, finding.decision,
+                ident,
+                self._lookup(asker, host, finding.decision),
                 lambda: self._refuse(ident, reason, "policy does not allow where this name leads", rule),
-            )  # fmt: skip
+            )
         elif finding.status is Status.FOUND:
             addresses = [
                 {"family": address.family, "value": str(address.value), "ttl": ttl}

@@ -34,7 +34,8 @@ MAX_BATCH = 60_000  # octets of records in one datagram of 64 KiB
 class Lookup(NamedTuple):
     """What is recorded of a lookup, and what makes two of them the same one.
 
-    `source` says who asked: "dns" a process in the jail, "proxy" the proxy for a flow.
+    `source` says who asked: "dns" a process in the jail, "proxy" the proxy for a flow. `shadow` is
+    what the shadow policy says instead, "" where there is none or it agrees.
     """
 
     subject: Subject
@@ -45,11 +46,21 @@ class Lookup(NamedTuple):
     lease: str
     source: str
     binding: Binding
+    shadow: str = ""
 
     @classmethod
-    def of(cls, subject: Subject, host: str, decision: Decision, source: str, binding: Binding) -> Lookup:
+    def of(
+        cls,
+        subject: Subject,
+        host: str,
+        decision: Decision,
+        source: str,
+        binding: Binding,
+        shadow: str = "",
+    ) -> Lookup:
         verdict = str(decision.verdict)
-        return cls(subject, host, verdict, decision.reason, decision.rule, decision.lease, source, binding)
+        by = (decision.reason, decision.rule, decision.lease)
+        return cls(subject, host, verdict, *by, source, binding, shadow)
 
 
 class Sight:
@@ -226,5 +237,6 @@ def _record(lookup: Lookup, count: int, generation: int) -> bytes:
             posture=lookup.binding.posture,
             name_source=lookup.source,
             count=count,
+            detail=lookup.shadow,
         )
     )

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 # Codes that forbid a name as the target of an alias, beside `rule.deny`; a posture does not.
 FORBIDDING = ("meta.", "malformed.", "policy.", "internal.", "dns.encrypted_resolver")
+_OWN = ("dns.", "malformed.")  # what the guard refuses by itself, whatever a policy says
 EXPIRED = Decision(Verdict.DENY, "policy.expired")
 BYPASS = Decision(Verdict.DENY, "dns.encrypted_resolver")
 
@@ -92,6 +93,17 @@ class Judge:
         if decision.allowed and self._screen is not None:
             return self._screen.look(asker.subject, host, decision)
         return decision
+
+    def shadow(self, asker: Asker, host: str, decided: Decision) -> str:
+        """What a record of the lookup says of the shadow policy (`Snapshot.shadow`)."""
+        snapshot = self._snapshot
+        if snapshot is None or not snapshot.shadows or decided.reason.startswith(_OWN):
+            return ""
+        now_ms = self._clock.now_ms()
+        if not asker.port:
+            return snapshot.shadow_lookup(asker.subject, host, decided, now_ms, self._usage)
+        request = Request(asker.subject, host, asker.port, asker.proto)
+        return snapshot.shadow(request, decided, now_ms, self._usage)
 
     def odd_type(self, asker: Asker, host: str, decision: Decision) -> None:
         """The asker asks an allowed `host` for a type that only tunnels and zone transfers want."""

@@ -217,7 +217,7 @@ class _Turn:
         self._host = ruling.host
         if ruling.rcode is Rcode.NOTIMP:
             judge.odd_type(asker, ruling.host, ruling.decision)
-        lookup = self._lookup(ruling.decision)
+        lookup = self._lookup(ruling.decision, judge.shadow(asker, ruling.host, ruling.decision))
         if self._is_miss(asker, ruling, lookup) and not self._jail.bucket.take(self._responder._now()):
             self._limit()
             return
@@ -247,8 +247,8 @@ class _Turn:
         reply = self.build(Rcode.SERVFAIL, (Ede.NOT_READY, "too many lookups"))
         self._note(limited, lambda: self._end(reply))
 
-    def _lookup(self, decision: Decision) -> Lookup:
-        return Lookup.of(self._jail.subject, self._host, decision, "dns", self._binding)
+    def _lookup(self, decision: Decision, shadow: str = "") -> Lookup:
+        return Lookup.of(self._jail.subject, self._host, decision, "dns", self._binding, shadow)
 
     def _is_miss(self, asker: Asker, ruling: Ruling, lookup: Lookup) -> bool:
         if not self._responder._journal.known(lookup):

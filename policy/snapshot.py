@@ -16,6 +16,7 @@ from exeat.policy.document import Document, Endpoint, PolicyError
 from exeat.policy.leases import Lease
 from exeat.policy.model import Decision, Request, Subject, Verdict
 from exeat.policy.scopes import parse_scope
+from exeat.policy.shadow import note
 from exeat.policy.usage import LeaseIndex, Overlay, Usage
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class Snapshot:
     policies: Mapping[str, CompiledPolicy]  # by digest
     projects: Mapping[str, str]  # project -> digest
     jobs: Mapping[str, str]  # job -> digest; beats the project's
+    shadows: Mapping[str, str]  # project -> digest: judged beside the policy in force, never enforced
     leases: Mapping[str, Lease]
     revoked: frozenset[str]
     min_epoch: int
@@ -63,6 +65,7 @@ class Snapshot:
         documents: Iterable[Document],
         projects: Mapping[str, str],
         jobs: Mapping[str, str] | None = None,
+        shadows: Mapping[str, str] | None = None,
         leases: Iterable[Lease] = (),
         revoked: Iterable[str] = (),
         treat_as_public: Iterable[str] = (),
@@ -70,7 +73,7 @@ class Snapshot:
         host_local: Iterable[str] = (),
         min_epoch: int = 0,
     ) -> dict[str, Any]:
-        """The message to send; `projects` and `jobs` map to digests of `documents`."""
+        """The message to send; `projects`, `jobs` and `shadows` map to digests of `documents`."""
         return {
             "t": "snapshot",
             "generation": generation,
@@ -78,6 +81,7 @@ class Snapshot:
             "policies": {document.digest: document.to_canonical_json() for document in documents},
             "projects": dict(projects),
             "jobs": dict(jobs or {}),
+            "shadows": dict(shadows or {}),
             "leases": [lease.to_json() for lease in leases],
             "revoked": sorted(revoked),
             "treat_as_public": list(treat_as_public),
@@ -152,6 +156,29 @@ class Snapshot:
             return _unbound(subject)
         return decide_lookup(policy, subject, host, now_ms, self._overlay(policy, usage), resolved)
 
+    def shadow(self, request: Request, decided: Decision, now_ms: int, usage: Usage) -> str:
+        """What a record of `decided` says of the project's shadow policy: "" if it agrees or is none.
+
+        It is judged on the counters of the policy in force: by budgets of the same name.
+        """
+        policy = self._shadow_of(request.subject)
+        if policy is None:
+            return ""
+        return note(decided, decide(policy, request, now_ms, self._overlay(policy, usage)))
+
+    def shadow_lookup(self, subject: Subject, host: str, decided: Decision, now_ms: int, usage: Usage) -> str:
+        """As `shadow`, of a lookup."""
+        policy = self._shadow_of(subject)
+        if policy is None:
+            return ""
+        return note(decided, decide_lookup(policy, subject, host, now_ms, self._overlay(policy, usage)))
+
+    def _shadow_of(self, subject: Subject) -> CompiledPolicy | None:
+        """A job that brought a policy of its own has no shadow: the project's says nothing about it."""
+        if not self.shadows or subject.job in self.jobs:
+            return None
+        return self.policies.get(self.shadows.get(subject.project, ""))
+
     def _overlay(self, policy: CompiledPolicy, usage: Usage) -> Overlay:
         key = (id(policy), id(usage))
         known = self._overlays.get(key)
@@ -185,8 +212,8 @@ def _load(message: Mapping[str, Any], previous: Snapshot | None) -> Snapshot:
         digest: known.get(digest) or _compile(digest, text, place)
         for digest, text in message["policies"].items()
     }
-    projects, jobs = dict(message["projects"]), dict(message["jobs"])
-    missing = {*projects.values(), *jobs.values()} - policies.keys()
+    projects, jobs, shadows = (dict(message[name]) for name in ("projects", "jobs", "shadows"))
+    missing = {*projects.values(), *jobs.values(), *shadows.values()} - policies.keys()
     if missing:
         raise SnapshotError(f"bound policies are missing: {sorted(missing)}")
     leases = [Lease.from_json(item) for item in message["leases"]]
@@ -196,6 +223,7 @@ def _load(message: Mapping[str, Any], previous: Snapshot | None) -> Snapshot:
         policies=policies,
         projects=projects,
         jobs=jobs,
+        shadows=shadows,
         leases={lease.id: lease for lease in leases},
         revoked=frozenset(message["revoked"]),
         min_epoch=_count(message.get("min_epoch", 0)),

@@ -1,4 +1,4 @@
-"""What a policy would have said to traffic that was recorded: only the answers that change.
+"""What a policy would have said to traffic that was recorded, or did say as a shadow: only what differs.
 
 Recorded leases are taken to exist still. What depends on counters or on the wire (budgets, server
 names that were refused, dial errors, limits) says nothing about a policy and is left out.
@@ -16,7 +16,7 @@ from exeat.policy.usage import Overlay
 from exeat.policy.witness import host_text, universal_lease
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from exeat.policy.decide import CompiledPolicy
 
@@ -27,7 +27,8 @@ _POLICY_CODES = (
 
 
 class Observation(NamedTuple):
-    """One recorded decision; `lookup` if it was about a name only. `at_ms` is wall clock."""
+    """One recorded decision; `lookup` if it was about a name only. `at_ms` is wall clock. `shadow` is
+    what the shadow policy said instead."""
 
     request: Request
     at_ms: int
@@ -37,6 +38,7 @@ class Observation(NamedTuple):
     leased: bool = False
     lookup: bool = False
     times: int = 1
+    shadow: Decision | None = None
 
 
 @dataclass
@@ -56,6 +58,7 @@ class Change:
         request = self.observation.request
         return {
             "kind": "lookup" if self.observation.lookup else "flow",
+            "project": request.subject.project,
             "host": host_text(request.host),
             "port": 0 if self.observation.lookup else request.port,
             "proto": request.proto,
@@ -87,15 +90,35 @@ class Trial:
 
 def run_trial(policy: CompiledPolicy, observations: Iterable[Observation]) -> Trial:
     """Every observation of the policy's project, judged again at the time it was made."""
+    project = policy.document.project
+
+    def judge(seen: Observation) -> Decision | None:
+        decision = _judge(policy, seen)
+        return None if decision.verdict is seen.verdict else decision
+
+    return _changes(observations, judge, lambda seen: seen.request.subject.project == project)
+
+
+def read_shadow(observations: Iterable[Observation]) -> Trial:
+    """What shadow policies said of the observations while they were made."""
+    return _changes(observations, lambda seen: seen.shadow, lambda _: True)
+
+
+def _changes(
+    observations: Iterable[Observation],
+    judge: Callable[[Observation], Decision | None],
+    concerns: Callable[[Observation], bool],
+) -> Trial:
+    """`judge` gives the other answer, None for the same."""
     changes: dict[tuple[object, ...], Change] = {}
     replayed = skipped = 0
     for seen in observations:
-        if seen.request.subject.project != policy.document.project or not _judgeable(seen):
+        if not concerns(seen) or not _judgeable(seen):
             skipped += seen.times
             continue
         replayed += seen.times
-        decision = _judge(policy, seen)
-        if decision.verdict is seen.verdict:
+        decision = judge(seen)
+        if decision is None:
             continue
         change = changes.setdefault(_kind_of(seen, decision), Change(seen, decision, seen.at_ms))
         change.count += seen.times
@@ -106,7 +129,14 @@ def run_trial(policy: CompiledPolicy, observations: Iterable[Observation]) -> Tr
 
 def _kind_of(seen: Observation, decision: Decision) -> tuple[object, ...]:
     request = seen.request
-    place = (seen.lookup, request.host, request.port, request.proto, request.subject.agent)
+    place = (
+        request.subject.project,
+        seen.lookup,
+        request.host,
+        request.port,
+        request.proto,
+        request.subject.agent,
+    )
     return (*place, seen.verdict, seen.reason, decision.verdict, decision.reason)
 
 

@@ -33,6 +33,7 @@ class Evidence:
     policy_digest: bytes = b""
     posture: str = ""
     decision: Decision | None = None
+    shadow: str = ""  # what the shadow policy says instead of `decision`
     request_id: str = ""
     started: int = field(default_factory=lambda: time.clock_gettime_ns(time.CLOCK_BOOTTIME))
 
@@ -84,7 +85,10 @@ class Evidence:
 
     def opening(self, ceiling: int, cookie: int) -> list[bytes]:
         """The open record and the first reservation, for one request to the ledger."""
-        return [encode(self._full(Kind.OPEN, cookie=cookie)), self._brief(Kind.RESERVE, ceiling, 0, 0)]
+        return [
+            encode(self._full(Kind.OPEN, cookie=cookie, detail=self.shadow)),
+            self._brief(Kind.RESERVE, ceiling, 0, 0),
+        ]
 
     def reserve(self, ceiling: int, bytes_out: int, bytes_in: int) -> bytes:
         return self._brief(Kind.RESERVE, ceiling, bytes_out, bytes_in)
@@ -129,4 +133,6 @@ class Evidence:
     def deny(self, reason: str) -> bytes:
         """A refusal, which may come after an allow (a wrong server name, a failed dial)."""
         asked = self.decision is not None and self.decision.verdict is Verdict.ASK
-        return encode(self._full(Kind.DENY, decision="ask" if asked else "deny", reason_code=reason))
+        return encode(
+            self._full(Kind.DENY, decision="ask" if asked else "deny", reason_code=reason, detail=self.shadow)
+        )

@@ -140,6 +140,7 @@ class Flow:
         decision = self.gateway.decide(request)
         self.gateway.describe_policy(self.evidence)
         self.evidence.decision = decision
+        self.evidence.shadow = self.gateway.shadow(request, decision)
         return decision
 
     def _admit(self) -> None:
@@ -189,7 +190,7 @@ class Flow:
         if answer.reason.startswith("dns."):
             return self._own(answer.reason)
         decision = Decision(Verdict.DENY, answer.reason, answer.rule)
-        self.evidence.decision = decision
+        self.evidence.decision, self.evidence.shadow = decision, ""
         return self._denied(decision)
 
     def _dial(self, addresses: tuple[Address, ...]) -> None:

@@ -244,6 +244,13 @@ class Gateway:
             return Decision(Verdict.DENY, "policy.expired")
         return snapshot.decide(request, self.clock.now_ms(), self.spending.usage)
 
+    def shadow(self, request: Request, decided: Decision) -> str:
+        """What a record of `decided` says of the shadow policy (`Snapshot.shadow`)."""
+        snapshot = self.snapshot
+        if snapshot is None or not snapshot.shadows or self.reactor.now() >= self._stale_at:
+            return ""
+        return snapshot.shadow(request, decided, self.clock.now_ms(), self.spending.usage)
+
     def describe_policy(self, evidence: Evidence) -> None:
         """Write down under which policy a decision was made."""
         snapshot = self.snapshot

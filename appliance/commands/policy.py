@@ -219,5 +219,10 @@ def run_reload(args: argparse.Namespace) -> int:
     given = {name: value for name, value in people.items() if value}
     reply = Client(load_config(args)).call("policy.reload", **given)
     projects = ", ".join(reply["projects"]) or "none"
-    print(json.dumps({"projects": reply["projects"]}) if args.json else f"in force: {projects}")
+    if args.json:
+        print(json.dumps({"projects": reply["projects"], "shadows": reply["shadows"]}))
+        return 0
+    print(f"in force: {projects}")
+    if reply["shadows"]:
+        print(f"judged beside, not enforced: {', '.join(reply['shadows'])}")
     return 0

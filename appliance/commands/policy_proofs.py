@@ -1,4 +1,4 @@
-"""`exeat policy diff|reach|trial|schema`: questions about what a policy lets out, answered offline."""
+"""`exeat policy diff|reach|trial|shadow|schema`: questions about what a policy lets out, answered offline."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ from exeat.policy.reach import reach
 from exeat.policy.reasons import short_text
 from exeat.policy.schema import SCHEMA
 from exeat.policy.scopes import HTTPS, parse_scope
-from exeat.policy.trial import Change, Observation, Trial, run_trial
+from exeat.policy.shadow import parse_note
+from exeat.policy.trial import Change, Observation, Trial, read_shadow, run_trial
 from exeat.policy.units import parse_time
 from exeat.policy.widens import widens
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 
 def register(actions: Any) -> None:
@@ -47,12 +48,16 @@ def register(actions: Any) -> None:
     trial.add_argument("--treat-as-public", action="append", default=[], metavar="CIDR", help="as in [lab]")
     trial.set_defaults(handler=run_trial_command)
 
+    shadow = actions.add_parser("shadow", help="where did the shadow policies differ? (exit 1: they break)")
+    shadow.add_argument("--from", dest="ledger", type=Path, required=True, metavar="LEDGER_DIR")
+    shadow.set_defaults(handler=run_shadow)
+
     schema = actions.add_parser("schema", help="the JSON Schema of a policy file, for editors")
     schema.set_defaults(handler=run_schema)
 
     for action in (diff, ways):
         action.add_argument("--now", metavar="T", help="an instant like 2026-01-05T12:00:00Z (default: now)")
-    for action in (diff, ways, trial, schema):
+    for action in (diff, ways, trial, shadow, schema):
         action.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -103,8 +108,18 @@ def run_trial_command(args: argparse.Namespace) -> int:
     if None in public:
         raise UsageError("--treat-as-public: not a network")
     policy = compile_policy(load_file(args.file), treat_as_public=[net for net in public if net is not None])
+    return _report(args, lambda seen: run_trial(policy, seen), "replayed")
+
+
+def run_shadow(args: argparse.Namespace) -> int:
+    return _report(args, read_shadow, "read")
+
+
+def _report(
+    args: argparse.Namespace, judge: Callable[[Iterator[Observation]], Trial], what_was_done: str
+) -> int:
     try:
-        trial = run_trial(policy, observations(args.ledger))
+        trial = judge(observations(args.ledger))
     except (OSError, ReaderError, RecordError) as error:
         raise UsageError(f"{args.ledger}: {error}") from None
     if trial.replayed + trial.skipped == 0:
@@ -113,16 +128,17 @@ def run_trial_command(args: argparse.Namespace) -> int:
         changes = [change.to_json() for change in trial.changes]
         print(json.dumps({"replayed": trial.replayed, "skipped": trial.skipped, "changes": changes}))
     else:
-        _print_trial(trial)
+        _print_trial(trial, what_was_done)
     return 1 if trial.breaking else 0
 
 
-def _print_trial(trial: Trial) -> None:
+def _print_trial(trial: Trial, what_was_done: str) -> None:
     for change in trial.changes:
         print(_line(change))
     breaks = sum(change.breaking for change in trial.changes)
     print(
-        f"{trial.replayed} recorded decisions replayed, {len(trial.changes)} kinds change, {breaks} break;"
+        f"{trial.replayed} recorded decisions {what_was_done}, {len(trial.changes)} kinds change,"
+        f" {breaks} break;"
         f" {trial.skipped} not about this policy"
     )
 
@@ -178,4 +194,5 @@ def _observation(record: Record) -> Observation | None:
         leased=bool(record.lease_id),
         lookup=lookup,
         times=max(record.count, 1),
+        shadow=parse_note(record.detail),
     )

@@ -31,7 +31,7 @@ class Evidence:
         return encode(replace(said, agent=agent, lease_id=lease))
 
     def policy(self, *, project: str, digest: str, actor: str, verdict: str, detail: str) -> bytes:
-        """The record of a policy that is put in force: `verdict` is first, narrows or widens."""
+        """The record of a policy that is put in force: `verdict` is first, narrows, widens, shadow."""
         said = self._record(Kind.POLICY, project, actor, verdict, detail)
         return encode(replace(said, policy_digest=bytes.fromhex(digest)))
 

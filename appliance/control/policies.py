@@ -19,12 +19,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Change:
-    """A project's policy as it would be; `document` None removes it. `widens` says by what flow."""
+    """A project's policy as it would be; `document` None removes it. `widens` says by what flow; a
+    `shadow` never does, it is not enforced."""
 
     project: str
     document: Document | None
     changed: bool
     widens: str = ""
+    shadow: bool = False
 
     @property
     def digest(self) -> str:
@@ -34,25 +36,31 @@ class Change:
 class Policies:
     """Documents by digest, and which project or job is judged by which."""
 
-    def __init__(self, folder: Path, store: Store) -> None:
+    def __init__(self, folder: Path, store: Store, shadow_folder: Path | None = None) -> None:
         self._folder = folder
+        self._shadow_folder = shadow_folder
         self._store = store
         self._suffixes = BundledSuffixes()
         self.documents: dict[str, Document] = {}
         self.projects: dict[str, str] = {}
         self.jobs: dict[str, str] = {}
+        self.shadows: dict[str, str] = {}
         self.error = ""
 
     def read(self, now_ms: int) -> list[Change]:
         """Read the folder: what would change. Raises RefusedError with file:line; nothing changes."""
-        try:
-            loaded = {document.project: document for document in self._load_folder()}
-        except (PolicyError, OSError, UnicodeDecodeError) as error:
-            self.error = str(error)
-            raise RefusedError("policy.invalid", str(error)) from None
-        self.error = ""
+        loaded = self._load_folder(self._folder)
         removed = [Change(project, None, True) for project in self.projects if project not in loaded]
         return [self._change(document, now_ms) for document in loaded.values()] + removed
+
+    def read_shadows(self) -> list[Change]:
+        """Read the folder of shadow policies, if there is one. As `read`."""
+        loaded = self._load_folder(self._shadow_folder) if self._shadow_folder is not None else {}
+        removed = [Change(project, None, True, shadow=True) for project in self.shadows.keys() - loaded]
+        return removed + [
+            Change(project, document, self.shadows.get(project) != document.digest, shadow=True)
+            for project, document in loaded.items()
+        ]
 
     def _change(self, document: Document, now_ms: int) -> Change:
         known = self.documents.get(self.projects.get(document.project, ""))
@@ -65,16 +73,27 @@ class Policies:
     def apply(self, changes: Iterable[Change]) -> None:
         """Put in force what `read` gave."""
         for change in changes:
+            bound = self.shadows if change.shadow else self.projects
             if change.document is None:
-                del self.projects[change.project]
+                del bound[change.project]
             else:
                 self.documents[change.digest] = change.document
-                self.projects[change.project] = change.digest
+                bound[change.project] = change.digest
         self._drop_unused()
 
-    def _load_folder(self) -> list[Document]:
+    def _load_folder(self, folder: Path) -> dict[str, Document]:
+        """The documents of a folder by project."""
+        try:
+            loaded = self._parse_folder(folder)
+        except (PolicyError, OSError, UnicodeDecodeError) as error:
+            self.error = str(error)
+            raise RefusedError("policy.invalid", str(error)) from None
+        self.error = ""
+        return loaded
+
+    def _parse_folder(self, folder: Path) -> dict[str, Document]:
         loaded: dict[str, tuple[Path, Document]] = {}
-        for file in sorted(self._folder.glob("*.yaml")):
+        for file in sorted(folder.glob("*.yaml")):
             document = self._parse(file.read_text(encoding="utf-8"), str(file))
             if document.project in loaded:
                 other = loaded[document.project][0]
@@ -82,7 +101,7 @@ class Policies:
                     "policy.duplicate", f"{file}: project `{document.project}` is already in {other}"
                 )
             loaded[document.project] = (file, document)
-        return [document for _, document in loaded.values()]
+        return {project: document for project, (_, document) in loaded.items()}
 
     def _parse(self, text: str, file: str) -> Document:
         return load_policy(text, file=file, suffixes=self._suffixes)
@@ -129,7 +148,7 @@ class Policies:
         self._drop_unused()
 
     def _drop_unused(self) -> None:
-        used = {*self.projects.values(), *self.jobs.values()}
+        used = {*self.projects.values(), *self.jobs.values(), *self.shadows.values()}
         self.documents = {digest: doc for digest, doc in self.documents.items() if digest in used}
 
     def known(self, project: object) -> Document:

@@ -59,7 +59,7 @@ class Control:
         self._clock = TrustedClock(store)
         self._evidence = Evidence(config.run_dir / "ledger" / "ledger.sock", config.node.name)
         warden = Requester(config.run_dir / "warden" / "warden.sock", "warden")
-        self.policies = Policies(config.policy.dir, store)
+        self.policies = Policies(config.policy.dir, store, config.policy.shadow)
         self.leases = Leases(config, self._clock, store, self.policies, self._evidence, changed=self._publish)
         self.hub = Hub(
             config.run_dir / "control" / "hub.sock",
@@ -100,15 +100,20 @@ class Control:
 
     async def _load_policies(self) -> None:
         """What stands in the folder when the process starts is in force; changes are reviewed."""
-        try:
-            changes = self.policies.read(self._clock.now_ms())
-        except RefusedError as error:
-            print(f"control: {error}", file=sys.stderr, flush=True)
-            return
-        self.policies.apply(changes)
-        _warn(changes)
-        for change in changes:
-            await self._evidence.owe(self._policy_record(change, "start", "first"))
+        readings: tuple[Callable[[], list[Change]], ...] = (
+            lambda: self.policies.read(self._clock.now_ms()),
+            self.policies.read_shadows,
+        )
+        for read in readings:
+            try:
+                changes = read()
+            except RefusedError as error:
+                print(f"control: {error}", file=sys.stderr, flush=True)
+                return
+            self.policies.apply(changes)
+            _warn(changes)
+            for change in changes:
+                await self._evidence.owe(self._policy_record(change, "start", "first"))
 
     async def _tick(self) -> None:
         while True:
@@ -133,6 +138,7 @@ class Control:
             documents=self.policies.documents.values(),
             projects=self.policies.projects,
             jobs=self.policies.jobs,
+            shadows=self.policies.shadows,
             leases=self.leases.for_gateway(),
             treat_as_public=self._config.lab.treat_as_public,
             control=doors(self._listening, self._host_local),
@@ -191,6 +197,7 @@ class Control:
             "generation": self._generation,
             "gateway": self.hub.roles,
             "projects": sorted(self.policies.projects),
+            "shadows": sorted(self.policies.shadows),
             "policy_error": self.policies.error,
             "jobs": len(running),
             "leases": self.leases.counts(),
@@ -254,6 +261,7 @@ class Control:
         """Put the folder in force; what widens needs a second person."""
         person = _person(message)
         changes = await asyncio.to_thread(self.policies.read, self._clock.now_ms())
+        changes += await asyncio.to_thread(self.policies.read_shadows)
         for change in changes:
             if change.widens:
                 self._need_second_person(change, person, message.get("reviewed_by"))
@@ -265,7 +273,11 @@ class Control:
         self.policies.apply(changes)
         _warn(effective)
         self._publish()
-        return {"projects": sorted(self.policies.projects), "changed": [c.project for c in effective]}
+        return {
+            "projects": sorted(self.policies.projects),
+            "changed": [c.project for c in effective],
+            "shadows": sorted(self.policies.shadows),
+        }
 
     def _need_second_person(self, change: Change, person: str, reviewer: object) -> None:
         context = {"widens": True, "reviewers": [person, *([reviewer] if reviewer else [])]}
@@ -282,7 +294,7 @@ class Control:
             project=change.project,
             digest=change.digest,
             actor=actor,
-            verdict=verdict,
+            verdict="shadow" if change.shadow else verdict,
             detail=change.widens or ("removed" if not change.digest else ""),
         )
 
@@ -298,7 +310,8 @@ def _warn(changes: Iterable[Change]) -> None:
     for change in changes:
         document = change.document
         for warning in (*document.warnings, *lint(document)) if document is not None else ():
-            text = f"policy of {change.project}: {warning.message} [{warning.code}]"
+            whose = f"{'shadow ' if change.shadow else ''}policy of {change.project}"
+            text = f"{whose}: {warning.message} [{warning.code}]"
             print(f"control: warning: {text}", file=sys.stderr, flush=True)
 
 
