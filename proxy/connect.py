@@ -1,9 +1,7 @@
 """The request head of an HTTP/1.1 forward proxy: CONNECT and absolute-form (RFC 9112, sans-I/O).
 
-Everything here works on bytes and accepts one spelling only. Two parsers that read the same
-bytes differently are how requests get smuggled, so whatever another parser might read in a
-second way (bare LF, folded lines, two lengths, an odd Transfer-Encoding) is refused instead of
-repaired. The target in the request line decides where a request goes; `Host` never does.
+The target in the request line decides where a request goes; `Host` never does. A request of
+HTTP/1.0 goes on as one, so that no answer comes back chunked to a client that cannot read it.
 """
 
 from __future__ import annotations
@@ -14,28 +12,12 @@ from dataclasses import dataclass
 from exeat.policy.addresses import format_address
 from exeat.policy.model import Address
 from exeat.policy.names import MalformedError, parse_authority, parse_host
+from exeat.proxy.fields import TOKEN, Fields, HeadLines, HttpError
 
-MAX_HEAD = 16 * 1024  # bytes up to and including the empty line
 DEFAULT_PORT = 80
 
-_TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
-_VALUE = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
 _VISIBLE = re.compile(rb"[\x21-\x7e]+")
-_LENGTH = re.compile(rb"0|[1-9][0-9]{0,17}")
 _VERSIONS = (b"HTTP/1.1", b"HTTP/1.0")
-
-# RFC 9110 section 7.6.1, plus the de-facto ones. Everything named Proxy-* goes too.
-_HOP_BY_HOP = frozenset({b"connection", b"keep-alive", b"te", b"trailer", b"proxy-connection"})
-# A Connection option naming one of these would make us drop the framing or the target.
-_UNDROPPABLE = frozenset({b"host", b"content-length", b"transfer-encoding", b"connection"})
-
-
-class HttpError(Exception):
-    """The bytes are not a request we take. `code` is a reason code, e.g. `http.line_ending`."""
-
-    def __init__(self, code: str) -> None:
-        super().__init__(code)
-        self.code = code
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +26,9 @@ class RequestHead:
 
     `upstream` is what goes to the origin in its place: empty for CONNECT, else the request in
     origin-form with our own Host. `length` is the body's Content-Length in bytes, None when it
-    is chunked.
+    is chunked. `upgrade`: the client would go on with WebSocket. `persistent`: it may send
+    another request on this connection. `expects`: it waits for `100 Continue` before its body.
+    `old`: it speaks HTTP/1.0.
     """
 
     method: bytes
@@ -53,62 +37,45 @@ class RequestHead:
     connect: bool
     upstream: bytes
     length: int | None
+    upgrade: bool = False
+    persistent: bool = False
+    expects: bool = False
+    old: bool = False
 
 
 class HeadParser:
     """`feed` bytes until it returns a head; `rest` then holds what followed it.
 
-    Judges line by line in byte order, so that the verdict does not depend on how the bytes were
-    cut. Raises HttpError, after which the parser must not be fed again.
+    Raises HttpError, after which the parser must not be fed again.
     """
 
     def __init__(self) -> None:
-        self._pending = bytearray()
-        self._used = 0
+        self._lines = HeadLines()
         self._request_line: tuple[bytes, bytes, bytes] | None = None
         self._target: tuple[str | Address, int, bytes] | None = None
-        self._fields: list[tuple[bytes, bytes]] = []
+        self._fields = Fields()
         self.rest = b""
 
     @property
     def consumed(self) -> int:
         """Bytes of the head itself, without `rest`."""
-        return self._used
+        return self._lines.used
 
     def feed(self, data: bytes) -> RequestHead | None:
-        self._pending += data
-        while (line := self._next_line()) is not None:
+        self._lines.feed(data)
+        while (line := self._lines.next()) is not None:
             if self._request_line is None:
                 self._start(line)
             elif line:
-                self._fields.append(_field(line))
+                self._fields.add(line)
             else:
-                self.rest = bytes(self._pending)
-                self._pending.clear()
+                self.rest = self._lines.rest
                 return self._finish()
         return None
 
-    def _next_line(self) -> bytes | None:
-        room = MAX_HEAD - self._used
-        end = self._pending.find(b"\n", 0, room)
-        line = bytes(self._pending[: room if end < 0 else end + 1])
-        _check_line_bytes(line)
-        if end < 0:
-            if len(self._pending) >= room:
-                raise HttpError("http.head_too_large")
-            return None
-        del self._pending[: end + 1]
-        self._used += end + 1
-        return line[:-2]
-
     def _start(self, line: bytes) -> None:
-        parts = line.split(b" ")
-        if len(parts) != 3 or parts[2] not in _VERSIONS:
-            raise HttpError("http.version" if _looks_versioned(parts) else "http.request_line")
-        method, target, version = parts
-        if not _TOKEN.fullmatch(method) or not _VISIBLE.fullmatch(target):
-            raise HttpError("malformed.non_ascii_host" if _non_ascii(target) else "http.request_line")
-        self._target = _connect_target(target) if method == b"CONNECT" else _absolute_target(target)
+        method, target, version = request_line(line)
+        self._target = _connect_target(target) if method == b"CONNECT" else _absolute_target(method, target)
         self._request_line = (method, target, version)
 
     def _finish(self) -> RequestHead:
@@ -116,30 +83,60 @@ class HeadParser:
             raise HttpError("http.request_line")
         method, _, version = self._request_line
         host, port, path = self._target
-        is_connect = method == b"CONNECT"
-        length = _framing(self._fields, version)
-        if is_connect:
+        fields = self._fields
+        length, upgrade = framing(fields, method, version)
+        if method == b"CONNECT":
             if length != 0:
                 raise HttpError("http.connect_body")
             return RequestHead(method, host, port, connect=True, upstream=b"", length=0)
-        if version == b"HTTP/1.1" and not any(name == b"host" for name, _ in self._lowered()):
+        if version == b"HTTP/1.1" and b"host" not in fields:
             raise HttpError("http.host_missing")
-        upstream = _origin_form(method, host, port, path, self._fields)
-        return RequestHead(method, host, port, connect=False, upstream=upstream, length=length)
+        return RequestHead(
+            method,
+            host,
+            port,
+            connect=False,
+            upstream=_origin_form(b"%s %s %s" % (method, path, version), host, port, fields, upgrade=upgrade),
+            length=length,
+            upgrade=upgrade,
+            persistent=version == b"HTTP/1.1"
+            and b"close" not in fields.tokens(b"connection") | fields.tokens(b"proxy-connection"),
+            expects=b"expect" in fields,
+            old=version == b"HTTP/1.0",
+        )
 
-    def _lowered(self) -> list[tuple[bytes, bytes]]:
-        return [(name.lower(), value) for name, value in self._fields]
+
+def request_line(line: bytes) -> tuple[bytes, bytes, bytes]:
+    """Method, target and version of a request line (RFC 9112 section 3). Raises HttpError."""
+    parts = line.split(b" ")
+    if len(parts) != 3 or parts[2] not in _VERSIONS:
+        raise HttpError("http.version" if _looks_versioned(parts) else "http.request_line")
+    method, target, version = parts
+    if not TOKEN.fullmatch(method) or not _VISIBLE.fullmatch(target):
+        raise HttpError("malformed.non_ascii_host" if _non_ascii(target) else "http.request_line")
+    return method, target, version
 
 
-def _check_line_bytes(line: bytes) -> None:
-    """Refuse NUL, CR not before LF, LF not after CR. A last CR may still get its LF."""
-    body = line[:-1] if line.endswith((b"\r", b"\n")) else line
-    if line.endswith(b"\n"):
-        if not line.endswith(b"\r\n"):
-            raise HttpError("http.line_ending")
-        body = line[:-2]
-    if b"\r" in body or b"\0" in body:
-        raise HttpError("http.line_ending")
+def framing(fields: Fields, method: bytes, version: bytes) -> tuple[int | None, bool]:
+    """The body's length as in RequestHead, and whether the client asks for WebSocket.
+
+    WebSocket (RFC 6455 section 4.1) is the one protocol an HTTP/1.1 connection may change to:
+    after h2c, requests would go by that nobody judges.
+    """
+    if len(fields.all(b"host")) > 1:
+        raise HttpError("http.host_twice")
+    length = fields.length(version)
+    if b"upgrade" not in fields and b"http2-settings" not in fields:
+        return length, False
+    asked = fields.all(b"upgrade")
+    if (
+        [value.lower() for value in asked] != [b"websocket"]
+        or b"http2-settings" in fields
+        or b"upgrade" not in fields.tokens(b"connection")
+        or (method, version, length) != (b"GET", b"HTTP/1.1", 0)
+    ):
+        raise HttpError("http.upgrade")
+    return length, True
 
 
 def _looks_versioned(parts: list[bytes]) -> bool:
@@ -158,7 +155,7 @@ def _connect_target(target: bytes) -> tuple[str | Address, int, bytes]:
     return host, port, b""
 
 
-def _absolute_target(target: bytes) -> tuple[str | Address, int, bytes]:
+def _absolute_target(method: bytes, target: bytes) -> tuple[str | Address, int, bytes]:
     scheme, separator, rest = target.partition(b"://")
     if not separator:
         raise HttpError("http.target_form")
@@ -175,45 +172,13 @@ def _absolute_target(target: bytes) -> tuple[str | Address, int, bytes]:
             host, port = parse_host(authority), DEFAULT_PORT
     except MalformedError as error:
         raise HttpError(error.code) from None
+    if not path and method == b"OPTIONS":
+        return host, port, b"*"  # RFC 9112 section 3.2.4
     return host, port, path if path.startswith(b"/") else b"/" + path
 
 
 def _has_port(authority: bytes) -> bool:
     return b":" in (authority.rpartition(b"]")[2] if authority.startswith(b"[") else authority)
-
-
-def _field(line: bytes) -> tuple[bytes, bytes]:
-    """One field line (RFC 9112 section 5): a token, a colon at once, a value of printable bytes."""
-    name, colon, value = line.partition(b":")
-    if not colon or not _TOKEN.fullmatch(name):
-        raise HttpError("http.header")  # also a folded line: it begins with white space
-    if not _VALUE.fullmatch(value):
-        raise HttpError("http.header")
-    return name, value.strip(b" \t")
-
-
-def _framing(fields: list[tuple[bytes, bytes]], version: bytes) -> int | None:
-    """Content-Length, None for chunked, 0 for neither; refuses anything with two readings."""
-    seen: dict[bytes, list[bytes]] = {}
-    for name, value in fields:
-        seen.setdefault(name.lower(), []).append(value)
-    if len(seen.get(b"host", ())) > 1:
-        raise HttpError("http.host_twice")
-    if b"upgrade" in seen or b"http2-settings" in seen:
-        raise HttpError("http.upgrade")
-    lengths = seen.get(b"content-length", [])
-    codings = seen.get(b"transfer-encoding", [])
-    if len(lengths) + len(codings) > 1:
-        raise HttpError("http.framing")
-    if codings:
-        if codings[0].lower() != b"chunked" or version != b"HTTP/1.1":
-            raise HttpError("http.framing")
-        return None
-    if not lengths:
-        return 0
-    if not _LENGTH.fullmatch(lengths[0]):
-        raise HttpError("http.framing")
-    return int(lengths[0])
 
 
 def host_field(host: str | Address, port: int) -> bytes:
@@ -226,26 +191,11 @@ def host_field(host: str | Address, port: int) -> bytes:
     return (text if port == DEFAULT_PORT else f"{text}:{port}").encode("ascii")
 
 
-def _origin_form(
-    method: bytes, host: str | Address, port: int, path: bytes, fields: list[tuple[bytes, bytes]]
-) -> bytes:
-    dropped = _HOP_BY_HOP | _connection_options(fields)
-    lines = [b"%s %s HTTP/1.1" % (method, path), b"Host: " + host_field(host, port)]
-    for name, value in fields:
-        lowered = name.lower()
-        if lowered == b"host" or lowered in dropped or lowered.startswith(b"proxy-"):
-            continue
-        lines.append(name + b": " + value)
-    lines.append(b"Connection: close")
+def _origin_form(line: bytes, host: str | Address, port: int, fields: Fields, *, upgrade: bool) -> bytes:
+    """What the origin gets: one request on a connection of its own, which ends with the answer."""
+    lines = [line, b"Host: " + host_field(host, port)]
+    for name, value in fields.end_to_end():
+        if name.lower() not in (b"host", b"upgrade"):
+            lines.append(name + b": " + value)
+    lines += [b"Connection: Upgrade", b"Upgrade: websocket"] if upgrade else [b"Connection: close"]
     return b"\r\n".join(lines) + b"\r\n\r\n"
-
-
-def _connection_options(fields: list[tuple[bytes, bytes]]) -> frozenset[bytes]:
-    options: set[bytes] = set()
-    for name, value in fields:
-        if name.lower() != b"connection":
-            continue
-        options.update(option.strip(b" \t").lower() for option in value.split(b","))
-    if options & _UNDROPPABLE:
-        raise HttpError("http.header")
-    return frozenset(options)

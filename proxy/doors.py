@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
 from exeat.proxy import refusal, socks5
-from exeat.proxy.connect import HeadParser, HttpError
+from exeat.proxy.connect import HeadParser
+from exeat.proxy.fields import HttpError
 from exeat.proxy.socks5 import SocksError, SocksParser
 
 if TYPE_CHECKING:

@@ -20,10 +20,10 @@ from exeat.policy.model import Address, Decision, Request, Sni, Verdict
 from exeat.proxy import refusal
 from exeat.proxy.asks import MAX_PER_JAIL, ask_key
 from exeat.proxy.body import BodyFramer
-from exeat.proxy.connect import HttpError
 from exeat.proxy.dial import Dialer
 from exeat.proxy.doors import Arrival, Door, DoorError, HttpDoor, open_door
 from exeat.proxy.evidence import Evidence
+from exeat.proxy.fields import HttpError
 from exeat.proxy.first_bytes import TLS_PORTS, FirstBytes, FirstBytesJudge, TunnelError
 from exeat.proxy.guard_client import Answer, NoAddress, Question
 from exeat.proxy.refusal import Refusal, host_text

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from exeat.policy.model import Decision, Request, Verdict
 from exeat.proxy import refusal, tcpinfo
 from exeat.proxy.body import BodyFramer
-from exeat.proxy.connect import HttpError
+from exeat.proxy.fields import HttpError
 from exeat.proxy.first_bytes import FirstBytesJudge, TunnelError
 from exeat.proxy.gate import FIRST_STEP, Gate
 from exeat.proxy.relay import Relay, StopRelay, abort

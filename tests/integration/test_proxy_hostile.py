@@ -106,7 +106,7 @@ HTTP = [
     % W,
     b"POST http://%b/ HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: xchunked\r\n\r\n0\r\n\r\n" % W,
     b"POST http://%b/ HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n12345" % W,
-    b"GET http://%b/ HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n" % W,
+    b"GET http://%b/ HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n" % W,
     b"GET http://%b/ HTTP/1.1\r\nHost: x\r\nUpgrade: h2c\r\nHTTP2-Settings: AA\r\n\r\n" % W,
     b"GET http://%b/\r\n" % W,
     b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from exeat.proxy.body import BodyFramer
 from exeat.proxy.client_hello import HelloError, HelloParser
-from exeat.proxy.connect import HeadParser, HttpError
+from exeat.proxy.connect import HeadParser
+from exeat.proxy.fields import HttpError
 from exeat.proxy.first_bytes import FirstBytesJudge, TunnelError
 from exeat.proxy.socks5 import SocksError, SocksParser
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from exeat.proxy.body import BodyFramer
-from exeat.proxy.connect import HttpError
+from exeat.proxy.fields import HttpError
 
 
 def passed(length: int | None, data: bytes, step: int = 0) -> tuple[bytes, bool]:
@@ -61,3 +61,13 @@ def test_is_not_over_in_the_middle() -> None:
 def test_odd_chunks_are_refused(data: bytes, step: int) -> None:
     with pytest.raises(HttpError, match=r"http\.body"):
         passed(None, data, step)
+
+
+def test_extensions_and_trailers_only_where_an_origin_answers() -> None:
+    data = b"3;a=b\r\nabc\r\n0\r\nX-Sum: 1\r\n\r\nHTTP/1.1"
+    framer = BodyFramer(None, lenient=True)
+    assert framer.take(data) == len(data) - len(b"HTTP/1.1")
+    assert framer.done
+    for bad in (data, data.replace(b";a=b", b"")):
+        with pytest.raises(HttpError):
+            BodyFramer(None).take(bad)

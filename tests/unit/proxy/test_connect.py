@@ -7,7 +7,8 @@ from collections import deque
 import pytest
 
 from exeat.policy.addresses import parse_address
-from exeat.proxy.connect import MAX_HEAD, HeadParser, HttpError, RequestHead
+from exeat.proxy.connect import HeadParser, RequestHead
+from exeat.proxy.fields import MAX_HEAD, HttpError
 
 
 def parse(data: bytes) -> RequestHead | None:
@@ -216,3 +217,63 @@ def test_head_of_exactly_the_limit_passes_and_one_more_does_not() -> None:
     assert parse(start + b"a" * fill + end) is not None
     assert refusal(start + b"a" * (fill + 1) + end) == "http.head_too_large"
     assert refusal(b"A" * (MAX_HEAD + 1)) == "http.head_too_large"
+
+
+def test_a_websocket_is_asked_for_in_our_own_words() -> None:
+    head = parse(
+        b"GET http://a.example/chat HTTP/1.1\r\nHost: a.example\r\nUpgrade: WebSocket\r\n"
+        b"Connection: keep-alive, Upgrade\r\nSec-WebSocket-Version: 13\r\n\r\n"
+    )
+    assert head is not None
+    assert (head.upgrade, head.length) == (True, 0)
+    assert head.upstream == (
+        b"GET /chat HTTP/1.1\r\nHost: a.example\r\nSec-WebSocket-Version: 13\r\n"
+        b"Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "fields"),
+    [
+        (b"GET http://a.example/ HTTP/1.1", b"Upgrade: websocket\r\n"),
+        (b"GET http://a.example/ HTTP/1.1", b"Connection: Upgrade\r\nUpgrade: websocket, h2c\r\n"),
+        (b"GET http://a.example/ HTTP/1.1", b"Connection: Upgrade\r\nUpgrade: websocket\r\nUpgrade: h2c\r\n"),
+        (b"GET http://a.example/ HTTP/1.1", b"Connection: Upgrade\r\nUpgrade: h2c\r\n"),
+        (b"GET http://a.example/ HTTP/1.1", b"Connection: HTTP2-Settings\r\nHTTP2-Settings: AA\r\n"),
+        (
+            b"GET http://a.example/ HTTP/1.1",
+            b"Connection: Upgrade\r\nUpgrade: websocket\r\nHTTP2-Settings: AA\r\n",
+        ),
+        (
+            b"POST http://a.example/ HTTP/1.1",
+            b"Connection: Upgrade\r\nUpgrade: websocket\r\nContent-Length: 1\r\n",
+        ),
+        (b"GET http://a.example/ HTTP/1.0", b"Connection: Upgrade\r\nUpgrade: websocket\r\n"),
+        (b"CONNECT a.example:443 HTTP/1.1", b"Connection: Upgrade\r\nUpgrade: websocket\r\n"),
+    ],
+)
+def test_other_changes_of_protocol_are_refused(line: bytes, fields: bytes) -> None:
+    assert refusal(line + b"\r\nHost: a.example\r\n" + fields + b"\r\n") == "http.upgrade"
+
+
+@pytest.mark.parametrize(
+    ("version", "fields", "persistent"),
+    [
+        (b"HTTP/1.1", b"", True),
+        (b"HTTP/1.1", b"Proxy-Connection: Keep-Alive\r\n", True),
+        (b"HTTP/1.1", b"Connection: x, Close\r\n", False),
+        (b"HTTP/1.1", b"Proxy-Connection: close\r\n", False),
+        (b"HTTP/1.0", b"Connection: keep-alive\r\n", False),
+    ],
+)
+def test_who_stays(version: bytes, fields: bytes, persistent: bool) -> None:
+    head = parse(b"GET http://a.example/ %s\r\nHost: a.example\r\n%s\r\n" % (version, fields))
+    assert head is not None
+    assert (head.persistent, head.old) == (persistent, version == b"HTTP/1.0")
+    assert head.upstream.startswith(b"GET / %s\r\n" % version)
+
+
+def test_options_of_the_server_itself() -> None:
+    head = parse(b"OPTIONS http://a.example HTTP/1.1\r\nHost: a.example\r\n\r\n")
+    assert head is not None
+    assert head.upstream.startswith(b"OPTIONS * HTTP/1.1\r\nHost: a.example\r\n")
