@@ -7,6 +7,7 @@ all of it holds.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from contextlib import suppress
 from itertools import islice
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeAlias
@@ -115,7 +116,8 @@ class FlowTable:
 
     def __init__(self) -> None:
         self._open: dict[bytes, OpenFlow] = {}
-        self._settled: dict[bytes, SettledFlow] = {}  # oldest first
+        # Oldest first. Not a dict: finding the first key of one walks over all that were removed before it.
+        self._settled: OrderedDict[bytes, SettledFlow] = OrderedDict()
 
     def state(self, flow: bytes) -> State:
         return self._open.get(flow) or self._settled.get(flow)
@@ -127,7 +129,7 @@ class FlowTable:
             self._open.pop(flow, None)
             self._settled[flow] = state
             if len(self._settled) > _REMEMBERED:
-                del self._settled[next(iter(self._settled))]
+                self._settled.popitem(last=False)
 
     def owned_by(self, owner: int) -> list[tuple[bytes, OpenFlow]]:
         return [(flow, state) for flow, state in self._open.items() if state.owner == owner]

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from exeat.ledger.reader import Entry
 
-_VERSION: Final = 1
+_VERSION: Final = 2
 _BATCH: Final = 50_000
 WHO: Final = (
     "project",
@@ -41,7 +41,7 @@ WHO: Final = (
 # Their encoding tells one row of `who` from another, in the order of the records' layout.
 _WHO_FIELDS: Final = (
     *("job", "project", "agent", "dest", "decision", "reason_code", "rule_id", "lease_id"),
-    *("generation", "policy_digest", "posture", "name_source", "src", "episode", "node"),
+    *("generation", "policy_digest", "posture", "name_source", "episode", "node"),
 )
 _PASSING: Final = frozenset({Kind.RESERVE, Kind.PROGRESS, Kind.RESUME})
 _OF_FLOWS: Final = frozenset({Kind.OPEN, Kind.CLOSE, Kind.ORPHAN})

@@ -29,13 +29,15 @@ class Frontier:
     one hash per set bit of `size`.
     """
 
-    __slots__ = ("_peaks", "size")
+    __slots__ = ("_peaks", "_root", "_rooted", "size")
 
     def __init__(self, size: int = 0, peaks: Sequence[bytes] = ()) -> None:
         if len(peaks) != size.bit_count() or any(len(peak) != HASH for peak in peaks):
             raise ValueError("a frontier has one hash per set bit of its size")
         self.size = size
         self._peaks = list(peaks)
+        self._root = EMPTY_ROOT
+        self._rooted = 0  # the size that `_root` is of: a tree that only grows has one root at each
 
     @property
     def peaks(self) -> tuple[bytes, ...]:
@@ -43,25 +45,31 @@ class Frontier:
 
     def add(self, data: bytes) -> None:
         """Append one leaf, given its data."""
-        node = sha256(b"\x00" + data).digest()
-        size = self.size
-        while size & 1:  # each trailing one-bit is a full subtree of the height reached so far
-            node = sha256(b"\x01" + self._peaks.pop() + node).digest()
-            size >>= 1
-        self._peaks.append(node)
-        self.size += 1
+        self.extend((data,))
 
     def extend(self, leaves: Iterable[bytes]) -> None:
+        """Append leaves, given the data of each."""
+        peaks, size = self._peaks, self.size
         for data in leaves:
-            self.add(data)
+            node = sha256(b"\x00" + data).digest()
+            full = size
+            while full & 1:  # each trailing one-bit is a full subtree of the height reached so far
+                node = sha256(b"\x01" + peaks.pop() + node).digest()
+                full >>= 1
+            peaks.append(node)
+            size += 1
+        self.size = size
 
     def root(self) -> bytes:
-        if not self._peaks:
-            return EMPTY_ROOT
-        node = self._peaks[-1]
-        for peak in reversed(self._peaks[:-1]):
-            node = sha256(b"\x01" + peak + node).digest()
-        return node
+        if self._rooted != self.size:
+            node = self._peaks[-1]
+            for peak in reversed(self._peaks[:-1]):
+                node = sha256(b"\x01" + peak + node).digest()
+            self._root, self._rooted = node, self.size
+        return self._root
 
     def copy(self) -> Frontier:
-        return Frontier(self.size, self._peaks)
+        same = Frontier()
+        same.size, same._peaks = self.size, self._peaks[:]
+        same._root, same._rooted = self._root, self._rooted
+        return same

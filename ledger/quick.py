@@ -2,7 +2,7 @@
 
 Both functions answer as the slow way would, or not at all (None): tests hold them against each
 other on generated records and on damaged ones. Pure, but with a memory: the fields from `job` to
-`node` say who, where and why. They are the same in many records, so their bytes are kept and
+`name_source` say who, where and why. They are the same in many records, so their bytes are kept and
 compared, not made or judged again.
 """
 
@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _FRONT: Final = 6  # fields: two times, flow, three counts
-_WHO: Final = 21  # the fields from _FRONT up to here are remembered together
+_WHO: Final = 18  # the fields from _FRONT up to here are remembered together
+_SRC: Final = 19  # behind `src`, which differs from flow to flow: it holds the client's port
+_NODE: Final = 21  # behind `node`, the last field that says who
 _REMEMBERED: Final = 2048  # of such groups
 _KEY: Final = 64  # bytes of a group by which it is looked up
 _U32: Final = 1 << 32
@@ -42,7 +44,7 @@ class _Unusual(Exception):
 
 
 class Outline(NamedTuple):
-    """`who` is the encoding of the fields from `job` to `node`: equal bytes, equal fields."""
+    """`who` is the encoding of the fields from `job` to `node` without `src`: equal bytes, equal fields."""
 
     kind: int
     t_real_ns: int
@@ -162,9 +164,11 @@ class Quick:
             if not reserved or at != len(data):
                 raise _Unusual
             return kind, flow, out, into, reserved, ""
+        if used <= _WHO:
+            raise _Unusual
         judged = self._who_at(data, at)
         last, end = self._walk(data, at + len(judged[0]), self._fields[_WHO:used])
-        if end != len(data) or used <= _WHO or data[last:] == self._empty[used - 1]:
+        if end != len(data) or data[last:] == self._empty[used - 1]:
             raise _Unusual
         return kind, flow, out, into, reserved, judged[1]
 
@@ -175,7 +179,10 @@ class Quick:
             if used <= _WHO:
                 return None
             who = self._who_at(data, at)[0]
-            count, _ = _number(data, at + len(who))
+            _, source = self._walk(data, at + len(who), self._fields[_WHO:_SRC])
+            _, end = self._walk(data, source, self._fields[_SRC : min(used, _NODE)])
+            who += data[source:end] + b"\x60" * (_NODE - used)
+            count = _number(data, end)[0] if used > _NODE else 0
         except (_Unusual, struct.error, IndexError, UnicodeDecodeError):
             return None
         return Outline(kind, real, flow, out, into, who, count)
@@ -185,8 +192,8 @@ class Quick:
         first, at = data[0], 2
         if first == 0x98 and data[1] >= 24:
             used, at = data[1] - 2, 3
-        elif first == 0x88:
-            used = 6
+        elif 0x88 <= first < 0x98:
+            used = first - 0x82
         else:
             raise _Unusual
         kind = data[at]
@@ -232,6 +239,8 @@ class Quick:
             if code == _UINT:
                 if first < 24:
                     at += 1
+                elif first == 0x19 and data[at + 1]:  # counts are mostly of this size
+                    at += 3
                 else:
                     _, at = _number(data, at)
             elif code == _TEXT:
@@ -243,7 +252,10 @@ class Quick:
                 if not (raw.isascii() and raw.decode().isprintable()):
                     raise _Unusual
             elif code == _BYTES:
-                _, at = _span(data, at, 0x40, cap)
+                if first == 0x40:
+                    at += 1
+                else:
+                    _, at = _span(data, at, 0x40, cap)
             elif code == _DEST:
                 at = self._dest(data, at)
             elif code == _PORT:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,6 +10,9 @@ from hypothesis import strategies as st
 from exeat.ledger import cbor, flows, records, segment, verify_offline, wire
 from exeat.ledger.merkle import Frontier
 from exeat.ledger.records import _LAYOUT, Dest, Kind, Record, RecordError
+
+if TYPE_CHECKING:
+    import pytest
 
 U64 = st.integers(0, 2**64 - 1)
 TEXT = st.text(st.characters(codec="utf-8"), max_size=12).map(lambda text: records.printable(text, 16))
@@ -184,3 +187,15 @@ def test_what_the_table_stores_adds_up(steps: list[tuple[Kind, int, int, int]]) 
         replayed.replay(seq, data)
     carried.restore(table.carry())
     assert replayed.carry() == carried.carry() == table.carry()
+
+
+def test_the_oldest_settled_flows_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flows, "_REMEMBERED", 8)
+    table = flows.FlowTable()
+    names = [bytes([number]) * 16 for number in range(20)]
+    for seq, flow in enumerate(names):
+        table.put(flow, flows.SettledFlow(seq, seq + 1, orphaned=False))
+    assert [flow for flow in names if table.state(flow) is not None] == names[-8:]
+    carried = flows.FlowTable()
+    carried.restore(table.carry())
+    assert [flow for flow in names if carried.state(flow) is not None] == names[-8:]

@@ -9,6 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from exeat.ledger import cbor, grammar, records, verify_offline
+from exeat.ledger.quick import Outline
 from exeat.ledger.records import _LAYOUT, Dest, Kind, Record, RecordError
 
 WORDS = st.sampled_from(["", "a", "job-1", "x" * 16, "x" * 17, "y" * 24, "z" * 64, "z" * 65, "n" * 128, "`"])
@@ -168,10 +169,55 @@ def test_every_byte_changed_every_way() -> None:
             assert quick_or_not(records.inspect, damaged) == slow_inspect(damaged), (at, value)
 
 
+WHO = [field.name for field in _LAYOUT[6:21] if field.name != "src"]
+
+
+@given(NEARLY, NEARLY)
+@settings(max_examples=300, deadline=None)
+def test_an_outline_is_of_its_record(one: Record, other: Record) -> None:
+    """`who` is the same for two records exactly if they agree in all that it stands for."""
+    outlines = list[Outline]()
+    for record in (one, other):
+        data = slow_encode(record)
+        found = records.outline(data) if data is not None else None
+        if found is None:
+            return
+        assert found[:5] == (
+            record.kind,
+            record.t_real_ns,
+            record.flow,
+            record.bytes_out,
+            record.bytes_in,
+        )
+        assert found.times == record.count
+        outlines.append(found)
+    same = all(getattr(one, name) == getattr(other, name) for name in WHO)
+    assert (outlines[0].who == outlines[1].who) is same
+
+
+@pytest.mark.parametrize("last", [{"src": "127.0.0.1:40001"}, {"episode": "e"}, {"node": "n1"}, {"count": 2}])
+def test_an_outline_of_records_of_any_length(last: dict[str, Any]) -> None:
+    """Where the trailing fields were left out, they are what they are where they were sent."""
+    short = records.outline(records.encode(Record(Kind.DENY, **FIT, **last)))
+    long = records.outline(records.encode(Record(Kind.DENY, **FIT, **last, cookie=1)))
+    assert short is not None
+    assert short == long
+
+
 @pytest.mark.parametrize("kind", [Kind.OPEN, Kind.RESERVE, Kind.CLOSE, Kind.DENY])
-def test_the_usual_is_quick(kind: Kind) -> None:
+@pytest.mark.parametrize("more", [{"cookie": 99}, {"src": "127.0.0.1:40001"}, {"src": "s", "node": "n1"}])
+def test_the_usual_is_quick(kind: Kind, more: dict[str, Any]) -> None:
     """Else all of the above would compare the slow way with itself."""
-    record = Record(kind, **FIT, cookie=99)
+    record = Record(kind, **FIT, **more)
     data = records._quick.encode(kind, records._values(record))
     assert data == slow_encode(record)
     assert records._quick.inspect(data) is not None
+
+
+def test_the_ports_of_clients_do_not_fill_the_memory() -> None:
+    quick = records._quick
+    quick._made.clear()
+    quick._judged.clear()
+    for port in range(100):
+        records.inspect(records.encode(Record(Kind.OPEN, **FIT, src=f"127.0.0.1:{port}", node="n1")))
+    assert len(quick._made) == len(quick._judged) == 1

@@ -52,6 +52,18 @@ def test_seventy_thousand_counters() -> None:
     assert tree.root().hex() == "0759167a0f98e35e802d46ff7c7d29d2c3f03a63a256deb6abbff357a91b63b1"
 
 
+def test_a_root_that_was_asked_for_is_asked_again() -> None:
+    tree = Frontier()
+    tree.extend([b"a", b"b", b"c"])
+    assert tree.root() == naive_root([b"a", b"b", b"c"])
+    copy = tree.copy()
+    assert copy.root() == tree.root()
+    copy.add(b"d")
+    tree.add(b"e")
+    assert copy.root() == naive_root([b"a", b"b", b"c", b"d"])
+    assert tree.root() == naive_root([b"a", b"b", b"c", b"e"])
+
+
 def test_incremental_equals_the_definition_and_survives_a_restart() -> None:
     leaves = [number.to_bytes(2, "big") for number in range(130)]
     tree = Frontier()
