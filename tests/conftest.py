@@ -21,6 +21,7 @@ PACKAGE_OF = {  # the program a test may start, and the Debian package that has 
     "ip": "iproute2",
     "unshare": "util-linux",
     "setpriv": "util-linux",
+    "gcc": "gcc libc6-dev",
 }
 IN_CI = os.environ.get("CI", "").lower() in {"1", "true"}
 
