@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from exeat.sandbox import redirect
 from exeat.sandbox.spec import INET_SOCKETS
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def _call(name: str, *arguments: bytes | int | None) -> int:
 
 
 def create(path: Path) -> None:
-    """Make a network namespace with `lo` up, held by a bind mount at `path`."""
+    """Make a network namespace with `lo` up and redirected (redirect.py), held by a bind mount at `path`."""
 
     def work() -> None:
         _call("unshare", _CLONE_NEWNET)
@@ -49,11 +50,23 @@ def create(path: Path) -> None:
         # Inherited from the host when net.core.devconf_inherit_init_net says so.
         if _DISABLE_IPV6.read_text().strip() != "0":
             _DISABLE_IPV6.write_text("0")
+        for exchange in redirect.exchanges():
+            _netlink(exchange)
         _call("mount", b"/proc/thread-self/ns/net", os.fsencode(path), None, _MS_BIND, None)
 
     path.touch(mode=0o600, exist_ok=False)
     with ThreadPoolExecutor(1) as thread:  # of its own, so that the changed namespace ends with it
         thread.submit(work).result()
+
+
+def _netlink(exchange: redirect.Exchange) -> None:
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, exchange.protocol) as sock:
+        sock.send(exchange.data)
+        failure = None
+        while failure is None:  # the kernel has answered all of it by the time send returns
+            failure = redirect.failure(sock.recv(65536, socket.MSG_DONTWAIT), exchange.last)
+    if failure:
+        raise OSError(failure, f"netlink {exchange.protocol}: {os.strerror(failure)}")
 
 
 def is_alive(path: Path) -> bool:

@@ -46,12 +46,16 @@ INET_SOCKETS: Final = {
     for name, kind, port in (
         ("proxy", socket.SOCK_STREAM, 3128),
         ("socks", socket.SOCK_STREAM, 1080),
+        ("trans", socket.SOCK_STREAM, 3129),
         ("dnsu", socket.SOCK_DGRAM, 53),
         ("dnst", socket.SOCK_STREAM, 53),
     )
     for version, family, address in ((4, socket.AF_INET, "127.0.0.1"), (6, socket.AF_INET6, "::1"))
 }
-SOCKETS: Final = ("proxy4", "proxy6", "proxyu", "socks4", "socks6", "dnsu4", "dnsu6", "dnst4", "dnst6")
+SOCKETS: Final = (
+    *("proxy4", "proxy6", "proxyu", "socks4", "socks6", "trans4", "trans6"),
+    *("dnsu4", "dnsu6", "dnst4", "dnst6"),
+)
 
 # verb -> (arguments that must be there, arguments that may be there)
 VERBS: Final[dict[str, tuple[frozenset[str], frozenset[str]]]] = {

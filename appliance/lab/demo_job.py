@@ -121,7 +121,7 @@ with socket.create_connection(("127.0.0.1", 3128), 5) as sock:
 print(answer.split(bytes([13, 10]))[0].decode("latin-1") or "closed")
 raise SystemExit(not answer.startswith(b"HTTP/1.1 200"))
 """
-_UDP = "import socket, sys; socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'x', (sys.argv[1], 53))"
+_UDP = "import socket, sys; socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'x', (sys.argv[1], 443))"
 
 ATTEMPTS = (
     # What the policy allows, by every client.
@@ -183,8 +183,8 @@ ATTEMPTS = (
     # Round the proxy.
     _direct("203.0.113.10"),
     _direct("[2001:db8:0:1::10]"),
-    Attempt("socket", "a query to the resolver 203.0.113.53 itself", "203.0.113.53", 53, REFUSED, NO_ROUTE,
-            ("python3", "-I", "-c", _UDP, "203.0.113.53")),
+    Attempt("socket", "a QUIC datagram to 203.0.113.10", "203.0.113.10", 443, REFUSED, NO_ROUTE,
+            ("python3", "-I", "-c", _UDP, "203.0.113.10")),
 )  # fmt: skip
 
 

@@ -34,22 +34,25 @@ def test_a_sound_jail_has_doors_and_walls() -> None:
 
 
 def test_a_hole_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An interface and a route in the namespace: datagrams leave without an error."""
+    """An interface beside `lo`, and nothing that redirects: datagrams leave without an error."""
     sound = netns.create
 
     def leaky(path: Path) -> None:
         sound(path)
         for words in (
+            "route del local default dev lo table local",
             "link add hole type veth peer name far",
             "address add 192.0.2.2/24 dev hole",
             "link set hole up",
             "link set far up",
         ):
             subprocess.run(["nsenter", f"--net={path}", "ip", *words.split()], check=True)
+        subprocess.run(["nsenter", f"--net={path}", "nft", "flush", "ruleset"], check=True)
 
     monkeypatch.setattr(netns, "create", leaky)
     doors, walls = jail_check.check_jail(NOBODY)
-    assert doors.status is Status.OK
+    assert doors.status is Status.FAIL
+    assert "inside: trans4, trans6" in doors.detail
     assert walls.status is Status.FAIL
     assert "IPv4 UDP (reached)" in walls.detail
     assert "IPv6" not in walls.detail

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import json
 import os
 import socket
@@ -9,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.support.redirected import original
 from tests.support.warden_rig import UID_BASE, WardenRig
 
 if TYPE_CHECKING:
@@ -17,23 +20,25 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.root
 
 SCRIPT = (Path(__file__).parents[1] / "support" / "escape_probes.py").read_text()
-NO_ROUTE = {"ENETUNREACH"}
+# It came to our own door, or the jail's rules refused it.
+TAKEN, REFUSED = {"taken in"}, {"EPERM"}
 EPERM, ENOSYS = {"EPERM"}, {"ENOSYS"}
 
 # probe -> what the kernel may answer
 EXPECTED: dict[str, set[str]] = {
-    "tcp4": NO_ROUTE,
-    "tcp4_public": NO_ROUTE,
-    "tcp4_private": NO_ROUTE,
-    "tcp4_metadata": NO_ROUTE,
-    "tcp6": NO_ROUTE,
-    "tcp6_mapped": NO_ROUTE,
-    "tcp6_unique_local": NO_ROUTE,
-    "tcp6_link_local": {"ENETUNREACH", "EINVAL"},
-    "udp4_dns": NO_ROUTE,
-    "udp4_quic": NO_ROUTE,
-    "udp6": NO_ROUTE,
-    "udp4_multicast": NO_ROUTE,
+    "tcp4": TAKEN,
+    "tcp4_public": TAKEN,
+    "tcp4_private": TAKEN,
+    "tcp4_metadata": TAKEN,
+    "tcp6": TAKEN,
+    "tcp6_mapped": TAKEN,
+    "tcp6_unique_local": TAKEN,
+    "tcp6_link_local": TAKEN,
+    "udp4_dns": TAKEN,
+    "udp4_quic": REFUSED,
+    "udp6_dns": TAKEN,
+    "udp6_quic": REFUSED,
+    "udp4_multicast": REFUSED | {"ENETUNREACH"},
     "host_loopback": {"ECONNREFUSED"},
     "host_abstract_socket": {"ECONNREFUSED"},
     "warden_socket": {"ENOENT"},
@@ -142,14 +147,42 @@ def inside() -> Iterator[dict[str, Any]]:
         assert started["ok"], started.message
         with os.fdopen(read) as output:
             text = output.read()
-        sockets.close()
+        came = arrivals(dict(zip(sockets["sockets"], sockets.fds, strict=True)))
+        sockets.fds.clear()
         assert rig.call("job.wait", job="probe")["code"] == 0, text
         for listener in (tcp, unix):
             listener.setblocking(False)
             with pytest.raises(BlockingIOError):
                 listener.accept()
         result: dict[str, Any] = json.loads(text)
+        result["probes"] = {name: judged(said, came) for name, said in result["probes"].items()}
         yield result
+
+
+def arrivals(doors: dict[str, int]) -> set[str]:
+    """Where those wanted to go who came in by the transparent doors, and the guard's, as a probe says it."""
+    came = set()
+    for name, fd in doors.items():
+        with socket.socket(fileno=fd) as door, contextlib.suppress(BlockingIOError):
+            while name.startswith("trans"):
+                with door.accept()[0] as connection:
+                    came.add(said_of(*original(connection)))
+            while name.startswith("dnsu"):
+                door.recv(16)
+                came.add(said_of({"dnsu4": "8.8.8.8", "dnsu6": "2001:db8::1"}[name], 53))
+    return came
+
+
+def said_of(host: str, port: int) -> str:
+    return f"{host} {port}"
+
+
+def judged(said: str, came: set[str]) -> str:
+    """A connection that a probe made is no way out if it came to one of our doors."""
+    if not said.startswith("connected to ("):
+        return said
+    host, port = ast.literal_eval(said.removeprefix("connected to "))[:2]
+    return "taken in" if said_of(host.removeprefix("::ffff:"), port) in came else said
 
 
 @pytest.mark.parametrize("name", list(EXPECTED))

@@ -14,6 +14,7 @@ import pytest
 from tests.support.warden_rig import UID_BASE, WardenRig, children_of, mounts_below
 
 from exeat.sandbox.launcher import Places, Runtime
+from exeat.sandbox.spec import SOCKETS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -65,7 +66,7 @@ def test_an_adopted_job_can_be_killed_and_its_jail_gets_new_sockets(rig: WardenR
     rig.stop(signal.SIGKILL)
     rig.start()
     again = rig.call("jail.sockets", jail="adopted")
-    assert len(again.fds) == len(again["sockets"]) == 9
+    assert len(again.fds) == len(again["sockets"]) == len(SOCKETS)
     again.close()
     assert rig.call("job.kill", job="adopted")["ok"]
     assert rig.call("job.wait", job="adopted")["code"] == 137

@@ -2,7 +2,7 @@
 
 Counted are lines of code: not blank, not a comment, not a docstring. The warden's own modules
 count, and so does the request server its socket is made of; the pure builders (spec, oci, seccomp,
-launcher, cgroup, names) do not: they compute values and touch nothing, which
+launcher, cgroup, names, redirect) do not: they compute values and touch nothing, which
 tests/test_architecture.py and the first test here see to.
 """
 
@@ -17,7 +17,7 @@ import pytest
 
 ROOT = Path(__file__).parents[3]
 WARDEN = ("sandbox/warden.py", "sandbox/jobs.py", "sandbox/netns.py", "ledger/service.py")
-BUILDERS = ("spec", "oci", "seccomp", "launcher", "cgroup", "names", "env")
+BUILDERS = ("spec", "oci", "seccomp", "launcher", "cgroup", "names", "env", "redirect")
 LIMIT = 500
 ACTS = {"os", "subprocess", "ctypes", "fcntl", "shutil", "signal", "time", "threading", "resource", "logging"}
 SILENT = {
