@@ -136,14 +136,14 @@ class Journal:
             record = _record(lookup, 1, self._generation)
         except RecordError as error:  # a subject that no record can hold
             print(f"guard: a lookup cannot be recorded: {error}", file=sys.stderr)
-            self._reactor.call_soon(lambda: self._on_first(sight, None))
+            self._reactor.call_soon(lambda: self._on_first(sight, durable=False))
         else:
-            self._client.append([record], lambda seq: self._on_first(sight, seq))
+            self._client.append([record], lambda durable: self._on_first(sight, durable=durable))
         return sight
 
-    def _on_first(self, sight: Sight, seq: int | None) -> None:
-        sight.durable = seq is not None
-        if seq is None:
+    def _on_first(self, sight: Sight, *, durable: bool) -> None:
+        sight.durable = durable
+        if not durable:
             # The waiters are told no, so their lookups did not happen: nothing is left to count.
             sight.count = 0
             self._dirty.pop(sight, None)
@@ -186,10 +186,10 @@ class Journal:
             self._send(batch, records)
 
     def _send(self, batch: list[tuple[Sight, int]], records: list[bytes]) -> None:
-        def done(seq: int | None) -> None:
+        def done(durable: bool) -> None:
             for sight, count in batch:
                 self._in_flight[sight.lookup.subject.job] -= 1
-                if seq is None:  # perhaps stored, perhaps not: rather counted twice than never
+                if not durable:  # perhaps stored, perhaps not: rather counted twice than never
                     sight.count += count
                     self._dirty[sight] = None
 

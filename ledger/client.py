@@ -1,7 +1,11 @@
 """Talking to the ledger daemon: `LedgerClient` for event loops, `append_blocking` for tools.
 
+What is appended during one turn of the loop goes out at its end, many appends in one request: one
+system call and one answer for all of them. When such a request is refused, each append is sent
+again by itself, so that the answer is about the one that asked.
+
 The client reconnects by itself every 100 ms. On each new connection it first calls
-`on_reconnect` (the proxy sends `resume` records for its live flows there, one `append` per flow),
+`on_reconnect` (the proxy appends `resume` records for its live flows there, each `alone`),
 then sends again whatever has not been acknowledged, then what is new. A repeated `open` or
 `close` is stored once; any other record may be stored twice after a ledger crash, never lost.
 """
@@ -15,17 +19,19 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from functools import partial
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from exeat.ledger import reactor as loop
-from exeat.ledger.wire import REPLY, Status, pack_request
+from exeat.ledger.wire import REPLY, Status, pack_request, packed_size
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-OnDone = Callable[[int | None], None]
+OnDone = Callable[[bool], None]
 
 _RETRY_S: Final = 0.1
+_GATHER_BYTES: Final = 32 * 1024  # of one request that carries several appends
 _REST_S: Final = 0.5  # how long `available` stays false after the ledger said it cannot write
 
 
@@ -38,15 +44,20 @@ def stamps() -> tuple[int, int]:
     return time.time_ns(), time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
 
-@dataclass(slots=True)
-class _Pending:
-    datagram: bytes
+class _Append(NamedTuple):
+    records: Sequence[bytes]
     on_done: OnDone
+
+
+@dataclass(slots=True)
+class _Request:
+    datagram: bytes
+    appends: list[_Append]
     deadline: float
 
 
 class LedgerClient:
-    """Append without blocking. `on_done(seq)` means durable, `on_done(None)` that it is not known to be.
+    """Append without blocking. `on_done(True)` means durable, `on_done(False)` not known to be.
 
     `max_queued` bounds the appends that wait for an answer; over it, an append fails at once.
     `give_up_s` is how long one waits for an answer, connected or not. A record whose append failed
@@ -62,7 +73,10 @@ class LedgerClient:
         self._max_queued = max_queued
         self._give_up_s = give_up_s
         self._numbers = itertools.count(1)
-        self._pending: dict[int, _Pending] = {}  # insertion order is deadline order
+        self._gathered: list[_Append] = []  # of this turn
+        self._gathered_bytes = 0
+        self._waiting = 0  # appends without an answer
+        self._pending: dict[int, _Request] = {}  # insertion order is deadline order
         self._unsent: deque[int] = deque()
         self._sock: socket.socket | None = None
         self._writable_watched = False
@@ -73,23 +87,44 @@ class LedgerClient:
     @property
     def available(self) -> bool:
         """Whether an append has a chance now: connected, and not just told that the disk is full."""
-        return self._sock is not None and self._reactor.now() >= self._rest_until
+        return self._sock is not None and (not self._rest_until or self._reactor.now() >= self._rest_until)
 
-    def append(self, records: Sequence[bytes], on_done: OnDone) -> None:
-        """Send encoded records as one request; `on_done` is called later, never from in here.
+    def append(self, records: Sequence[bytes], on_done: OnDone, *, alone: bool = False) -> None:
+        """Have encoded records taken whole or not at all; `on_done` is called later, never from in here.
 
-        Raises `wire.WireError` if they do not fit into one datagram of 64 KiB.
+        `alone`: in a request of its own, for what the ledger may well refuse. Raises
+        `wire.WireError` if they do not fit into one datagram of 64 KiB.
         """
-        number = next(self._numbers) & 0xFFFFFFFF
-        datagram = pack_request(number, records)
-        if len(self._pending) >= self._max_queued:
-            self._reactor.call_soon(lambda: on_done(None))
+        size = packed_size(records)
+        if self._waiting >= self._max_queued:
+            self._reactor.call_soon(partial(on_done, False))
             return
-        self._pending[number] = _Pending(datagram, on_done, self._reactor.now() + self._give_up_s)
+        self._waiting += 1
+        if alone or self._gathered_bytes + size > _GATHER_BYTES:
+            self._seal()
+        if not self._gathered:
+            self._reactor.call_soon(self._send_gathered)
+        self._gathered.append(_Append(records, on_done))
+        self._gathered_bytes += size
+        if alone:
+            self._seal()
+
+    def _send_gathered(self) -> None:
+        self._seal()
+        self._flush()
+
+    def _seal(self) -> None:
+        """What has been gathered becomes one request."""
+        if self._gathered:
+            appends, self._gathered, self._gathered_bytes = self._gathered, [], 0
+            self._request(appends)
+
+    def _request(self, appends: list[_Append]) -> None:
+        number = next(self._numbers) & 0xFFFFFFFF
+        datagram = pack_request(number, [record for append in appends for record in append.records])
+        self._pending[number] = _Request(datagram, appends, self._reactor.now() + self._give_up_s)
         self._unsent.append(number)
         self._arm_expiry()
-        if len(self._unsent) == 1:
-            self._flush()
 
     def close(self) -> None:
         """Drop the connection; what is unanswered fails."""
@@ -97,10 +132,11 @@ class LedgerClient:
             if timer is not None:
                 timer.cancel()
         self._drop_socket()
+        self._seal()
         failed, self._pending = self._pending, {}
         self._unsent.clear()
-        for pending in failed.values():
-            pending.on_done(None)
+        for request in failed.values():
+            self._answer(request, durable=False)
 
     def _connect(self) -> None:
         self._retry = None
@@ -114,14 +150,15 @@ class LedgerClient:
         self._reactor.add(sock.fileno(), loop.EPOLLIN, self._on_event)
         self._rest_until = 0.0
         self._writable_watched = False
+        self._seal()
         again = list(self._pending)
         self._unsent.clear()
         self._sock = sock
         if self.on_reconnect is not None:
             self.on_reconnect()
-        if self._sock is sock:  # still: the appends of the hook may have found it broken
-            self._unsent.extend(again)
-            self._flush()
+            self._seal()
+        self._unsent.extend(again)
+        self._flush()
 
     def _on_event(self, events: int) -> None:
         if events & (loop.EPOLLIN | loop.EPOLLHUP | loop.EPOLLERR):
@@ -131,10 +168,10 @@ class LedgerClient:
 
     def _flush(self) -> None:
         while self._unsent and self._sock is not None:
-            pending = self._pending.get(self._unsent[0])
-            if pending is not None:  # else it was given up
+            request = self._pending.get(self._unsent[0])
+            if request is not None:  # else it was given up
                 try:
-                    self._sock.send(pending.datagram)
+                    self._sock.send(request.datagram)
                 except BlockingIOError:
                     self._watch_writable(True)
                     return
@@ -160,16 +197,29 @@ class LedgerClient:
             if len(reply) != REPLY.size:
                 self._lost()
                 return
-            self._settle(*REPLY.unpack(reply))
+            number, status, _seq = REPLY.unpack(reply)
+            self._settle(number, status)
+            if not self._pending:  # then there is no other answer to come
+                return
 
-    def _settle(self, number: int, status: int, seq: int) -> None:
-        pending = self._pending.pop(number, None)
+    def _settle(self, number: int, status: int) -> None:
+        request = self._pending.pop(number, None)
         if status == Status.UNAVAILABLE:
             self._rest_until = self._reactor.now() + _REST_S
+        elif status == Status.REFUSED and request is not None and len(request.appends) > 1:
+            for append in request.appends:
+                self._request([append])
+            self._flush()
+            return
         elif status == Status.REFUSED:
             print("exeat: ledger refused a record (malformed, or not ours to write)", file=sys.stderr)
-        if pending is not None:
-            pending.on_done(seq if status == Status.DURABLE else None)
+        if request is not None:
+            self._answer(request, durable=status == Status.DURABLE)
+
+    def _answer(self, request: _Request, *, durable: bool) -> None:
+        self._waiting -= len(request.appends)
+        for append in request.appends:
+            self._reactor.guarded(append.on_done, durable)
 
     def _lost(self) -> None:
         self._drop_socket()
@@ -188,8 +238,8 @@ class LedgerClient:
         late = list(itertools.takewhile(lambda item: item[1].deadline <= now, self._pending.items()))
         for number, _ in late:
             del self._pending[number]
-        for _, pending in late:
-            pending.on_done(None)
+        for _, request in late:
+            self._answer(request, durable=False)
         self._arm_expiry()
 
     def _arm_expiry(self) -> None:

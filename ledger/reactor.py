@@ -23,6 +23,8 @@ EPOLLRDHUP = select.EPOLLRDHUP
 EPOLLET = select.EPOLLET
 EPOLLERR = select.EPOLLERR
 EPOLLHUP = select.EPOLLHUP
+# For a socket that is registered once and for its whole life: see `hand_over` and `forget`.
+EDGES = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET
 
 Callback = Callable[[int], None]
 
@@ -50,6 +52,7 @@ class Reactor:
     def __init__(self, on_error: Callable[[BaseException], None] = _print_error) -> None:
         self._epoll = select.epoll()
         self._callbacks: dict[int, Callback] = {}
+        self._new: set[int] = set()  # registered since the last wait: what it reported is not about them
         self._timers: list[tuple[float, int, Timer]] = []
         self._order = itertools.count()
         self._soon: list[Callable[[], None]] = []
@@ -63,11 +66,23 @@ class Reactor:
     def add(self, fd: int, events: int, callback: Callback) -> None:
         self._epoll.register(fd, events)
         self._callbacks[fd] = callback
+        self._new.add(fd)
 
     def modify(self, fd: int, events: int, callback: Callback | None = None) -> None:
         self._epoll.modify(fd, events)
         if callback is not None:
             self._callbacks[fd] = callback
+
+    def hand_over(self, fd: int, callback: Callback) -> None:
+        """From now on `callback` hears of a descriptor that stays registered as it is."""
+        self._callbacks[fd] = callback
+
+    def forget(self, fd: int) -> None:
+        """Stop hearing of a descriptor that is edge-triggered and soon closed, without a system call.
+
+        Closing takes a socket out of the kernel's set, if no other descriptor refers to it.
+        """
+        self._callbacks.pop(fd, None)
 
     def remove(self, fd: int) -> None:
         """Forget a descriptor. Call it before closing the descriptor; unknown ones are ignored."""
@@ -93,13 +108,15 @@ class Reactor:
     def turn(self, max_wait: float = 60.0) -> None:
         """One round: wait for events (at most `max_wait` seconds), call back, run due timers."""
         wait = 0.0 if self._soon else self._wait(max_wait)
+        self._new.clear()
         for fd, events in self._epoll.poll(wait, 512):
             callback = self._callbacks.get(fd)
-            if callback is not None:  # an earlier callback of this round may have removed it
-                self._guarded(callback, events)
+            # An earlier callback of this round may have closed it, and another socket have its number.
+            if callback is not None and fd not in self._new:
+                self.guarded(callback, events)
         soon, self._soon = self._soon, []
         for call in soon:
-            self._guarded(call)
+            self.guarded(call)
         self._run_timers()
 
     def _wait(self, max_wait: float) -> float:
@@ -114,9 +131,10 @@ class Reactor:
         while self._timers and self._timers[0][0] <= now:
             callback = heapq.heappop(self._timers)[2].callback
             if callback is not None:
-                self._guarded(callback)
+                self.guarded(callback)
 
-    def _guarded(self, call: Callable[..., None], *args: int) -> None:
+    def guarded(self, call: Callable[..., None], *args: int) -> None:
+        """Call it; what it raises goes to `on_error`, so that whoever is next gets their call too."""
         try:
             call(*args)
         except Exception as error:

@@ -31,20 +31,27 @@ class WireError(ValueError):
     """The datagram is not a request, or would not fit into one."""
 
 
-def pack_request(number: int, records: Sequence[bytes]) -> bytes:
-    """One datagram. Raises WireError if there is nothing in it or it would be over 64 KiB."""
+def packed_size(records: Sequence[bytes]) -> int:
+    """What the records take up of a datagram. Raises WireError if they cannot be one request."""
     if not records:
         raise WireError("a request carries at least one record")
-    parts = [_NUMBER.pack(number)]
+    size = 0
     for record in records:
         if not 0 < len(record) <= 0xFFFF:
             raise WireError("record does not fit a u16 length")
-        parts.append(_LENGTH.pack(len(record)))
-        parts.append(record)
-    datagram = b"".join(parts)
-    if len(datagram) > MAX_DATAGRAM:
-        raise WireError(f"request of {len(datagram)} bytes is over the limit of {MAX_DATAGRAM}")
-    return datagram
+        size += _LENGTH.size + len(record)
+    if _NUMBER.size + size > MAX_DATAGRAM:
+        raise WireError(f"request of {_NUMBER.size + size} bytes is over the limit of {MAX_DATAGRAM}")
+    return size
+
+
+def pack_request(number: int, records: Sequence[bytes]) -> bytes:
+    """One datagram. Raises WireError as `packed_size`."""
+    packed_size(records)
+    parts = [_NUMBER.pack(number)]
+    for record in records:
+        parts += (_LENGTH.pack(len(record)), record)
+    return b"".join(parts)
 
 
 def request_number(datagram: bytes) -> int:

@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import errno
 import socket
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from exeat.ledger.reactor import EPOLLOUT, Reactor, Timer
+from exeat.ledger.reactor import EPOLLERR, EPOLLHUP, EPOLLOUT
+from exeat.proxy.ends import End
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from exeat.ledger.reactor import Reactor, Timer
     from exeat.policy.model import Address
 
 STAGGER_S: Final = 0.25
 MAX_ADDRESSES: Final = 8
+_STREAM: Final = socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
 _FAMILY: Final = {4: socket.AF_INET, 6: socket.AF_INET6}
 _CODES: Final = {
     errno.ECONNREFUSED: "dial.refused",
@@ -30,17 +34,30 @@ _CODES: Final = {
 
 
 class Dialer:
-    """One dial: `on_done(socket, address)` or `on_failed(reason code)`, once; `cancel` for neither.
+    """One dial: `on_done(end, address)` or `on_failed(reason code)`, once; `cancel` for neither.
 
-    Neither is called from within the constructor.
+    Neither is called from within the constructor. The end only notes its events until its new owner
+    has it heard by somebody.
     """
+
+    __slots__ = (
+        "_last",
+        "_left",
+        "_on_done",
+        "_on_failed",
+        "_over",
+        "_port",
+        "_reactor",
+        "_timer",
+        "_trying",
+    )
 
     def __init__(
         self,
         reactor: Reactor,
         addresses: Sequence[Address],
         port: int,
-        on_done: Callable[[socket.socket, Address], None],
+        on_done: Callable[[End, Address], None],
         on_failed: Callable[[str], None],
     ) -> None:
         self._reactor = reactor
@@ -48,7 +65,7 @@ class Dialer:
         self._port = port
         self._on_done = on_done
         self._on_failed = on_failed
-        self._trying: dict[int, tuple[socket.socket, Address]] = {}
+        self._trying: list[End] = []
         self._timer: Timer | None = None
         self._last = "dial.unreachable"
         self._over = False
@@ -58,9 +75,8 @@ class Dialer:
         self._over = True
         if self._timer is not None:
             self._timer.cancel()
-        for fd, (sock, _) in self._trying.items():
-            self._reactor.remove(fd)
-            sock.close()
+        for end in self._trying:
+            end.close()
         self._trying.clear()
 
     def _next(self) -> None:
@@ -78,7 +94,7 @@ class Dialer:
     def _start(self, address: Address) -> bool:
         family = _FAMILY[address.family]
         try:
-            sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+            sock = socket.SocketType(family, _STREAM)
         except OSError as error:
             self._last = _CODES.get(error.errno or 0, "dial.unreachable")
             return False
@@ -89,30 +105,29 @@ class Dialer:
             self._last = _CODES.get(code, "dial.unreachable")
             sock.close()
             return False
-        self._trying[sock.fileno()] = (sock, address)
-        self._reactor.add(sock.fileno(), EPOLLOUT, lambda _: self._event(sock, address))
+        end = End(self._reactor, sock)
+        end.heard_by(partial(self._event, end, address))
+        self._trying.append(end)
         return True
 
-    def _event(self, sock: socket.socket, address: Address) -> None:
-        code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if not code and not _connected(sock):
-            return  # the event was about a socket that had this number before
-        self._reactor.remove(sock.fileno())
-        del self._trying[sock.fileno()]
-        if not code:
-            self.cancel()
-            self._on_done(sock, address)
+    def _event(self, end: End, address: Address, events: int) -> None:
+        end.note(events)
+        code = (
+            end.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) if events & (EPOLLERR | EPOLLHUP) else 0
+        )
+        if not code and not events & EPOLLOUT:
             return
+        self._trying.remove(end)
+        if code:
+            self._failed(end, code)
+            return
+        end.heard_by(end.note)
+        self.cancel()
+        self._on_done(end, address)
+
+    def _failed(self, end: End, code: int) -> None:
         self._last = _CODES.get(code, "dial.unreachable")
-        sock.close()
+        end.close()
         if self._timer is not None:
             self._timer.cancel()
         self._next()
-
-
-def _connected(sock: socket.socket) -> bool:
-    try:
-        sock.getpeername()
-    except OSError:
-        return False
-    return True

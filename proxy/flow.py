@@ -11,11 +11,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import select
 import socket
 from typing import TYPE_CHECKING, Final
 
-from exeat.ledger.reactor import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLRDHUP
+from exeat.ledger.reactor import EPOLLERR, EPOLLHUP
 from exeat.policy.model import Address, Decision, Request, Sni, Verdict
 from exeat.proxy import refusal
 from exeat.proxy.asks import MAX_PER_JAIL, ask_key
@@ -27,12 +26,12 @@ from exeat.proxy.fields import HttpError
 from exeat.proxy.first_bytes import TLS_PORTS, FirstBytes, FirstBytesJudge, TunnelError
 from exeat.proxy.guard_client import Answer, NoAddress, Question
 from exeat.proxy.refusal import Refusal, host_text
-from exeat.proxy.relay import abort
 from exeat.proxy.tunnel import Tunnel
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from exeat.proxy.ends import End
     from exeat.proxy.gateway import Gateway
     from exeat.proxy.jails import Jail
 
@@ -42,12 +41,12 @@ DRAIN_BYTES: Final = 256 * 1024
 
 
 class Flow:
-    """Owns the client's socket until a Tunnel takes it, or until it is closed."""
+    """Owns the client's end until a Tunnel takes it, or until it is closed."""
 
-    def __init__(self, gateway: Gateway, jail: Jail, sock: socket.socket, src: str) -> None:
+    def __init__(self, gateway: Gateway, jail: Jail, client: End, src: str) -> None:
         self.gateway = gateway
         self.jail = jail
-        self.client = sock
+        self.client = client
         self.evidence = Evidence(os.urandom(16), jail.subject, src)
         self.deadline = gateway.reactor.now() + gateway.settings.head_timeout_s
         self.closed = False
@@ -56,7 +55,7 @@ class Flow:
         self._arrival: Arrival | None = None
         self._request: Request | None = None
         self._judge: FirstBytesJudge | None = None
-        self._upstream: socket.socket | None = None
+        self._upstream: End | None = None
         self._cancel: Callable[[], None] | None = None  # of the guard or the dial in flight
         self._question: Question | None = None  # what the guard was asked
         self._ask_key = ""
@@ -66,36 +65,36 @@ class Flow:
         self._drained = 0
         self._deaf = False
         self._hear: Callable[[bytes], None] = self._hear_request
-        gateway.reactor.add(sock.fileno(), EPOLLIN | EPOLLRDHUP, self._on_client)
+        client.heard_by(self._on_client)
 
     # -- the client's socket
 
     def _on_client(self, events: int) -> None:
-        if self._deaf:
-            # Events of one round may be about a socket that had this number before: look again.
-            if events & (EPOLLHUP | EPOLLERR) and _hung_up(self.client):
-                self._drop()
-            return
-        try:
-            data = self.client.recv(READ_BYTES)
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
-        if data:
-            self._hear(data)
-        else:
+        self.client.note(events)
+        if not self._deaf:
+            self._read()
+        elif events & (EPOLLHUP | EPOLLERR):
             self._drop()
+
+    def _read(self) -> None:
+        client = self.client
+        while client.readable and not self._deaf and not self.closed:
+            data = client.receive(READ_BYTES)
+            if data:
+                self._hear(data)
+            elif data is not None:
+                self._drop()
 
     def _listen(self, *, wanted: bool) -> None:
         """Stop or start reading. While deaf only a reset is noticed: bytes wait in the kernel."""
         self._deaf = not wanted
-        self.gateway.reactor.modify(self.client.fileno(), EPOLLIN | EPOLLRDHUP if wanted else 0)
+        if wanted and self.client.readable:
+            self.gateway.reactor.call_soon(self._read)
 
     def _send(self, data: bytes) -> bool:
         """Send a short answer. The socket buffer of a client that has had nothing yet is empty."""
         try:
-            sent = self.client.send(data)
+            sent = self.client.sock.send(data)
         except OSError:
             self._drop()
             return False
@@ -211,9 +210,9 @@ class Flow:
         if self._question is not None:
             self.gateway.guard.drop(self._question)
 
-    def _connected(self, sock: socket.socket, address: Address) -> None:
+    def _connected(self, upstream: End, address: Address) -> None:
         self._cancel = None
-        self._upstream = sock
+        self._upstream = upstream
         self.evidence.address = address
         arrival = self._need_arrival()
         if not arrival.tunnel:
@@ -382,7 +381,7 @@ class Flow:
         with contextlib.suppress(OSError):
             # Close only after the client has read its answer and closed: closing with unread
             # bytes sends RST, which throws the answer away at the other end.
-            self.client.shutdown(socket.SHUT_WR)
+            self.client.sock.shutdown(socket.SHUT_WR)
 
     def _answer(self, why: Refusal) -> bytes:
         if not self._in_tunnel:
@@ -409,14 +408,13 @@ class Flow:
             self._cancel()
             self._cancel = None
         if self._upstream is not None:
-            abort(self._upstream)  # it has seen no byte: nothing to end in good order
+            self._upstream.abort()  # it has seen no byte: nothing to end in good order
             self._upstream = None
 
     def _close(self) -> None:
         if self.closed:
             return
         self.closed = True
-        self.gateway.reactor.remove(self.client.fileno())
         self.client.close()
         self.gateway.forget(self)
 
@@ -448,9 +446,3 @@ class Flow:
         if self._arrival is None:
             raise RuntimeError("no arrival in this state")
         return self._arrival
-
-
-def _hung_up(sock: socket.socket) -> bool:
-    poller = select.poll()
-    poller.register(sock, 0)  # POLLHUP and POLLERR are always reported
-    return bool(poller.poll(0))

@@ -26,13 +26,13 @@ from exeat.policy.identity import Identities
 from exeat.policy.model import Decision, Request, Verdict
 from exeat.proxy import jails
 from exeat.proxy.asks import AskBook
+from exeat.proxy.ends import End, reset_on_close
 from exeat.proxy.flow import Flow
 from exeat.proxy.guard_client import GuardClient
 from exeat.proxy.jails import Jail
 from exeat.proxy.outside import Outside
 from exeat.proxy.pipes import PipePool
 from exeat.proxy.refusal import Refusal, host_text
-from exeat.proxy.relay import abort
 from exeat.proxy.spending import Spending
 
 if TYPE_CHECKING:
@@ -223,10 +223,11 @@ class Gateway:
     def _take(self, sock: socket.socket, jail: Jail, src: str) -> None:
         here = len(jail.flows)
         if here >= 2 * jail.limit or sock.fileno() > self._max_fds - SPARE_FDS // 2:
-            abort(sock)
+            reset_on_close(sock)
+            sock.close()
             return
         sock.setblocking(False)
-        flow = Flow(self, jail, sock, src)
+        flow = Flow(self, jail, End(self.reactor, sock), src)
         jail.flows.add(flow)
         self._waiting.add(flow)
         if here >= jail.limit:
@@ -305,10 +306,10 @@ class Gateway:
         jail = flow.jail
         jail.closing += 1
 
-        def written(seq: int | None) -> None:
+        def written(durable: bool) -> None:
             nonlocal tries
             tries -= 1
-            if seq is None and tries > 0:
+            if not durable and tries > 0:
                 self.reactor.call_later(CLOSE_RETRY_S, lambda: self.ledger.append([record], written))
                 return
             jail.closing -= 1
@@ -390,10 +391,10 @@ class Gateway:
         """The next flow that has no owner in the ledger's eyes; so many at a time that it keeps up."""
         if self._unclaimed:
             tunnel = self._unclaimed.popleft()
-            self.ledger.append([tunnel.resume()], partial(self._claimed, tunnel))
+            self.ledger.append([tunnel.resume()], partial(self._claimed, tunnel), alone=True)
 
-    def _claimed(self, tunnel: Tunnel, seq: int | None) -> None:
-        if seq is None:  # settled without us: what it would still move could not be recorded
+    def _claimed(self, tunnel: Tunnel, durable: bool) -> None:
+        if not durable:  # settled without us: what it would still move could not be recorded
             tunnel.end("ledger.orphaned")
         self._claim()
 

@@ -1,30 +1,30 @@
 """Moves the bytes of one tunnel between two sockets, in the kernel when there are many.
 
 Per direction: while messages are small, `recv_into` a shared buffer and `send`; when a read
-fills the buffer, `splice` through a pipe, until splices get small again. Both sockets are
-registered edge-triggered, so what is readable or writable is remembered here.
+fills the buffer, `splice` through a pipe, until splices get small again. What is readable or
+writable is remembered by the two ends (`proxy.ends`), which are edge-triggered.
 
 The rules that keep it honest:
 - A pipe is empty before anything is spliced into it, so EAGAIN always names the source.
 - Bytes count when the destination's kernel took them. What was read but not written at a cut
   was not delivered; it was covered by the reservation all the same.
 - EOF passes on (SHUT_WR) only after everything before it was written; RST passes on as RST.
-- After a short read the source counts as drained, unless a hang-up was seen: no further edge
-  would announce the EOF behind the data.
+- After a short read the source counts as drained, unless a hang-up was seen.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
 from typing import TYPE_CHECKING, Final, Protocol
 
-from exeat.ledger.reactor import EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP, Reactor
+from exeat.ledger.reactor import EPOLLERR
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from exeat.ledger.reactor import Reactor
+    from exeat.proxy.ends import End
     from exeat.proxy.gate import Gate
     from exeat.proxy.pipes import Pipe, PipePool
 
@@ -32,7 +32,6 @@ COPY_BYTES: Final = 16 * 1024  # a read that fills this much is bulk
 SMALL_SPLICE: Final = 2 * 1024  # splices below this are not
 SPLICE_BYTES: Final = 1024 * 1024
 TURN_BYTES: Final = 1024 * 1024  # per direction and turn of the loop: keeps tunnels fair
-EVENTS: Final = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET
 
 _buffer = memoryview(bytearray(COPY_BYTES))  # one loop, one thread: shared by all tunnels
 
@@ -71,23 +70,19 @@ class _Direction:
         "count",
         "eof",
         "gate",
-        "hangup",
         "held",
         "intake",
         "pending",
         "pipe",
         "pipes",
-        "readable",
         "shut",
         "sink",
         "source",
-        "writable",
     )
 
-    def __init__(self, source: socket.socket, sink: socket.socket, gate: Gate, pipes: PipePool) -> None:
+    def __init__(self, source: End, sink: End, gate: Gate, pipes: PipePool) -> None:
         self.source, self.sink, self.gate, self.pipes = source, sink, gate, pipes
-        self.readable = self.writable = True
-        self.eof = self.shut = self.bulk = self.hangup = False
+        self.eof = self.shut = self.bulk = False
         self.pending: memoryview | None = None
         self.pipe: Pipe | None = None
         self.held = 0  # bytes in the pipe
@@ -104,7 +99,7 @@ class _Direction:
             if self.eof:
                 self._finish()
                 return False
-            if not self.readable or self.gate.room <= 0:
+            if not self.source.readable or self.gate.room <= 0:
                 self._release()
                 return False
             if budget <= 0:
@@ -114,12 +109,12 @@ class _Direction:
     def _copy(self) -> int:
         want = min(COPY_BYTES, self.gate.room)
         try:
-            got = self.source.recv_into(_buffer, want)
+            got = self.source.sock.recv_into(_buffer, want)
         except BlockingIOError:
-            self.readable = False
+            self.source.readable = False
             return 0
-        if got < want and not self.hangup:
-            self.readable = False
+        if got < want and not self.source.hangup:
+            self.source.readable = False
         if not got:
             self._ended()
             return 0
@@ -141,23 +136,23 @@ class _Direction:
         """Send judged bytes; what the sink does not take now stays pending."""
         self.gate.take(len(passing))
         sent = 0
-        if self.writable:
+        if self.sink.writable:
             try:
-                sent = self.sink.send(passing)
+                sent = self.sink.sock.send(passing)
             except BlockingIOError:
-                self.writable = False
+                self.sink.writable = False
         self.count += sent
         if sent < len(passing):
             self.pending = memoryview(bytes(passing[sent:]))
 
     def _flush(self) -> bool:
         while self.pending is not None:
-            if not self.writable:
+            if not self.sink.writable:
                 return False
             try:
-                sent = self.sink.send(self.pending)
+                sent = self.sink.sock.send(self.pending)
             except BlockingIOError:
-                self.writable = False
+                self.sink.writable = False
                 return False
             self.count += sent
             self.pending = self.pending[sent:] if sent < len(self.pending) else None
@@ -171,13 +166,13 @@ class _Direction:
                 return self._copy()
         try:
             got = os.splice(
-                self.source.fileno(),
+                self.source.fd,
                 self.pipe[1],
                 min(SPLICE_BYTES, self.gate.room),
                 flags=os.SPLICE_F_NONBLOCK | os.SPLICE_F_MOVE,
             )
         except BlockingIOError:
-            self.readable = False
+            self.source.readable = False
             return 0
         if not got:
             self._ended()
@@ -189,17 +184,17 @@ class _Direction:
 
     def _drain(self) -> bool:
         while self.held and self.pipe is not None:
-            if not self.writable:
+            if not self.sink.writable:
                 return False
             try:
                 sent = os.splice(
                     self.pipe[0],
-                    self.sink.fileno(),
+                    self.sink.fd,
                     self.held,
                     flags=os.SPLICE_F_NONBLOCK | os.SPLICE_F_MOVE,
                 )
             except BlockingIOError:
-                self.writable = False
+                self.sink.writable = False
                 return False
             self.held -= sent
             self.count += sent
@@ -213,7 +208,7 @@ class _Direction:
     def _finish(self) -> None:
         self._release()
         if not self.shut:
-            self.sink.shutdown(socket.SHUT_WR)
+            self.sink.sock.shutdown(socket.SHUT_WR)
             self.shut = True  # only now: a reset peer gets no FIN, and the kernel counts none
 
     def _release(self) -> None:
@@ -235,22 +230,35 @@ class _Direction:
 class Relay:
     """A tunnel. `on_end(reason)` is called once: `eof`, `reset`, or what `end` was told.
 
-    It neither closes the sockets nor forgets them in the reactor before that call; after it,
-    both are out of the reactor and the owner's to count and close. `activity` is the reactor
-    time of the last event.
+    From that call on nobody hears of the two ends, and they are the owner's to count and close.
+    `activity` is the reactor time of the last event.
     """
+
+    __slots__ = (
+        "_on_end",
+        "_queued",
+        "_reactor",
+        "activity",
+        "client",
+        "down",
+        "ended",
+        "undelivered_in",
+        "undelivered_out",
+        "up",
+        "upstream",
+    )
 
     def __init__(
         self,
         reactor: Reactor,
         pipes: PipePool,
-        client: socket.socket,
-        upstream: socket.socket,
+        client: End,
+        upstream: End,
         gate: Gate,
         on_end: Callable[[str], None],
     ) -> None:
         self._reactor = reactor
-        self._on_end = on_end
+        self._on_end: Callable[[str], None] | None = on_end
         self._queued = False
         self.client, self.upstream = client, upstream
         self.up = _Direction(client, upstream, gate, pipes)
@@ -260,14 +268,11 @@ class Relay:
         self.undelivered_out = self.undelivered_in = 0  # set at the end: read, but never written
 
     def start(self, first: bytes = b"") -> None:
-        """Take over both sockets and send `first`, bytes of the client that are already judged.
-
-        The client's socket is in the reactor already, the upstream one is not yet.
-        """
-        self._reactor.modify(self.client.fileno(), EVENTS, self._on_client)
-        self._reactor.add(self.upstream.fileno(), EVENTS, self._on_upstream)
+        """Take over both ends and send `first`, bytes of the client that are already judged."""
+        self.client.heard_by(self._on_client)
+        self.upstream.heard_by(self._on_upstream)
         if first:
-            self._guarded(lambda: self.up.pass_on(first))
+            self._guarded(self.up.pass_on, first)
         self.kick()
 
     def kick(self) -> None:
@@ -278,33 +283,30 @@ class Relay:
 
     def end(self, reason: str) -> None:
         """Stop moving bytes. What to do with the sockets is up to the owner's `on_end`."""
-        if self.ended:
+        on_end, self._on_end = self._on_end, None
+        if on_end is None:
             return
         self.ended = True
         self.undelivered_out, self.undelivered_in = self.up.undelivered, self.down.undelivered
-        self._reactor.remove(self.client.fileno())
-        self._reactor.remove(self.upstream.fileno())
+        self.client.silence()
+        self.upstream.silence()
         self.up.drop()
         self.down.drop()
-        self._on_end(reason)
+        on_end(reason)
 
     def _on_client(self, events: int) -> None:
-        self._event(self.up, self.down, events)
+        self._event(self.client, events)
 
     def _on_upstream(self, events: int) -> None:
-        self._event(self.down, self.up, events)
+        self._event(self.upstream, events)
 
-    def _event(self, reading: _Direction, writing: _Direction, events: int) -> None:
+    def _event(self, end: End, events: int) -> None:
         self.activity = self._reactor.now()
-        if events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR):
-            reading.readable = True
-            reading.hangup = reading.hangup or bool(events & ~(EPOLLIN | EPOLLOUT))
-        if events & (EPOLLOUT | EPOLLHUP | EPOLLERR):
-            writing.writable = True
+        end.note(events)
         self._turn()
         # What came before a reset has been moved by now; a direction that was finished before would
         # never touch this socket again and so never learn of it.
-        if events & EPOLLERR and not self.ended and _failed(reading.source):
+        if events & EPOLLERR and not self.ended and _failed(end.sock):
             self.end("reset")
 
     def _turn(self) -> None:
@@ -323,22 +325,15 @@ class Relay:
         elif more:
             self.kick()
 
-    def _guarded(self, move: Callable[[], None]) -> None:
+    def _guarded(self, move: Callable[..., None], *what: bytes) -> None:
         try:
-            move()
+            move(*what)
         except StopRelay as stop:
             self.end(stop.reason)
         except OSError:
             self.end("reset")
 
 
-def _failed(sock: socket.socket) -> bool:
-    """Asked of the socket: events of one round may be about one that had its number before."""
+def _failed(sock: socket.SocketType) -> bool:
+    """Whether the error was still there to be taken: a send that met it has ended the tunnel before."""
     return sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) != 0
-
-
-def abort(sock: socket.socket) -> None:
-    """Close at once with RST (SO_LINGER 0): the peer must not mistake a cut for an end."""
-    with contextlib.suppress(OSError):
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
-    sock.close()

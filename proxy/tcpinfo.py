@@ -13,6 +13,9 @@ when it was sent. `tcpi_bytes_received` counts payload that arrived in order, pl
 peer's FIN; SIOCINQ is what nobody has read yet. After a settled end both queues are empty; after
 a cut they are what was still on its way. (include/uapi/linux/tcp.h, net/ipv4/tcp.c; the tests
 measure it.)
+
+The queues need no asking where TCP_INFO itself, filled in under the socket's lock, says that they
+are empty: nothing sent and not acknowledged, nothing unsent, and the end of the stream read.
 """
 
 from __future__ import annotations
@@ -23,7 +26,8 @@ import struct
 import sys
 from typing import Final, NamedTuple
 
-_INFO: Final = struct.Struct("=100xI16xQQII")  # total_retrans, bytes_acked, bytes_received, segs
+# unacked (segments), total_retrans, bytes_acked, bytes_received, segs_out, segs_in, notsent_bytes
+_INFO: Final = struct.Struct("=24xI72xI16xQQIII")
 _INT: Final = struct.Struct("=i")
 _SIOCINQ: Final = 0x541B
 _SIOCOUTQ: Final = 0x5411
@@ -41,53 +45,55 @@ class KernelCount(NamedTuple):
     segs_in: int = 0
     retrans: int = 0
 
+    def without(self, sent: int, received: int) -> KernelCount:
+        """The same, less bytes that are no payload of the flow."""
+        if not sent and not received:
+            return self
+        return KernelCount(self.sent - sent, self.received - received, *self[2:])
+
 
 def kernel_count(
-    sock: socket.socket, *, connected: bool, fin_sent: bool, fin_received: bool
+    sock: socket.SocketType, *, connected: bool, fin_sent: bool, fin_received: bool
 ) -> KernelCount | None:
     """None for a socket that has no such counts (a Unix socket, or one already closed).
 
     `connected` says that we dialled it. `fin_sent`: we shut our side down; `fin_received`: a read
     has returned the peer's end of stream.
     """
-    if sock.family == socket.AF_UNIX:
-        return None
     try:
-        info, unacked, unread = _steady(sock)
+        info = _info(sock)
+        flying, retrans, acked, received, segs_out, segs_in, unsent = info
+        unacked = unread = 0
+        if flying or unsent or not fin_received:
+            info, unacked, unread = _steady(sock, info)
+            _, retrans, acked, received, segs_out, segs_in, _ = info
     except (OSError, struct.error):
         return None
-    retrans, acked, received, segs_out, segs_in = info
-    return KernelCount(
-        sent=max(0, acked + unacked - connected - fin_sent),
-        received=max(0, received - unread - fin_received),
-        unacked=unacked,
-        segs_out=segs_out,
-        segs_in=segs_in,
-        retrans=retrans,
-    )
+    sent = acked + unacked - connected - fin_sent
+    arrived = received - unread - fin_received
+    return KernelCount(max(0, sent), max(0, arrived), unacked, segs_out, segs_in, retrans)
 
 
-def _steady(sock: socket.socket) -> tuple[tuple[int, ...], int, int]:
+def _steady(sock: socket.SocketType, info: tuple[int, ...]) -> tuple[tuple[int, ...], int, int]:
     """TCP_INFO and the queues as of one moment: packets go on arriving while we look."""
-    info = _info(sock)
     for _ in range(_LOOKS):
         unacked, unread = _queue(sock, _SIOCOUTQ), _queue(sock, _SIOCINQ)
         before, info = info, _info(sock)
-        if before[1:3] == info[1:3]:
+        if before[2:4] == info[2:4]:
             break
     return info, unacked, unread
 
 
-def _info(sock: socket.socket) -> tuple[int, ...]:
+def _info(sock: socket.SocketType) -> tuple[int, ...]:
     return _INFO.unpack(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO.size))
 
 
-def _queue(sock: socket.socket, request: int) -> int:
+def _queue(sock: socket.SocketType, request: int) -> int:
     raw = fcntl.ioctl(sock.fileno(), request, _INT.pack(0))
     return int(_INT.unpack(raw)[0])
 
 
-def cookie(sock: socket.socket) -> int:
+def cookie(sock: socket.SocketType) -> int:
     """SO_COOKIE: the kernel's own name of a socket, the same in sock_diag and in eBPF."""
     try:
         raw = sock.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, 8)

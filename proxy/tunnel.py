@@ -17,12 +17,12 @@ from exeat.proxy.body import BodyFramer
 from exeat.proxy.fields import HttpError
 from exeat.proxy.first_bytes import FirstBytesJudge, TunnelError
 from exeat.proxy.gate import FIRST_STEP, Gate
-from exeat.proxy.relay import Relay, StopRelay, abort
+from exeat.proxy.relay import Relay, StopRelay
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable
 
+    from exeat.proxy.ends import End
     from exeat.proxy.flow import Flow
     from exeat.proxy.tcpinfo import KernelCount
 
@@ -92,7 +92,7 @@ class Tunnel:
     def __init__(
         self,
         flow: Flow,
-        upstream: socket.socket,
+        upstream: End,
         request: Request,
         decision: Decision,
         watch: FirstBytesJudge | BodyFramer | None,
@@ -140,8 +140,8 @@ class Tunnel:
             self.flow.refuse_opening(self._exhausted_reason())
             return
         self._promise(ceiling)
-        records = self.flow.evidence.opening(ceiling, tcpinfo.cookie(self._upstream))
-        self._gateway.ledger.append(records, lambda seq: self._opened(seq, ceiling, first))
+        records = self.flow.evidence.opening(ceiling, tcpinfo.cookie(self._upstream.sock))
+        self._gateway.ledger.append(records, lambda durable: self._opened(durable, ceiling, first))
 
     def forget(self) -> None:
         """The flow gave up before the ledger answered. Its open may be stored all the same."""
@@ -149,10 +149,10 @@ class Tunnel:
         self._promise(0)
         self._append_close("abandoned")
 
-    def _opened(self, seq: int | None, ceiling: int, first: bytes) -> None:
+    def _opened(self, durable: bool, ceiling: int, first: bytes) -> None:
         if self._forgotten:
             return
-        if seq is None:
+        if not durable:
             self._forgotten = True
             self._promise(0)
             self._append_close("ledger.unavailable")
@@ -229,16 +229,16 @@ class Tunnel:
         if ceiling > self.gate.reserved:
             self._promise(ceiling)
             record = self.flow.evidence.reserve(ceiling, *self.counts())
-            self._gateway.ledger.append([record], lambda seq: self._reserved(seq, ceiling))
+            self._gateway.ledger.append([record], lambda durable: self._reserved(durable, ceiling))
         elif self.gate.room > 0:
             self.gate.exhaust()
         else:
             self._gateway.reactor.call_soon(self._out_of_budget)
 
-    def _reserved(self, seq: int | None, ceiling: int) -> None:
+    def _reserved(self, durable: bool, ceiling: int) -> None:
         if self._ended or self.relay is None:
             return
-        if seq is None:
+        if not durable:
             self._gateway.reactor.call_later(RETRY_S, self._retry)
             return
         self.gate.grant(ceiling)
@@ -319,16 +319,16 @@ class Tunnel:
         if reason.startswith(("tls.", "sni.", "http.")) or self.flow.evidence.decision != self.decision:
             self._gateway.denied_in_tunnel(self.flow, reason)
         self._final = self._kernel()
-        abort(self._upstream)
+        self._upstream.abort()
         self._answer_late(reason)
-        abort(self.flow.client)
+        self.flow.client.abort()
         self._finish()
 
     def _answer_late(self, reason: str) -> None:
         """A TLS client that was refused after its hello can still be told so."""
         if isinstance(self._watch, FirstBytesJudge) and self._watch.tls and not sum(self.counts()):
             try:
-                self.flow.client.send(refusal.tls_alert(reason))
+                self.flow.client.sock.send(refusal.tls_alert(reason))
             except OSError:
                 return
 
@@ -352,19 +352,16 @@ class Tunnel:
             return None, None
         up, down = relay.up, relay.down
         upstream = tcpinfo.kernel_count(
-            self._upstream, connected=True, fin_sent=up.shut, fin_received=down.eof
+            self._upstream.sock, connected=True, fin_sent=up.shut, fin_received=down.eof
         )
         client = tcpinfo.kernel_count(
-            self.flow.client, connected=False, fin_sent=down.shut, fin_received=up.eof
+            self.flow.client.sock, connected=False, fin_sent=down.shut, fin_received=up.eof
         )
         # What we read and could not pass on was not delivered: neither book counts it.
         if upstream is not None:
-            upstream = upstream._replace(received=upstream.received - relay.undelivered_in)
+            upstream = upstream.without(0, relay.undelivered_in)
         if client is not None:
-            client = client._replace(
-                sent=client.sent - self.flow.handshake_out,
-                received=client.received - self._consumed - relay.undelivered_out,
-            )
+            client = client.without(self.flow.handshake_out, self._consumed + relay.undelivered_out)
         return upstream, client
 
     def _finish(self) -> None:

@@ -49,9 +49,9 @@ class Ledger:
     def __init__(self) -> None:
         self.available = True
         self.records: list[Record] = []
-        self.asked: list[tuple[list[Record], Callable[[int | None], None]]] = []
+        self.asked: list[tuple[list[Record], Callable[[bool], None]]] = []
 
-    def append(self, records: Sequence[bytes], on_done: Callable[[int | None], None]) -> None:
+    def append(self, records: Sequence[bytes], on_done: Callable[[bool], None]) -> None:
         assert sum(len(record) + 2 for record in records) <= 65000
         self.asked.append(([decode(record) for record in records], on_done))
 
@@ -60,7 +60,7 @@ class Ledger:
         for records, done in asked:
             if durable:
                 self.records += records
-            done(len(self.records) if durable else None)
+            done(durable)
 
 
 @pytest.fixture

@@ -12,14 +12,20 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from exeat.ledger.reactor import EPOLLIN, Reactor
+from exeat.ledger.reactor import Reactor
 from exeat.proxy import tcpinfo
+from exeat.proxy.ends import End, reset_on_close
 from exeat.proxy.gate import Gate
 from exeat.proxy.pipes import PipePool
-from exeat.proxy.relay import Relay, StopRelay, abort
+from exeat.proxy.relay import Relay, StopRelay
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+
+def abort(sock: socket.socket) -> None:
+    reset_on_close(sock)
+    sock.close()
 
 
 def tcp_pair() -> tuple[socket.socket, socket.socket]:
@@ -47,10 +53,8 @@ class Bench:
         self.failures: list[BaseException] = []
         self._grant = grant
         self.gate = Gate(self._ask)
-        self.relay = Relay(
-            self.reactor, self.pipes, self.client_side, self.upstream, self.gate, self.ended.append
-        )
-        self.reactor.add(self.client_side.fileno(), EPOLLIN, lambda _: None)
+        ends = End(self.reactor, self.client_side), End(self.reactor, self.upstream)
+        self.relay = Relay(self.reactor, self.pipes, *ends, self.gate, self.ended.append)
 
     def _failed(self, error: BaseException) -> None:
         self.failures.append(error)
