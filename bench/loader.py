@@ -117,12 +117,12 @@ class Running:
         if self._process.stdout.readline() != "begin\n":
             self._fail()
 
-    def result(self) -> dict[str, Any]:
-        """Wait for its end, which for idle and origin is the end of their input."""
+    def result(self, seconds: float = 0) -> dict[str, Any]:
+        """Wait for its end: for idle that of its input, for others up to `seconds` and some more."""
         try:
-            out, err = self._process.communicate(timeout=ENDING_S)
+            out, err = self._process.communicate(timeout=seconds + ENDING_S)
         except subprocess.TimeoutExpired:
-            raise LoadError(f"the load did not end in {ENDING_S} s") from None
+            raise LoadError(f"the load did not end in {seconds + ENDING_S:g} s") from None
         if self._process.returncode:
             raise LoadError(err.strip() or f"the load ended with {self._process.returncode}")
         found: dict[str, Any] = json.loads(out)
