@@ -9,18 +9,16 @@ from __future__ import annotations
 import os
 import socket
 import sys
-import traceback
 from typing import TYPE_CHECKING, Protocol
 
-from exeat.ledger.ipc import Channel, IpcError, Message, peer_uid
-from exeat.ledger.reactor import EPOLLIN, EPOLLOUT, Reactor, Timer
+from exeat.ledger.line import Line
 from exeat.policy.model import Subject
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-RECONNECT_S = 0.1
-MAX_UNSENT = 16 * 1024  # messages that control does not read; then the link is given up
+    from exeat.ledger.ipc import Message
+    from exeat.ledger.reactor import Reactor
 
 
 class HubHandler(Protocol):
@@ -46,62 +44,27 @@ class HubClient:
     """
 
     def __init__(self, reactor: Reactor, path: Path, role: str, handler: HubHandler, server_uid: int) -> None:
-        self._reactor = reactor
-        self._path = path
         self._role = role
         self._handler = handler
-        self._server_uids = {0, server_uid}
-        self._channel: Channel | None = None
         self._jails: set[str] = set()
         self._told = False  # by a first snapshot, before which `spent` must come
-        self._closed = False
-        self._complained = False
-        self._retry: Timer | None = reactor.call_later(0, self._connect)
+        self._line = Line(reactor, path, frozenset({0, server_uid}), self)
 
     @property
     def connected(self) -> bool:
-        return self._channel is not None
+        return self._line.connected
 
     def send(self, message: Message) -> bool:
         """Tell control; False when it cannot be told now (the caller fails closed)."""
-        if self._channel is None:
-            return False
-        try:
-            self._channel.send(message)
-        except (OSError, IpcError):
-            self._lost()
-            return False
-        if self._channel.unsent > MAX_UNSENT:
-            self._lost()  # it does not read; on a new connection it gets the whole truth anyway
-            return False
-        self._watch()
-        return True
+        return self._line.send(message)
 
     def close(self) -> None:
         """End the connection for good; nothing is handled any more."""
-        self._closed = True
-        self._lost()
-        if self._retry is not None:
-            self._retry.cancel()
+        self._line.close()
 
-    def _connect(self) -> None:
-        self._retry = None
-        try:
-            channel = Channel.connect(self._path)
-        except OSError:
-            self._retry = self._reactor.call_later(RECONNECT_S, self._connect)
-            return
-        if (uid := peer_uid(channel.sock)) not in self._server_uids:
-            channel.close()
-            if not self._complained:
-                print(f"{self._path}: uid {uid} serves it, which is not control", file=sys.stderr)
-                self._complained = True
-            self._retry = self._reactor.call_later(RECONNECT_S, self._connect)
-            return
-        channel.sock.setblocking(False)
-        self._channel = channel
-        self._reactor.add(channel.fileno(), EPOLLIN, self._on_event)
-        self.send(
+    def on_connected(self) -> None:
+        """Say who this is; control then sends the whole truth."""
+        self._line.send(
             {
                 "t": "hello",
                 "role": self._role,
@@ -111,48 +74,12 @@ class HubClient:
             }
         )
 
-    def _watch(self) -> None:
-        if self._channel is not None:
-            self._reactor.modify(
-                self._channel.fileno(), EPOLLIN | (EPOLLOUT if self._channel.wants_write else 0)
-            )
+    def on_lost(self) -> None:
+        """Nothing hangs on the connection: what was not said is said anew on the next one."""
 
-    def _lost(self) -> None:
-        if self._channel is None:
-            return
-        self._reactor.remove(self._channel.fileno())
-        self._channel.close()
-        self._channel = None
-        if not self._closed:
-            self._retry = self._reactor.call_later(RECONNECT_S, self._connect)
-
-    def _on_event(self, events: int) -> None:
-        channel = self._channel
-        if channel is None:
-            return
-        try:
-            if events & EPOLLOUT:
-                channel.flush()
-                self._watch()
-            messages = channel.receive() if events & ~EPOLLOUT else []
-        except (OSError, IpcError):
-            self._lost()
-            return
-        for message, fds in messages:
-            try:
-                self._dispatch(message, fds)
-            except Exception:
-                # A bug in one handler must not swallow the messages that came in the same read.
-                traceback.print_exc(file=sys.stderr)
-            finally:
-                for fd in fds:
-                    os.close(fd)
-
-    def _dispatch(self, message: Message, fds: list[int]) -> None:
-        """Descriptors that are still in `fds` afterwards are closed."""
+    def on_message(self, message: Message, fds: list[int]) -> None:
+        """Hand one message of control's to the handler."""
         kind = message.get("t")
-        if self._closed:
-            return
         if kind == "jail.add":
             self._add_jail(message, fds)
         elif kind == "snapshot":

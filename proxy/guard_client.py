@@ -7,14 +7,15 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from exeat.ledger.ipc import Channel, IpcError, Message, peer_uid
-from exeat.ledger.reactor import EPOLLIN, EPOLLOUT, Reactor
+from exeat.ledger.line import Line
 from exeat.policy.model import Address, Subject
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-RECONNECT_S: Final = 0.1
+    from exeat.ledger.ipc import Message
+    from exeat.ledger.reactor import Reactor
+
 MAX_PENDING: Final = 8192
 HOT_S: Final = 1.0  # how long an answer may be used again, if its time to live is not shorter
 MAX_HOT: Final = 4096
@@ -39,13 +40,11 @@ class GuardClient:
 
     def __init__(self, reactor: Reactor, path: Path) -> None:
         self._reactor = reactor
-        self._path = path
-        self._channel: Channel | None = None
         self._pending: dict[int, OnAnswer] = {}
         self._questions: dict[int, Question] = {}  # of those in `_pending` whose answer may be kept
         self._hot: dict[Question, tuple[tuple[Address, ...], float]] = {}
         self._numbers = itertools.count(1)
-        reactor.call_soon(self._connect)
+        self._line = Line(reactor, path, frozenset({0, os.getuid()}), self)  # the guard runs as we do
 
     def known(self, question: Question) -> tuple[Address, ...] | None:
         """The guard's answer to this very question, if it was given a moment ago."""
@@ -66,14 +65,14 @@ class GuardClient:
     def resolve(self, question: Question, on_answer: OnAnswer) -> Callable[[], None]:
         """Ask; `on_answer` is called once, later. The returned call forgets the question."""
         number = next(self._numbers)
-        if self._channel is None or len(self._pending) >= MAX_PENDING:
+        if not self._line.connected or len(self._pending) >= MAX_PENDING:
             self._pending[number] = on_answer
             self._reactor.call_soon(lambda: self._answer(number, UNAVAILABLE))
             return lambda: self._forget(number)
         self._pending[number] = on_answer
         self._questions[number] = question
         subject, host, port, lease = question
-        self._send(
+        self._line.send(
             {
                 "id": number,
                 "verb": "resolve",
@@ -95,65 +94,23 @@ class GuardClient:
         if on_answer is not None:
             on_answer(answer)
 
-    def _send(self, message: Message) -> None:
-        if self._channel is None:
-            return
-        try:
-            self._channel.send(message)
-        except (OSError, IpcError):
-            self._lost()
-            return
-        self._watch()
+    def on_connected(self) -> None:
+        """There is nothing to say first: each question stands for itself."""
 
-    def _watch(self) -> None:
-        if self._channel is not None and self._channel.wants_write:
-            self._reactor.modify(self._channel.fileno(), EPOLLIN | EPOLLOUT)
-
-    def _connect(self) -> None:
-        try:
-            channel = Channel.connect(self._path)
-        except OSError:
-            self._reactor.call_later(RECONNECT_S, self._connect)
-            return
-        if peer_uid(channel.sock) not in (0, os.getuid()):  # the guard runs as we do
-            channel.close()
-            self._reactor.call_later(RECONNECT_S, self._connect)
-            return
-        channel.sock.setblocking(False)
-        self._channel = channel
-        self._reactor.add(channel.fileno(), EPOLLIN, self._on_event)
-
-    def _lost(self) -> None:
-        if self._channel is None:
-            return
-        self._reactor.remove(self._channel.fileno())
-        self._channel.close()
-        self._channel = None
+    def on_lost(self) -> None:
+        """Whoever waits is told that there is no guard; nothing it said is used again."""
         self.forget()
         # The answers may reach flows that are in the middle of asking: not from inside here.
         for number in list(self._pending):
             self._reactor.call_soon(lambda number=number: self._answer(number, UNAVAILABLE))  # type: ignore[misc]
-        self._reactor.call_later(RECONNECT_S, self._connect)
 
-    def _on_event(self, events: int) -> None:
-        channel = self._channel
-        if channel is None:
-            return
-        try:
-            if events & EPOLLOUT:
-                channel.flush()
-                if not channel.wants_write:
-                    self._reactor.modify(channel.fileno(), EPOLLIN)
-            messages = channel.receive() if events & ~EPOLLOUT else []
-        except (OSError, IpcError):
-            self._lost()
-            return
-        for message, _ in messages:
-            number = message.get("id")
-            if isinstance(number, int):
-                answer = parse_answer(message)
-                self._keep(number, answer, message)
-                self._answer(number, answer)
+    def on_message(self, message: Message, fds: list[int]) -> None:
+        """One reply of the guard's; it has no descriptors to give."""
+        number = message.get("id")
+        if isinstance(number, int):
+            answer = parse_answer(message)
+            self._keep(number, answer, message)
+            self._answer(number, answer)
 
     def _keep(self, number: int, answer: Answer, message: Message) -> None:
         question = self._questions.pop(number, None)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from exeat.ledger import hub
+from exeat.ledger import line
 from exeat.ledger.hub import HubClient
 from exeat.ledger.ipc import Channel, Message, encode, listen
 from exeat.ledger.reactor import Reactor
@@ -157,7 +157,7 @@ def test_descriptors_that_do_not_fit_their_names_are_closed(bench: Bench) -> Non
 def test_somebody_elses_socket_is_not_believed(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(hub, "peer_uid", lambda _: 65534)
+    monkeypatch.setattr(line, "peer_uid", lambda _: 65534)
     bench.accept()
     bench.accept()  # it tries again, and again believes nothing
     assert not bench.client.connected
@@ -169,8 +169,8 @@ def test_a_control_that_does_not_read_is_given_up(bench: Bench) -> None:
     sent = 0
     while bench.client.send({"t": "flow", "fill": "x" * 100}):
         sent += 1
-        assert sent < 10 * hub.MAX_UNSENT
-    assert sent >= hub.MAX_UNSENT
+        assert sent < 10 * line.MAX_UNSENT
+    assert sent >= line.MAX_UNSENT
     assert not bench.client.connected
     bench.accept()
     bench.until(lambda: bench.client.connected)

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from exeat.ledger import line
 from exeat.ledger.ipc import Channel, listen
 from exeat.ledger.reactor import Reactor
 from exeat.policy.model import Address, Subject
@@ -95,11 +96,10 @@ class Asking:
 def asking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Asking]:
     made = Asking(tmp_path / "guard.sock", monkeypatch)
     yield made
+    made.client._line.close()
     made.reactor.close()
     made.guard.close()
     made.listener.close()
-    if made.client._channel is not None:
-        made.client._channel.close()
 
 
 def test_only_the_same_question_has_the_answer(asking: Asking) -> None:
@@ -145,13 +145,13 @@ def test_nothing_is_known_without_the_guard(asking: Asking) -> None:
     asking.guard.sock.shutdown(2)
     while asking.known() is not None and not asking.later:
         asking.reactor.turn(0.1)
-    assert asking.client._channel is None
+    assert not asking.client._line.connected
 
 
 def test_a_guard_of_another_user_is_not_believed(
     asking: Asking, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(guard_client, "peer_uid", lambda _: os.getuid() + 1)
+    monkeypatch.setattr(line, "peer_uid", lambda _: os.getuid() + 1)
     other = GuardClient(asking.reactor, tmp_path / "guard.sock")
     asking.reactor.turn(0)
     answers: list[Answer] = []
