@@ -6,15 +6,13 @@ SO_PEERCRED; what was asked is validated again, field by field, because the answ
 
 from __future__ import annotations
 
-import socket
-import sys
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from exeat.dns.journal import Journal, Lookup, Sight
 from exeat.dns.judge import Asker, Judge
 from exeat.dns.vet import Status
-from exeat.ledger.ipc import Channel, IpcError, Message, listen, peer_uid
-from exeat.ledger.reactor import EPOLLIN, EPOLLOUT, Reactor
+from exeat.ledger.service import Reply, Service
 from exeat.policy.model import Subject
 from exeat.policy.names import MalformedError, parse_host
 
@@ -23,6 +21,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from exeat.dns.resolver import Finding, Resolver
+    from exeat.ledger.ipc import Message
+    from exeat.ledger.reactor import Reactor
     from exeat.policy.model import Decision
 
 MAX_WAITING = 1024  # requests of one connection without a reply
@@ -32,6 +32,15 @@ LEASE_LAG_S = 1.0  # how long the proxy's snapshot may be ahead of ours
 
 class BadRequestError(Exception):
     """A field is missing or is not what it must be."""
+
+
+class Request(NamedTuple):
+    """What one `resolve` asks, and how it is answered."""
+
+    reply: Reply
+    asker: Asker
+    host: str
+    lease: str
 
 
 class Desk:
@@ -45,29 +54,13 @@ class Desk:
         services: tuple[Judge, Resolver, Journal],
     ) -> None:
         self._reactor = reactor
-        self._uids = uids
-        self.judge, self.resolver, self.journal = services
+        self._judge, self._resolver, self._journal = services
         self._parked: list[tuple[float, Callable[[], None]]] = []
-        self._sock = listen(path)
-        self._clients: set[Client] = set()
-        reactor.add(self._sock.fileno(), EPOLLIN, self._on_readable)
+        self._service = Service(
+            reactor, path, uids, self._handle, max_waiting=MAX_WAITING, busy="dns.unavailable"
+        )
 
-    def _on_readable(self, _events: int) -> None:
-        try:
-            sock, _ = self._sock.accept()
-        except OSError:
-            return
-        if peer_uid(sock) not in self._uids:
-            print(f"guard.sock: uid {peer_uid(sock)} may not ask", file=sys.stderr)
-            sock.close()
-            return
-        sock.setblocking(False)
-        self._clients.add(Client(self._reactor, self, sock))
-
-    def gone(self, client: Client) -> None:
-        self._clients.discard(client)
-
-    def park(self, retry: Callable[[], None]) -> bool:
+    def _park(self, retry: Callable[[], None]) -> bool:
         """Keep a request for the next snapshot, or for LEASE_LAG_S; False when there is no room."""
         if len(self._parked) >= MAX_PARKED:
             return False
@@ -92,137 +85,69 @@ class Desk:
             retry()
 
     def close(self) -> None:
-        self._reactor.remove(self._sock.fileno())
-        self._sock.close()
-        for client in list(self._clients):
-            client.close()
+        """Stop accepting."""
+        self._service.close()
 
-
-class Client:
-    """One connection to guard.sock."""
-
-    def __init__(self, reactor: Reactor, desk: Desk, sock: socket.socket) -> None:
-        self._reactor = reactor
-        self._desk = desk
-        self._channel = Channel(sock)
-        self._waiting = 0
-        self._closed = False
-        reactor.add(sock.fileno(), EPOLLIN, self._on_event)
-
-    def _on_event(self, events: int) -> None:
-        try:
-            if events & EPOLLOUT:
-                self._channel.flush()
-            messages = self._channel.receive() if events & ~EPOLLOUT else []
-        except (OSError, IpcError):
-            self.close()
-            return
-        for message, fds in messages:
-            for fd in fds:
-                socket.close(fd)
-            self._handle(message)
-        self._watch()
-
-    def _watch(self) -> None:
-        if not self._closed:
-            wanted = EPOLLIN | (EPOLLOUT if self._channel.wants_write else 0)
-            self._reactor.modify(self._channel.fileno(), wanted)
-
-    def _handle(self, message: Message) -> None:
-        ident = message.get("id")
-        if self._closed or type(ident) is not int:
-            self.close()  # without an id no reply can be told from another
-            return
-        self._waiting += 1
-        if self._waiting > MAX_WAITING:
-            self._refuse(ident, "dns.unavailable", "too many requests in flight")
-            return
+    def _handle(self, message: Message, _fds: list[int], reply: Reply) -> None:
         try:
             if message.get("verb") != "resolve":
                 raise BadRequestError("the only verb is resolve")
-            asker, host, lease = read_request(message)
+            request = Request(reply, *read_request(message))
         except BadRequestError as error:
-            self._refuse(ident, "dns.refused", str(error))
+            _refuse(reply, "dns.refused", str(error))
         except MalformedError as error:
-            self._refuse(ident, error.code, "not a host name")
+            _refuse(reply, error.code, "not a host name")
         else:
-            self._resolve(ident, asker, host, lease)
+            self._resolve(request)
 
-    def _resolve(self, ident: int, asker: Asker, host: str, lease: str, *, patient: bool = True) -> None:
-        decision = self._desk.judge.admit(asker, host)
+    def _resolve(self, request: Request, *, patient: bool = True) -> None:
+        decision = self._judge.admit(request.asker, request.host)
         # The proxy asks for what it has allowed: it may know an approval or a job before we do.
         behind = not decision.allowed and (
-            decision.reason == "meta.project" or (lease and not self._desk.judge.knows_lease(lease))
+            decision.reason == "meta.project"
+            or (request.lease and not self._judge.knows_lease(request.lease))
         )
-        if (
-            behind
-            and patient
-            and self._desk.park(lambda: self._resolve(ident, asker, host, lease, patient=False))
-        ):
+        if behind and patient and self._park(partial(self._resolve, request, patient=False)):
             return
-        lookup = self._lookup(asker, host, decision, self._desk.judge.shadow(asker, host, decision))
-        self._note(ident, lookup, lambda: self._look_up(ident, asker, host, decision))
+        self._note(request, decision, lambda: self._look_up(request, decision))
 
-    def _lookup(self, asker: Asker, host: str, decision: Decision, shadow: str = "") -> Lookup:
-        binding = self._desk.judge.binding(asker.subject)
-        return Lookup.of(asker.subject, host, decision, "proxy", binding, shadow)
-
-    def _note(self, ident: int, lookup: Lookup, then: Callable[[], None]) -> None:
+    def _note(self, request: Request, decision: Decision, then: Callable[[], None]) -> None:
         def done(sight: Sight | None) -> None:
             if sight is not None:
                 then()
             else:
-                self._refuse(ident, "dns.unavailable", "the lookup cannot be recorded")
+                _refuse(request.reply, "dns.unavailable", "the lookup cannot be recorded")
 
-        journal = self._desk.journal
-        if not journal.ready:
+        if not self._journal.ready:
             done(None)
             return
-        journal.note(lookup, done)
+        subject = request.asker.subject
+        binding = self._judge.binding(subject)
+        self._journal.note(Lookup.of(subject, request.host, decision, "proxy", binding), done)
 
-    def _look_up(self, ident: int, asker: Asker, host: str, decision: Decision) -> None:
+    def _look_up(self, request: Request, decision: Decision) -> None:
         if decision.allowed:
-            self._desk.resolver.find_both(asker, host, lambda found: self._found(ident, asker, host, found))
+            self._resolver.find_both(request.asker, request.host, partial(self._found, request))
         else:
-            self._refuse(ident, decision.reason, "policy does not let this name resolve", decision.rule)
+            _refuse(request.reply, decision.reason, "policy does not let this name resolve", decision.rule)
 
-    def _found(self, ident: int, asker: Asker, host: str, finding: Finding) -> None:
+    def _found(self, request: Request, finding: Finding) -> None:
         if finding.refused:
             reason, rule = finding.reason, finding.decision.rule
-            self._note(
-                ident,
-                self._lookup(asker, host, finding.decision),
-                lambda: self._refuse(ident, reason, "policy does not allow where this name leads", rule),
-            )
+            text = "policy does not allow where this name leads"
+            self._note(request, finding.decision, lambda: _refuse(request.reply, reason, text, rule))
         elif finding.status is Status.FOUND:
             addresses = [
                 {"family": address.family, "value": str(address.value), "ttl": ttl}
                 for address, ttl in finding.addresses
             ]
-            self._send({"id": ident, "ok": True, "addresses": addresses})
+            request.reply({"addresses": addresses})
         else:
-            self._refuse(ident, finding.reason, "the name has no address")
+            _refuse(request.reply, finding.reason, "the name has no address")
 
-    def _refuse(self, ident: int, reason: str, text: str, rule: str = "") -> None:
-        self._send({"id": ident, "ok": False, "error": reason, "message": text, "rule": rule})
 
-    def _send(self, message: Message) -> None:
-        self._waiting -= 1
-        if self._closed:
-            return
-        try:
-            self._channel.send(message)
-        except (OSError, IpcError):
-            self.close()
-            return
-        self._watch()
-
-    def close(self) -> None:
-        if not self._closed:
-            self._closed = True
-            self._reactor.remove(self._channel.fileno())
-            self._channel.close()
-            self._desk.gone(self)
+def _refuse(reply: Reply, reason: str, text: str, rule: str = "") -> None:
+    reply({"ok": False, "error": reason, "message": text, "rule": rule})
 
 
 def read_request(message: Message) -> tuple[Asker, str, str]:

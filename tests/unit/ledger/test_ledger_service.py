@@ -152,6 +152,33 @@ def test_a_stranger_is_not_heard(tmp_path: Path) -> None:
     rig.close()
 
 
+def test_what_comes_behind_a_broken_request_is_not_heard(rig: Rig) -> None:
+    channel = rig.connect()
+    channel.sock.sendall(encode({"verb": "echo"}) + encode({"id": 1, "verb": "hold"}))
+    assert rig.dropped(channel)
+    assert rig.held == []
+
+
+def test_a_peer_with_too_many_requests_is_told(tmp_path: Path) -> None:
+    rig = Rig(tmp_path / "s.sock", frozenset())
+    rig.service.close()
+    uids = frozenset({os.getuid()})
+    rig.service = Service(rig.reactor, rig.path, uids, rig.handle, max_waiting=2, busy="full")
+    channel = rig.connect()
+    for number in (1, 2, 3):
+        channel.send({"id": number, "verb": "hold"})
+    [(message, _)] = rig.receive(channel)
+    assert (message["id"], message["ok"], message["error"]) == (3, False, "full")
+    rig.held[0][1]({})
+    assert rig.receive(channel)[0][0] == {"ok": True, "id": 1}
+    channel.send({"id": 4, "verb": "echo"})  # there is room for one again
+    assert rig.receive(channel)[0][0]["ok"]
+    other = rig.connect()
+    other.send({"id": 5, "verb": "echo"})  # nor does it matter to anybody else
+    assert rig.receive(other)[0][0]["ok"]
+    rig.close()
+
+
 def test_requests_a_byte_at_a_time(rig: Rig) -> None:
     channel = rig.connect()
     for byte in encode({"id": 3, "verb": "echo", "text": "t"}):

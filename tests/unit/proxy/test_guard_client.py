@@ -148,6 +148,21 @@ def test_nothing_is_known_without_the_guard(asking: Asking) -> None:
     assert not asking.client._line.connected
 
 
+def test_whoever_waits_when_the_guard_goes_is_told(asking: Asking) -> None:
+    answers: list[Answer] = []
+    for number in range(3):
+        asking.client.resolve((ME, f"{number}.org", 443, ""), answers.append)
+    forget = asking.client.resolve(ASKED, answers.append)
+    forget()
+    asking.guard.sock.shutdown(2)
+    while len(answers) < 3:
+        asking.reactor.turn(1)
+    assert answers == [UNAVAILABLE] * 3
+    asking.client.resolve(ASKED, answers.append)  # nor is there a guard to ask now
+    asking.reactor.turn(0)
+    assert answers == [UNAVAILABLE] * 4
+
+
 def test_a_guard_of_another_user_is_not_believed(
     asking: Asking, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
