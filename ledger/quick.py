@@ -91,7 +91,52 @@ class Quick:
             return None
 
     def _encode(self, kind: int, values: tuple[Any, ...]) -> bytes:
-        real, boot, flow, out, into, reserved = values[:_FRONT]
+        front = self._front(kind, *values[:_FRONT])
+        if values[_FRONT:] == self._no_more:
+            if not values[_FRONT - 1]:
+                raise _Unusual
+            return _ARRAY_HEADS[8] + front
+        used = len(values)
+        while values[used - 1] == self._defaults[used - 1]:
+            used -= 1
+        if used <= _WHO:
+            raise _Unusual
+        parts = [_ARRAY_HEADS[used + 2], front, self._who(values[_FRONT:_WHO])]
+        self._append_items(parts, values[_WHO:used], _WHO)
+        return b"".join(parts)
+
+    def heading(self, fields: tuple[Any, ...]) -> bytes | None:
+        """The bytes of the fields from `job` to `node`, for `compose`; None: not for here."""
+        types = tuple(map(type, fields))
+        if types != self._types_dest[_FRONT:_NODE] and types != self._types[_FRONT:_NODE]:
+            return None
+        try:
+            parts = [self._who(fields[: _WHO - _FRONT])]
+            self._append_items(parts, fields[_WHO - _FRONT :], _WHO)
+        except (_Unusual, struct.error):
+            return None
+        return b"".join(parts)
+
+    def compose(
+        self, kind: int, front: tuple[int, int, bytes, int, int, int], heading: bytes, tail: tuple[Any, ...]
+    ) -> bytes | None:
+        """A record from its first six fields, a heading, and the fields behind `node`; None: not for here."""
+        used = len(tail)
+        while used and tail[used - 1] == self._defaults[_NODE + used - 1]:
+            used -= 1
+        types = tuple(map(type, (*front, *tail)))
+        if not used or types != self._types[:_FRONT] + self._types[_NODE : _NODE + len(tail)]:
+            return None
+        try:
+            parts = [_ARRAY_HEADS[_NODE + used + 2], self._front(kind, *front), heading]
+            self._append_items(parts, tail[:used], _NODE)
+        except (_Unusual, struct.error):
+            return None
+        return b"".join(parts)
+
+    def _front(
+        self, kind: int, real: int, boot: int, flow: bytes, out: int, into: int, reserved: int
+    ) -> bytes:
         if real < _U32 or boot < _U32 or not 0 < kind <= self._kinds:
             raise _Unusual
         if len(flow) == 16:
@@ -100,36 +145,22 @@ class Quick:
             raise _Unusual
         else:
             front = _TIMES.pack(0x1B, real, 0x1B, boot, 0x40)
-        if values[_FRONT:] == self._no_more:
-            if not reserved:
-                raise _Unusual
-            return b"".join((_ARRAY_HEADS[8], _SMALL[kind], front, _uint(out), _uint(into), _uint(reserved)))
-        used = len(values)
-        while values[used - 1] == self._defaults[used - 1]:
-            used -= 1
-        if used <= _WHO:
-            raise _Unusual
-        parts = [_ARRAY_HEADS[used + 2], _SMALL[kind], front, _uint(out), _uint(into), _uint(reserved)]
-        parts.append(self._who(values))
-        at = _WHO
-        for value in values[_WHO:used]:
+        return _SMALL[kind] + front + _uint(out) + _uint(into) + _uint(reserved)
+
+    def _append_items(self, parts: list[bytes], values: tuple[Any, ...], at: int) -> None:
+        for value in values:
             parts.append(self._item(value, at) if value else self._empty[at])
             at += 1
-        return b"".join(parts)
 
-    def _who(self, values: tuple[Any, ...]) -> bytes:
-        dest = values[self._dest_at]
+    def _who(self, group: tuple[Any, ...]) -> bytes:
+        dest = group[self._dest_at - _FRONT]
         if dest is not None and tuple(map(type, dest)) != _DEST_TYPES:
             raise _Unusual  # True equals 1: the memory would not tell them apart
-        group = values[_FRONT:_WHO]
         made = self._made.get(group)
         if made is None:
-            made = b"".join(
-                [
-                    self._item(value, at) if value else self._empty[at]
-                    for at, value in enumerate(group, _FRONT)
-                ]
-            )
+            parts: list[bytes] = []
+            self._append_items(parts, group, _FRONT)
+            made = b"".join(parts)
             if len(self._made) >= _REMEMBERED:
                 self._made.clear()
             self._made[group] = made

@@ -211,6 +211,26 @@ def encode(record: Record) -> bytes:
         raise RecordError(str(error)) from None
 
 
+# t_real_ns, t_boot_ns, flow, bytes_out, bytes_in, reserved
+Front = tuple[int, int, bytes, int, int, int]
+
+
+def heading(who: tuple[Any, ...]) -> bytes | None:
+    """The bytes of the fields from `job` to `node`, which all records of a flow may share.
+
+    None for the few that only `encode` can make.
+    """
+    return _quick.heading(who)
+
+
+def compose(kind: Kind, front: Front, heading: bytes, tail: tuple[Any, ...]) -> bytes | None:
+    """What `encode` gives for a record of these parts; `tail` are fields from `count` on.
+
+    None for the few that only `encode` can make, or refuse.
+    """
+    return _quick.compose(kind, front, heading, tail)
+
+
 class Brief(NamedTuple):
     """What the ledger needs of a record to keep a flow's account: six fields of `Record`."""
 

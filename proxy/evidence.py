@@ -6,7 +6,8 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from exeat.ledger.records import Dest, Kind, Record, encode
+from exeat.ledger.client import stamps
+from exeat.ledger.records import Dest, Kind, Record, compose, encode, heading
 from exeat.policy.model import Address, Decision, Sni, Verdict
 from exeat.proxy.refusal import host_text
 from exeat.proxy.tcpinfo import KernelCount
@@ -14,7 +15,12 @@ from exeat.proxy.tcpinfo import KernelCount
 if TYPE_CHECKING:
     from exeat.policy.model import Subject
 
+Counts = tuple[int, int, int]  # bytes_out, bytes_in, reserved
+
 _NOTHING: Final = KernelCount()
+_NOT_ENDED: Final = (0,) * 8  # duration_ms and the kernel's counts
+_UNPRICED: Final = (0, "", "", b"")  # cost_nano_usd to boot_id
+_UNDECIDED: Final = Decision(Verdict.DENY, "")
 
 
 @dataclass(slots=True)
@@ -37,68 +43,68 @@ class Evidence:
     request_id: str = ""
     started: int = field(default_factory=lambda: time.clock_gettime_ns(time.CLOCK_BOOTTIME))
 
-    def _full(self, kind: Kind, **more: Any) -> Record:
-        """A record that says who, where and why; `more` are the fields of its kind."""
-        decision = self.decision
-        said: dict[str, Any] = {
-            "t_real_ns": time.time_ns(),
-            "t_boot_ns": time.clock_gettime_ns(time.CLOCK_BOOTTIME),
-            "flow": self.flow,
-            "job": self.subject.job,
-            "project": self.subject.project,
-            "agent": self.subject.agent,
-            "dest": self._dest(),
-            "decision": decision.verdict.value if decision else "",
-            "reason_code": decision.reason if decision else "",
-            "rule_id": decision.rule if decision else "",
-            "lease_id": decision.lease if decision else "",
-            "generation": self.generation,
-            "policy_digest": self.policy_digest,
-            "posture": self.posture,
-            "name_source": self.name_source,
-            "src": self.src,
-            "episode": self.subject.episode,
-            "node": self.subject.node,
-            "corr_id": self.request_id,
-        }
-        said.update(more)
-        return Record(kind, **said)
+    _heading: tuple[tuple[object, ...], bytes | None] = ((), None)  # what it was made of, and it
+
+    def _who(self, refused: str = "") -> tuple[Any, ...]:
+        """The fields of a record that say who, where and why: from `job` to `node`.
+
+        `refused` is the reason of a refusal that is not the decision's own.
+        """
+        subject, decision = self.subject, self.decision or _UNDECIDED
+        verdict, reason = str(decision.verdict) if self.decision else "", decision.reason
+        if refused:
+            verdict, reason = "ask" if verdict == "ask" else "deny", refused
+        return (
+            subject.job,
+            subject.project,
+            subject.agent,
+            self._dest(),
+            verdict,
+            reason,
+            decision.rule,
+            decision.lease,
+            self.generation,
+            self.policy_digest,
+            self.posture,
+            self.name_source,
+            self.src,
+            subject.episode,
+            subject.node,
+        )
 
     def _dest(self) -> Dest:
         sni = "" if isinstance(self.sni, Sni) else self.sni
         ip = self.address.packed() if self.address else b""
         return Dest(host_text(self.host), self.port, "tcp", ip, sni)
 
-    def _brief(self, kind: Kind, ceiling: int, bytes_out: int, bytes_in: int) -> bytes:
-        """A record of a flow whose `open` says the rest."""
-        return encode(
-            Record(
-                kind,
-                t_real_ns=time.time_ns(),
-                t_boot_ns=time.clock_gettime_ns(time.CLOCK_BOOTTIME),
-                flow=self.flow,
-                bytes_out=bytes_out,
-                bytes_in=bytes_in,
-                reserved=ceiling,
-            )
-        )
+    def _full(self, kind: Kind, counts: Counts, *tail: Any) -> bytes:
+        """A record that says who, where and why; `tail` are its fields from `count` on."""
+        front = (*stamps(), self.flow, *counts)
+        made_of = (self.decision, self.generation, self.address, self.sni)
+        if made_of != self._heading[0]:
+            self._heading = (made_of, heading(self._who()))
+        known = self._heading[1]
+        composed = compose(kind, front, known, tail) if known is not None else None
+        return composed or encode(Record(kind, *front, *self._who(), *tail))
 
-    def opening(self, ceiling: int, cookie: int) -> list[bytes]:
-        """The open record and the first reservation, for one request to the ledger."""
-        return [
-            encode(self._full(Kind.OPEN, cookie=cookie, detail=self.shadow)),
-            self._brief(Kind.RESERVE, ceiling, 0, 0),
-        ]
+    def _brief(self, kind: Kind, counts: Counts) -> bytes:
+        """A record of a flow whose `open` says the rest."""
+        return encode(Record(kind, *stamps(), self.flow, *counts))
+
+    def opening(self, ceiling: int, cookie: int) -> bytes:
+        """The open record, which is also the first reservation: up to `ceiling` bytes may pass."""
+        said = (*_UNPRICED, self.shadow) if self.shadow else ()
+        return self._full(Kind.OPEN, (0, 0, ceiling), 0, b"", self.request_id, "", *_NOT_ENDED, cookie, *said)
 
     def reserve(self, ceiling: int, bytes_out: int, bytes_in: int) -> bytes:
-        return self._brief(Kind.RESERVE, ceiling, bytes_out, bytes_in)
+        return self._brief(Kind.RESERVE, (bytes_out, bytes_in, ceiling))
 
     def progress(self, ceiling: int, bytes_out: int, bytes_in: int) -> bytes:
-        return self._brief(Kind.PROGRESS, ceiling, bytes_out, bytes_in)
+        return self._brief(Kind.PROGRESS, (bytes_out, bytes_in, ceiling))
 
     def resume(self, ceiling: int, bytes_out: int, bytes_in: int) -> bytes:
         """After a ledger restart: this flow still has an owner."""
-        return encode(self._full(Kind.RESUME, reserved=ceiling, bytes_out=bytes_out, bytes_in=bytes_in))
+        return self._full(Kind.RESUME, (bytes_out, bytes_in, ceiling), 0, b"", self.request_id)
 
     def close(
         self,
@@ -110,29 +116,15 @@ class Evidence:
     ) -> bytes:
         """`counts` are (out, in) of our own book; the kernel's are already payload bytes."""
         up, near = upstream or _NOTHING, client or _NOTHING
-        ended = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-        return encode(
-            self._full(
-                Kind.CLOSE,
-                bytes_out=counts[0],
-                bytes_in=counts[1],
-                reserved=ceiling,
-                close_reason=reason,
-                duration_ms=(ended - self.started) // 1_000_000,
-                kernel_out=up.sent,
-                kernel_in=up.received,
-                client_kernel_out=near.received,
-                client_kernel_in=near.sent,
-                segs_out=up.segs_out,
-                segs_in=up.segs_in,
-                retrans=up.retrans,
-                detail=f"unacked {up.unacked}" if up.unacked else "",
-            )
+        took_ms = (time.clock_gettime_ns(time.CLOCK_BOOTTIME) - self.started) // 1_000_000
+        kernel = (up.sent, up.received, near.received, near.sent, up.segs_out, up.segs_in, up.retrans)
+        said = (0, *_UNPRICED, f"unacked {up.unacked}") if up.unacked else ()
+        return self._full(
+            Kind.CLOSE, (*counts, ceiling), 0, b"", self.request_id, reason, took_ms, *kernel, *said
         )
 
     def deny(self, reason: str) -> bytes:
         """A refusal, which may come after an allow (a wrong server name, a failed dial)."""
-        asked = self.decision is not None and self.decision.verdict is Verdict.ASK
-        return encode(
-            self._full(Kind.DENY, decision="ask" if asked else "deny", reason_code=reason, detail=self.shadow)
-        )
+        front = (*stamps(), self.flow, 0, 0, 0)
+        tail: tuple[Any, ...] = (0, b"", self.request_id, "", *_NOT_ENDED, 0, *_UNPRICED, self.shadow)
+        return encode(Record(Kind.DENY, *front, *self._who(reason), *tail))

@@ -140,8 +140,8 @@ class Tunnel:
             self.flow.refuse_opening(self._exhausted_reason())
             return
         self._promise(ceiling)
-        records = self.flow.evidence.opening(ceiling, tcpinfo.cookie(self._upstream.sock))
-        self._gateway.ledger.append(records, lambda durable: self._opened(durable, ceiling, first))
+        record = self.flow.evidence.opening(ceiling, tcpinfo.cookie(self._upstream.sock))
+        self._gateway.ledger.append([record], lambda durable: self._opened(durable, ceiling, first))
 
     def forget(self) -> None:
         """The flow gave up before the ledger answered. Its open may be stored all the same."""

@@ -98,6 +98,25 @@ def test_encode_gives_the_same_bytes(some: list[Record]) -> None:
             assert records.inspect(data) == slow_inspect(data)
 
 
+def composed(record: Record) -> bytes | None:
+    fields = records._values(record)
+    heading = records.heading(fields[6:21])
+    return None if heading is None else records.compose(record.kind, fields[:6], heading, fields[21:])
+
+
+@given(NEARLY | RECORDS)
+@settings(max_examples=400, deadline=None)
+def test_a_record_put_together_from_parts_is_the_same(record: Record) -> None:
+    quick = composed(record)
+    assert quick is None or quick == slow_encode(record)
+
+
+@pytest.mark.parametrize("kind", [Kind.OPEN, Kind.CLOSE, Kind.RESUME])
+def test_the_usual_record_is_put_together(kind: Kind) -> None:
+    record = Record(kind, **FIT, corr_id="r-1", cookie=70000)
+    assert composed(record) == slow_encode(record) is not None
+
+
 @given(NEARLY, st.data())
 @settings(max_examples=300, deadline=None)
 def test_inspect_judges_damage_the_same(record: Record, data: st.DataObject) -> None:
