@@ -15,7 +15,9 @@ a cut they are what was still on its way. (include/uapi/linux/tcp.h, net/ipv4/tc
 measure it.)
 
 The queues need no asking where TCP_INFO itself, filled in under the socket's lock, says that they
-are empty: nothing sent and not acknowledged, nothing unsent, and the end of the stream read.
+are empty: nothing sent and not acknowledged, nothing unsent, and the end of the stream read. Of a
+closed socket it says so in any case: a reset throws away what was flying, and only SIOCOUTQ still
+knows of it.
 """
 
 from __future__ import annotations
@@ -26,12 +28,13 @@ import struct
 import sys
 from typing import Final, NamedTuple
 
-# unacked (segments), total_retrans, bytes_acked, bytes_received, segs_out, segs_in, notsent_bytes
-_INFO: Final = struct.Struct("=24xI72xI16xQQIII")
+# state, unacked (segments), total_retrans, bytes_acked, bytes_received, segs_out, segs_in, notsent_bytes
+_INFO: Final = struct.Struct("=B23xI72xI16xQQIII")
 _INT: Final = struct.Struct("=i")
 _SIOCINQ: Final = 0x541B
 _SIOCOUTQ: Final = 0x5411
 _SO_COOKIE: Final = 57
+_CLOSED: Final = 7  # TCP_CLOSE of include/net/tcp_states.h
 _LOOKS: Final = 32
 
 
@@ -49,7 +52,8 @@ class KernelCount(NamedTuple):
         """The same, less bytes that are no payload of the flow."""
         if not sent and not received:
             return self
-        return KernelCount(self.sent - sent, self.received - received, *self[2:])
+        # At a cut the kernel may have sent and received less than that.
+        return KernelCount(max(0, self.sent - sent), max(0, self.received - received), *self[2:])
 
 
 def kernel_count(
@@ -62,11 +66,13 @@ def kernel_count(
     """
     try:
         info = _info(sock)
-        flying, retrans, acked, received, segs_out, segs_in, unsent = info
+        state, flying, retrans, acked, received, segs_out, segs_in, unsent = info
         unacked = unread = 0
         if flying or unsent or not fin_received:
             info, unacked, unread = _steady(sock, info)
-            _, retrans, acked, received, segs_out, segs_in, _ = info
+            _, _, retrans, acked, received, segs_out, segs_in, _ = info
+        elif state == _CLOSED:
+            unacked = _queue(sock, _SIOCOUTQ)
     except (OSError, struct.error):
         return None
     sent = acked + unacked - connected - fin_sent
@@ -79,7 +85,7 @@ def _steady(sock: socket.SocketType, info: tuple[int, ...]) -> tuple[tuple[int, 
     for _ in range(_LOOKS):
         unacked, unread = _queue(sock, _SIOCOUTQ), _queue(sock, _SIOCINQ)
         before, info = info, _info(sock)
-        if before[2:4] == info[2:4]:
+        if before[3:5] == info[3:5]:
             break
     return info, unacked, unread
 
