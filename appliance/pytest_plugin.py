@@ -82,6 +82,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--exeat-policy", type=Path, metavar="FILE", help="the policy that the fixture `egress` asks"
     )
+    group.addoption("--exeat-baseline", type=Path, metavar="FILE", help="the baseline that holds over it")
 
 
 @pytest.fixture(scope="session")
@@ -91,6 +92,6 @@ def egress(pytestconfig: pytest.Config) -> Egress:
     if path is None:
         pytest.fail("the fixture `egress` needs --exeat-policy FILE", pytrace=False)
     try:
-        return Egress(load_file(path))
+        return Egress(load_file(path, pytestconfig.getoption("--exeat-baseline")))
     except UsageError as error:
         pytest.fail(str(error), pytrace=False)

@@ -109,9 +109,10 @@ class Desk:
         )
         if behind and patient and self._park(partial(self._resolve, request, patient=False)):
             return
-        self._note(request, decision, lambda: self._look_up(request, decision))
+        shadow = self._judge.shadow(request.asker, request.host, decision)
+        self._note(request, decision, lambda: self._look_up(request, decision), shadow)
 
-    def _note(self, request: Request, decision: Decision, then: Callable[[], None]) -> None:
+    def _note(self, request: Request, decision: Decision, then: Callable[[], None], shadow: str = "") -> None:
         def done(sight: Sight | None) -> None:
             if sight is not None:
                 then()
@@ -123,7 +124,8 @@ class Desk:
             return
         subject = request.asker.subject
         binding = self._judge.binding(subject)
-        self._journal.note(Lookup.of(subject, request.host, decision, "proxy", binding), done)
+        lookup = Lookup.of(subject, request.host, decision, "proxy", binding, shadow)
+        self._journal.note(lookup, done)
 
     def _look_up(self, request: Request, decision: Decision) -> None:
         if decision.allowed:

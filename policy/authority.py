@@ -16,7 +16,7 @@ from exeat.policy.model import Address
 from exeat.policy.places import Covers, Host
 from exeat.policy.portsets import ALL_PORTS, NO_PORTS, mask_of, ports_mask
 from exeat.policy.postures import Default, Posture, is_public_name
-from exeat.policy.rules import Kind, Rule, When
+from exeat.policy.rules import ALWAYS, Kind, Rule, When
 from exeat.policy.scopes import ANY_PORT
 
 if TYPE_CHECKING:
@@ -328,8 +328,7 @@ class Side:
         for ports, traits in (held for group in groups for held in group):
             if traits.budget:
                 charged[traits.budget] = charged.get(traits.budget, 0) | ports
-        if "default" in self.document.budgets:
-            charged["default"] = ALL_PORTS
+        charged |= {name: ALL_PORTS for name in ALWAYS if name in self.document.budgets}
         return tuple(sorted(charged.items()))
 
     def _after_zero_budgets(self, authority: Authority) -> Authority:

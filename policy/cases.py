@@ -14,6 +14,7 @@ import yaml
 from exeat.policy import leases as lease_flow
 from exeat.policy.addresses import parse_address
 from exeat.policy.admin import Actor, authorize
+from exeat.policy.baseline import under
 from exeat.policy.decide import CompiledPolicy, compile_policy, decide
 from exeat.policy.document import Document, PublicSuffixes, load_policy
 from exeat.policy.errors import MalformedError, PolicyError, UnitError
@@ -99,7 +100,7 @@ class _Runner:
         self._data = data
         self._suffixes = suffixes
         self._now = data.get("defaults", {}).get("now", "2026-01-05T12:00:00Z")
-        self._compiled: dict[str, CompiledPolicy] = {}
+        self._compiled: dict[tuple[str, str], CompiledPolicy] = {}
         self._kinds: dict[str, Callable[[Case], dict[str, Any]]] = {
             "decide": self._decide,
             "load": self._load,
@@ -131,10 +132,12 @@ class _Runner:
         text = self._data.get("policies", {}).get(name, name)
         return load_policy(text, file=name.partition("\n")[0], suffixes=self._suffixes)
 
-    def _policy(self, name: str) -> CompiledPolicy:
-        if name not in self._compiled:
-            self._compiled[name] = compile_policy(self._document(name))
-        return self._compiled[name]
+    def _policy(self, case: Case) -> CompiledPolicy:
+        names = (case["policy"], case.get("baseline", ""))
+        if names not in self._compiled:
+            baseline = self._document(names[1]) if names[1] else None
+            self._compiled[names] = compile_policy(under(self._document(names[0]), baseline))
+        return self._compiled[names]
 
     def _decide(self, case: Case) -> dict[str, Any]:
         state = case.get("state", {})
@@ -151,9 +154,7 @@ class _Runner:
             request = case_request(case["request"])
         except MalformedError as error:
             return {"decision": "deny", "reason": error.code}
-        decision = decide(
-            self._policy(case["policy"]), request, parse_time(case.get("now", self._now)), overlay
-        )
+        decision = decide(self._policy(case), request, parse_time(case.get("now", self._now)), overlay)
         return _shown(decision)
 
 

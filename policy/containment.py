@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from exeat.policy.places import Covers, Host, address_places, name_places
-from exeat.policy.portsets import lowest, mask_of
+from exeat.policy.portsets import lowest, mask_of, ranges_of
 from exeat.policy.scopes import ANY_PORT, Reach, Scope
 
 if TYPE_CHECKING:
@@ -37,6 +38,14 @@ def places_of(scopes: Iterable[Scope]) -> list[Host]:
     names = [scope.name for scope in listed if scope.reach not in (Reach.ANY, Reach.NET)]
     nets = [scope.net for scope in listed if scope.net is not None]
     return [*name_places(names), *address_places(nets)]
+
+
+def meet(one: Grantable, a: Scope, two: Grantable, b: Scope) -> Scope | None:
+    """What scope `a` of one and `b` of two have in common: scopes nest or are apart, never overlap in
+    part. It carries its own ports."""
+    place = b if a.covers(b) else a if b.covers(a) else None
+    ports = mask_of(a.ports or one.ports) & mask_of(b.ports or two.ports)
+    return None if place is None or not ports else replace(place, ports=ranges_of(ports))
 
 
 def excess(outer: Iterable[Grantable], inner: Grantable) -> tuple[Host, int] | None:

@@ -18,7 +18,7 @@ from exeat.policy.meta import DNS_PORTS, MetaRules, addresses_of, judged
 from exeat.policy.model import Address, Decision, Request, Sni, Subject, Verdict
 from exeat.policy.names import MAX_NAME, canonical_host
 from exeat.policy.postures import Default, Posture, SniRule, is_public_name
-from exeat.policy.rules import PROTOCOLS, Budget, Kind, Rule, excepted
+from exeat.policy.rules import ALWAYS, PROTOCOLS, Budget, Kind, Rule, excepted
 from exeat.policy.usage import Counters, Overlay, Peek, Usage, lease_spent
 from exeat.policy.verdicts import Budgets, Hit, Slot, Verdicts, best_hits
 
@@ -213,9 +213,9 @@ def _has_room(usage: Counters, peeks: Iterable[Peek], now_ms: int) -> bool:
 
 
 def _budget_answer(document: Document, slot: Slot, now_ms: int, overlay: Overlay) -> Decision | None:
-    """Deny or ask for an exhausted budget, hard ones and `default` first; None while all have room."""
+    """Deny or ask for an exhausted budget, hard ones and `ALWAYS` first; None while all have room."""
     budgets = [document.budgets.get(name) or Budget(name, ()) for name in slot.budgets]
-    budgets.sort(key=lambda budget: (budget.soft, budget.name != "default", budget.name))
+    budgets.sort(key=lambda budget: (budget.soft, budget.name not in ALWAYS, budget.name))
     states = [(_budget_state(document.project, budget, now_ms, overlay), budget) for budget in budgets]
     for code in ("state", "exceeded"):
         for state, budget in states:

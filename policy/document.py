@@ -87,6 +87,7 @@ class Document:
     ceiling: tuple[Rule, ...] | None = None
     budgets: Mapping[str, Budget] = field(default_factory=dict)
     control: tuple[Endpoint, ...] = ()
+    own_digest: str = field(default="", compare=False)  # set where a baseline was joined (`baseline.under`)
     warnings: tuple[Warn, ...] = field(default=(), compare=False)
 
     @property
@@ -139,8 +140,8 @@ class Document:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the canonical JSON, in hex."""
-        return hashlib.sha256(self._canonical.encode()).hexdigest()
+        """SHA-256 in hex of the canonical JSON: of what the project's file says, without any baseline."""
+        return self.own_digest or hashlib.sha256(self._canonical.encode()).hexdigest()
 
     @classmethod
     def from_canonical_json(cls, text: str, *, file: str = "policy.json") -> Document:

@@ -13,7 +13,7 @@ from exeat.policy.document import Warn
 from exeat.policy.places import Covers
 from exeat.policy.portsets import mask_of
 from exeat.policy.postures import Default, Posture
-from exeat.policy.rules import Kind, Rule
+from exeat.policy.rules import ALWAYS, Kind, Rule
 from exeat.policy.scopes import Reach, Scope
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def _about_the_whole(document: Document) -> Iterator[Warn]:
         yield _warn("policy.denies_all", "no allow or ask rule reaches anything under the ceiling")
     if document.posture is Posture.OFF:
         yield _warn("policy.unenforced", "posture off: everything but deny rules is let out")
-    if document.posture in (Posture.PUBLIC, Posture.OFF) and "default" not in document.budgets:
+    if document.posture in (Posture.PUBLIC, Posture.OFF) and document.budgets.keys().isdisjoint(ALWAYS):
         yield _warn("policy.no_budget", "any name is let out and no `default` budget limits how much")
 
 

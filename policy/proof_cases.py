@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from exeat.policy.baseline import under
 from exeat.policy.bundles import BundleTrust, admit_bundle, admit_local, sign_bundle
 from exeat.policy.envelope import canonical_json, parse_envelope
 from exeat.policy.errors import PolicyError
@@ -63,13 +64,20 @@ class ProofCases:
     def _at(self, case: Mapping[str, Any]) -> int:
         return parse_time(case.get("now", self._now))
 
+    def _under(self, case: Mapping[str, Any], policy: str, baseline: str = "baseline") -> Document:
+        """The case's policy, under its baseline if it names one."""
+        over = self._document(case[baseline]) if baseline in case else None
+        return under(self._document(case[policy]), over)
+
     def _widens(self, case: Mapping[str, Any]) -> dict[str, Any]:
-        witness = widens(self._document(case["a"]), self._document(case["b"]), now_ms=self._at(case))
+        a = self._under(case, "a", "baseline")
+        b = self._under(case, "b", "new_baseline" if "new_baseline" in case else "baseline")
+        witness = widens(a, b, now_ms=self._at(case))
         return {"widens": False} if witness is None else {"widens": True, **witness.to_json()}
 
     def _reach(self, case: Mapping[str, Any]) -> dict[str, Any]:
         scope = self._lease({"id": "x", **case["x"]})
-        found = reach(self._document(case["policy"]), scope, now_ms=self._at(case))
+        found = reach(self._under(case, "policy"), scope, now_ms=self._at(case))
         return {"reachable": found.reachable, "via": None if found.via is None else str(found.via)}
 
     def _admit_lease(self, case: Mapping[str, Any]) -> dict[str, Any]:
@@ -82,7 +90,7 @@ class ProofCases:
             min_epoch=state.get("min_epoch", 0),
             revoked=frozenset(state.get("revoked", ())),
         )
-        policy = self._document(case.get("policy", "egress: v1\nproject: p"))
+        policy = self._under({"policy": "egress: v1\nproject: p", **case}, "policy")
         chain = self._chain(case["env"], seen)
         admission = admit_token(chain, trust, policy, self._suffixes, self._at(case))
         return {"verdict": "accept" if admission.accepted else "reject", "reason": admission.reason}

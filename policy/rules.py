@@ -20,6 +20,13 @@ DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 PROTOCOLS = ("tcp", "udp")
 
 
+# Budgets that every flow of a project is charged to: its own, and the one of the baseline, whose name
+# no file can use.
+DEFAULT_BUDGET = "default"
+BASELINE_BUDGET = "baseline/default"
+ALWAYS = (DEFAULT_BUDGET, BASELINE_BUDGET)
+
+
 class Kind(StrEnum):
     ALLOW = "allow"
     ASK = "ask"

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from exeat.policy.addresses import Address, Cidr, parse_address, parse_cidr
+from exeat.policy.baseline import under
 from exeat.policy.decide import CompiledPolicy, compile_policy, decide, decide_lookup
 from exeat.policy.document import Document, Endpoint, PolicyError
 from exeat.policy.leases import Lease
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 MAX_OVERLAYS: Final = 1024
 # What a node knows of itself: treated as public (lab), control's endpoints, its own addresses.
+Bound = tuple[str, str]  # digests of a document and of the baseline over it, "" for none
 Place = tuple[tuple[Cidr, ...], frozenset[Endpoint], frozenset[Address]]
 
 
@@ -35,15 +37,16 @@ class SnapshotError(ValueError):
 class Snapshot:
     generation: int
     fresh_ms: int
-    policies: Mapping[str, CompiledPolicy]  # by digest
+    policies: Mapping[str, CompiledPolicy]  # by digest, each under the baseline
     projects: Mapping[str, str]  # project -> digest
     jobs: Mapping[str, str]  # job -> digest; beats the project's
-    shadows: Mapping[str, str]  # project -> digest: judged beside the policy in force, never enforced
+    shadows: Mapping[str, CompiledPolicy]  # by project: judged beside the one in force, never enforced
     leases: Mapping[str, Lease]
     revoked: frozenset[str]
     min_epoch: int
     _index: LeaseIndex
     _place: Place
+    _compiled: Mapping[Bound, CompiledPolicy]  # everything in `policies` and `shadows`
     # Made again when missing, by policy and by whose use is counted: no part of what a snapshot is.
     _overlays: dict[tuple[int, int], Overlay] = field(default_factory=dict, compare=False, repr=False)
 
@@ -66,6 +69,8 @@ class Snapshot:
         projects: Mapping[str, str],
         jobs: Mapping[str, str] | None = None,
         shadows: Mapping[str, str] | None = None,
+        baseline: str = "",
+        shadow_baseline: str = "",
         leases: Iterable[Lease] = (),
         revoked: Iterable[str] = (),
         treat_as_public: Iterable[str] = (),
@@ -73,7 +78,11 @@ class Snapshot:
         host_local: Iterable[str] = (),
         min_epoch: int = 0,
     ) -> dict[str, Any]:
-        """The message to send; `projects`, `jobs` and `shadows` map to digests of `documents`."""
+        """The message to send; `projects`, `jobs` and `shadows` map to digests of `documents`.
+
+        `baseline` is the digest of the document that holds for all of them, `shadow_baseline` of the
+        one that holds for the shadows; "" for none.
+        """
         return {
             "t": "snapshot",
             "generation": generation,
@@ -82,6 +91,8 @@ class Snapshot:
             "projects": dict(projects),
             "jobs": dict(jobs or {}),
             "shadows": dict(shadows or {}),
+            "baseline": baseline,
+            "shadow_baseline": shadow_baseline,
             "leases": [lease.to_json() for lease in leases],
             "revoked": sorted(revoked),
             "treat_as_public": list(treat_as_public),
@@ -99,8 +110,8 @@ class Snapshot:
     def to_compile(self, message: Mapping[str, Any]) -> int:
         """How many characters of policies `load` would have to compile that are not in here."""
         try:
-            known = self.policies if _place(message) == self._place else {}
-            return sum(len(text) for digest, text in message["policies"].items() if digest not in known)
+            known = self._compiled if _place(message) == self._place else {}
+            return sum(len(message["policies"][digest]) for digest, _ in _bound(message) - known.keys())
         except (KeyError, TypeError, ValueError, AttributeError):
             return 0  # `load` says what is wrong with it
 
@@ -177,7 +188,7 @@ class Snapshot:
         """A job that brought a policy of its own has no shadow: the project's says nothing about it."""
         if not self.shadows or subject.job in self.jobs:
             return None
-        return self.policies.get(self.shadows.get(subject.project, ""))
+        return self.shadows.get(subject.project)
 
     def _overlay(self, policy: CompiledPolicy, usage: Usage) -> Overlay:
         key = (id(policy), id(usage))
@@ -207,35 +218,59 @@ def _place(message: Mapping[str, Any]) -> Place:
 
 def _load(message: Mapping[str, Any], previous: Snapshot | None) -> Snapshot:
     place = _place(message)
-    known = previous.policies if previous is not None and previous._place == place else {}
-    policies = {
-        digest: known.get(digest) or _compile(digest, text, place)
-        for digest, text in message["policies"].items()
-    }
-    projects, jobs, shadows = (dict(message[name]) for name in ("projects", "jobs", "shadows"))
-    missing = {*projects.values(), *jobs.values(), *shadows.values()} - policies.keys()
+    known = previous._compiled if previous is not None and previous._place == place else {}
+    bound, texts = _bound(message), message["policies"]
+    missing = {digest for pair in bound for digest in pair if digest} - texts.keys()
     if missing:
         raise SnapshotError(f"bound policies are missing: {sorted(missing)}")
+    baselines = {digest: _document(digest, texts) for digest in {base for _, base in bound - known.keys()}}
+    compiled = {
+        pair: known.get(pair) or _compile(_document(pair[0], texts), baselines[pair[1]], place)
+        for pair in bound
+    }
+    baseline, shadow_baseline = message["baseline"], message["shadow_baseline"]
     leases = [Lease.from_json(item) for item in message["leases"]]
     return Snapshot(
         generation=_count(message["generation"]),
         fresh_ms=_count(message["fresh_ms"]),
-        policies=policies,
-        projects=projects,
-        jobs=jobs,
-        shadows=shadows,
+        policies={digest: policy for (digest, base), policy in compiled.items() if base == baseline},
+        projects=dict(message["projects"]),
+        jobs=dict(message["jobs"]),
+        shadows={
+            project: compiled[digest, shadow_baseline] for project, digest in message["shadows"].items()
+        },
         leases={lease.id: lease for lease in leases},
         revoked=frozenset(message["revoked"]),
         min_epoch=_count(message.get("min_epoch", 0)),
         _index=LeaseIndex(leases),
         _place=place,
+        _compiled=compiled,
     )
 
 
-def _compile(digest: str, text: str, place: Place) -> CompiledPolicy:
+def _bound(message: Mapping[str, Any]) -> set[Bound]:
+    """Every policy that somebody is judged by, and the baseline over it."""
+    enforced = (*message["projects"].values(), *message["jobs"].values())
+    return {
+        *((digest, message["baseline"]) for digest in enforced),
+        *((digest, message["shadow_baseline"]) for digest in message["shadows"].values()),
+    }
+
+
+def _document(digest: str, texts: Mapping[str, str]) -> Document | None:
+    """None for no digest."""
+    if not digest:
+        return None
+    text = texts[digest]
     if hashlib.sha256(text.encode()).hexdigest() != digest:
         raise SnapshotError(f"policy {digest} does not have that digest")
-    document = Document.from_canonical_json(text, file=f"policy {digest[:12]}")
+    return Document.from_canonical_json(text, file=f"policy {digest[:12]}")
+
+
+def _compile(document: Document | None, baseline: Document | None, place: Place) -> CompiledPolicy:
+    if document is None:
+        raise SnapshotError("a project or job is bound to no policy")
+    document = under(document, baseline)
     treat_as_public, control, host_local = place
     return compile_policy(document, treat_as_public=treat_as_public, control=control, host_local=host_local)
 

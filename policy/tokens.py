@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from exeat.policy.containment import excess
+from exeat.policy.containment import excess, meet
 from exeat.policy.envelope import (
     LEASE_TYPE,
     Envelope,
@@ -28,9 +28,8 @@ from exeat.policy.envelope import (
     verify,
 )
 from exeat.policy.leases import HOME, Lease, State
-from exeat.policy.portsets import mask_of, ranges_of
 from exeat.policy.rule_loader import is_too_broad
-from exeat.policy.scopes import ANY_PORT, Scope
+from exeat.policy.scopes import ANY_PORT
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -250,7 +249,7 @@ def effective(links: Sequence[Link]) -> Lease:
 def _both(one: Lease, two: Lease) -> Lease:
     return replace(
         two,
-        to=tuple(dict.fromkeys(both for a in one.to for b in two.to if (both := _meet(one, a, two, b)))),
+        to=tuple(dict.fromkeys(both for a in one.to for b in two.to if (both := meet(one, a, two, b)))),
         ports=ANY_PORT,  # every scope carries its own
         protocols=tuple(proto for proto in one.protocols if proto in two.protocols),
         except_=tuple(dict.fromkeys((*one.except_, *two.except_))),
@@ -283,10 +282,3 @@ def _meet_word(one: str, two: str) -> str:
 
 def _least(one: int | None, two: int | None) -> int | None:
     return min((limit for limit in (one, two) if limit is not None), default=None)
-
-
-def _meet(one: Lease, a: Scope, two: Lease, b: Scope) -> Scope | None:
-    """What two scopes have in common: scopes nest or are apart, never overlap in part."""
-    place = b if a.covers(b) else a if b.covers(a) else None
-    ports = mask_of(a.ports or one.ports) & mask_of(b.ports or two.ports)
-    return None if place is None or not ports else replace(place, ports=ranges_of(ports))

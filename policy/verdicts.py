@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from exeat.policy.index import Cell, ScopeIndex
 from exeat.policy.model import Decision, Verdict
-from exeat.policy.rules import Budget, Kind, Rule
+from exeat.policy.rules import ALWAYS, Budget, Kind, Rule
 from exeat.policy.scopes import port_in
 
 if TYPE_CHECKING:
@@ -83,15 +83,16 @@ class Budgets:
     def __init__(self, project: str, known: Mapping[str, Budget]) -> None:
         self._project = project
         self._known = known
+        self._always = frozenset(name for name in ALWAYS if name in known)
         self._sets: dict[frozenset[str], tuple[tuple[str, ...], tuple[Peek, ...]]] = {}
 
     def applying(self, named: Iterable[str]) -> tuple[tuple[str, ...], tuple[Peek, ...]]:
-        """`named` with `default`, in order, and where to look before they let anything go on."""
+        """`named` with `ALWAYS`, in order, and where to look before they let anything go on."""
         names = frozenset(name for name in named if name)
         found = self._sets.get(names)
         if found is not None:
             return found
-        whole = sorted(names | {"default"} if "default" in self._known else names)
+        whole = sorted(names | self._always)
         peeks = [peek for name in whole for peek in self._peeks(name)]
         found = tuple(whole), tuple(peeks)
         if names <= self._known.keys():  # else a lease made the name up, and there is no end of those

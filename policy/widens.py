@@ -29,7 +29,7 @@ from exeat.policy.representatives import (
     refused,
     resolved_of,
 )
-from exeat.policy.rules import Kind, Rule
+from exeat.policy.rules import ALWAYS, Kind, Rule
 from exeat.policy.witness import Spent, Witness, witness_of
 
 if TYPE_CHECKING:
@@ -224,17 +224,17 @@ class _Comparison:
             spent = Spent(name, limit.counter, limit.window_ms, limit.amount)
             for level in LEVELS:
                 # A soft budget of mine still asks when it is used up. Beyond what policies open by
-                # themselves only `default` counts: a rule's budget goes when the rule goes.
+                # themselves only `default` ones count: a rule's budget goes when the rule goes.
                 if budget.soft and level is not Level.ALLOW:
                     break
-                if level is Level.GRANTABLE and name != "default":
+                if level is Level.GRANTABLE and name not in ALWAYS:
                     break
                 freer = left & theirs.at_least(level)
                 if freer:
                     yield Finding(level, lowest(freer), who, f"no longer held by budget {name}", spent)
                     break
             soft = self._softened.get(name)
-            given = theirs.grantable if name == "default" else theirs.allow | theirs.ask
+            given = theirs.grantable if name in ALWAYS else theirs.allow | theirs.ask
             if soft is not None and (asked := ports & charged.get(name, 0) & given):
                 spent = Spent(name, soft.counter, soft.window_ms, soft.amount)
                 yield Finding(Level.ASK, lowest(asked), who, f"budget {name} asks, not denies", spent)

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 from exeat.appliance.client import Client, load_config
 from exeat.appliance.commands import policy_proofs
 from exeat.appliance.errors import UsageError
-from exeat.appliance.policy_files import load_file, read_text
+from exeat.appliance.policy_files import add_baseline, load_file, read_text
 from exeat.appliance.public_suffixes import bundled_suffixes
+from exeat.policy.baseline import under
 from exeat.policy.cases import CasesError, Result, case_request, run_cases
 from exeat.policy.decide import compile_policy, decide
 from exeat.policy.document import PolicyError, load_policy
@@ -27,6 +28,8 @@ from exeat.policy.usage import Overlay
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Mapping
+
+    from exeat.policy.document import Document
 
 _REQUEST_TYPES: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(Subject._fields, str),
@@ -67,12 +70,15 @@ def register(commands: Any) -> None:
     reload.add_argument("--as", dest="person", metavar="NAME", help="who changes it (default: root)")
     reload.add_argument("--reviewed-by", metavar="OTHER", help="the second person, where it lets more out")
     reload.set_defaults(handler=run_reload)
+    for action in (check, show, judge):
+        add_baseline(action)
     for action in (check, show, judge, test, reload):
         action.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run_check(args: argparse.Namespace) -> int:
-    reports = [_check(path) for path in args.files]
+    baseline = None if args.baseline is None else load_file(args.baseline)
+    reports = [_check(path, baseline) for path in args.files]
     if args.json:
         print(json.dumps(reports))
     else:
@@ -81,7 +87,7 @@ def run_check(args: argparse.Namespace) -> int:
     return 0 if all(report["ok"] for report in reports) else 1
 
 
-def _check(path: Path) -> dict[str, Any]:
+def _check(path: Path, baseline: Document | None) -> dict[str, Any]:
     try:
         document = load_policy(read_text(path), file=str(path), suffixes=bundled_suffixes())
     except PolicyError as error:
@@ -89,7 +95,7 @@ def _check(path: Path) -> dict[str, Any]:
         return {"file": str(path), "ok": False, "code": error.code, **place, "message": str(error)}
     warnings = [
         {"code": warning.code, "line": warning.line, "column": warning.column, "message": warning.message}
-        for warning in (*document.warnings, *lint(document))
+        for warning in (*document.warnings, *lint(under(document, baseline)))
     ]
     return {
         "file": str(path),
@@ -116,7 +122,7 @@ def _print_check(report: Mapping[str, Any]) -> None:
 
 
 def run_show(args: argparse.Namespace) -> int:
-    document = load_file(args.file)
+    document = load_file(args.file, args.baseline)
     if args.json:
         print(document.to_canonical_json())
         return 0
@@ -126,7 +132,7 @@ def run_show(args: argparse.Namespace) -> int:
 
 
 def run_decide(args: argparse.Namespace) -> int:
-    document = load_file(args.policy)
+    document = load_file(args.policy, args.baseline)
     try:
         now_ms = time.time_ns() // 1_000_000 if args.now is None else parse_time(args.now)
     except UnitError as error:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exeat.appliance.errors import UsageError
-from exeat.appliance.policy_files import load_file
+from exeat.appliance.policy_files import add_baseline, load_file
 from exeat.ledger.reader import ReaderError, read, read_records
 from exeat.ledger.records import Kind, Record, RecordError, decode
 from exeat.policy.addresses import from_packed, parse_cidr
@@ -55,6 +55,11 @@ def register(actions: Any) -> None:
     schema = actions.add_parser("schema", help="the JSON Schema of a policy file, for editors")
     schema.set_defaults(handler=run_schema)
 
+    for action in (diff, ways, trial):
+        add_baseline(action)
+    diff.add_argument(
+        "--new-baseline", type=Path, metavar="FILE", help="the baseline over B, if it is another than over A"
+    )
     for action in (diff, ways):
         action.add_argument("--now", metavar="T", help="an instant like 2026-01-05T12:00:00Z (default: now)")
     for action in (diff, ways, trial, shadow, schema):
@@ -69,7 +74,9 @@ def _now_ms(args: argparse.Namespace) -> int:
 
 
 def run_diff(args: argparse.Namespace) -> int:
-    witness = widens(load_file(args.a), load_file(args.b), now_ms=_now_ms(args))
+    a = load_file(args.a, args.baseline)
+    b = load_file(args.b, args.new_baseline or args.baseline)
+    witness = widens(a, b, now_ms=_now_ms(args))
     if args.json:
         print(json.dumps({"widens": witness is not None, "witness": witness and witness.to_json()}))
     elif witness is None:
@@ -84,7 +91,7 @@ def run_reach(args: argparse.Namespace) -> int:
         scopes = tuple(parse_scope(text) for text in args.scopes)
     except ScopeError as error:
         raise UsageError(str(error)) from None
-    document = load_file(args.file)
+    document = load_file(args.file, args.baseline)
     wanted = Lease(id="wanted", project=document.project, to=scopes, ports=HTTPS, protocols=("tcp", "udp"))
     found = reach(document, wanted, now_ms=_now_ms(args))
     if args.json:
@@ -107,7 +114,8 @@ def run_trial_command(args: argparse.Namespace) -> int:
     public = [parse_cidr(text) for text in args.treat_as_public]
     if None in public:
         raise UsageError("--treat-as-public: not a network")
-    policy = compile_policy(load_file(args.file), treat_as_public=[net for net in public if net is not None])
+    document = load_file(args.file, args.baseline)
+    policy = compile_policy(document, treat_as_public=[net for net in public if net is not None])
     return _report(args, lambda seen: run_trial(policy, seen), "replayed")
 
 

@@ -30,6 +30,8 @@ def run(args: argparse.Namespace) -> int:
     for door, places in sorted(_by_door(reply["listeners"]).items()):
         print(f"{door + ' door':<10} {', '.join(places)}")
     print(f"projects   {', '.join(reply['projects']) or 'none'}")
+    if reply["baseline"]:
+        print(f"baseline   holds for every project, digest {reply['baseline'][:12]}")
     if reply["shadows"]:
         print(f"shadow     {', '.join(reply['shadows'])}: judged beside the policy, not enforced")
     print(f"jobs       {reply['jobs']} running")

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from exeat.appliance.errors import RefusedError
 from exeat.appliance.public_suffixes import BundledSuffixes
+from exeat.policy.baseline import BASELINE, under
 from exeat.policy.document import Document, PolicyError, load_policy
 from exeat.policy.widens import widens
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
     from exeat.appliance.control.store import Store
@@ -34,7 +35,10 @@ class Change:
 
 
 class Policies:
-    """Documents by digest, and which project or job is judged by which."""
+    """Documents by digest, and which project or job is judged by which.
+
+    The document of project `baseline` binds nobody: it holds for all others (`policy.baseline`).
+    """
 
     def __init__(self, folder: Path, store: Store, shadow_folder: Path | None = None) -> None:
         self._folder = folder
@@ -45,41 +49,91 @@ class Policies:
         self.projects: dict[str, str] = {}
         self.jobs: dict[str, str] = {}
         self.shadows: dict[str, str] = {}
+        self.baseline = ""
+        self.shadow_baseline = ""
         self.error = ""
 
     def read(self, now_ms: int) -> list[Change]:
         """Read the folder: what would change. Raises RefusedError with file:line; nothing changes."""
         loaded = self._load_folder(self._folder)
+        before, after = self.documents.get(self.baseline), loaded.pop(BASELINE, None)
         removed = [Change(project, None, True) for project in self.projects if project not in loaded]
-        return [self._change(document, now_ms) for document in loaded.values()] + removed
+        changes = [self._change(document, before, after, now_ms) for document in loaded.values()]
+        return changes + removed + self._change_baseline(before, after, loaded, now_ms)
 
     def read_shadows(self) -> list[Change]:
         """Read the folder of shadow policies, if there is one. As `read`."""
         loaded = self._load_folder(self._shadow_folder) if self._shadow_folder is not None else {}
-        removed = [Change(project, None, True, shadow=True) for project in self.shadows.keys() - loaded]
+        known = self.shadows | ({BASELINE: self.shadow_baseline} if self.shadow_baseline else {})
+        removed = [Change(project, None, True, shadow=True) for project in known.keys() - loaded]
         return removed + [
-            Change(project, document, self.shadows.get(project) != document.digest, shadow=True)
+            Change(project, document, known.get(project) != document.digest, shadow=True)
             for project, document in loaded.items()
         ]
 
-    def _change(self, document: Document, now_ms: int) -> Change:
+    def _change(
+        self, document: Document, before: Document | None, after: Document | None, now_ms: int
+    ) -> Change:
+        """The project's change, under the baseline that was and the one that will be."""
         known = self.documents.get(self.projects.get(document.project, ""))
         if known is not None and known.digest == document.digest:
             return Change(document.project, document, False)
         # A project that was not there before could do nothing.
-        found = widens(known or Document(document.project), document, now_ms=now_ms)
+        was = under(known or Document(document.project), before)
+        found = widens(was, under(document, after), now_ms=now_ms)
         return Change(document.project, document, True, str(found) if found else "")
+
+    def _change_baseline(
+        self, before: Document | None, after: Document | None, loaded: Mapping[str, Document], now_ms: int
+    ) -> list[Change]:
+        """The baseline's change, judged by every document that stays as it is."""
+        digest = after.digest if after is not None else ""
+        if digest == self.baseline:
+            return [Change(BASELINE, after, False)] if after is not None else []
+        stays = {document.digest for document in loaded.values()} & {*self.projects.values()}
+        for document in (self.documents[digest] for digest in sorted(stays | {*self.jobs.values()})):
+            found = widens(under(document, before), under(document, after), now_ms=now_ms)
+            if found is not None:
+                return [Change(BASELINE, after, True, f"project {document.project}: {found}")]
+        return [Change(BASELINE, after, True)]
 
     def apply(self, changes: Iterable[Change]) -> None:
         """Put in force what `read` gave."""
         for change in changes:
             bound = self.shadows if change.shadow else self.projects
-            if change.document is None:
+            if change.document is not None:
+                self.documents[change.digest] = change.document
+            if change.project == BASELINE:
+                self._bind_baseline(change)
+            elif change.document is None:
                 del bound[change.project]
             else:
-                self.documents[change.digest] = change.document
                 bound[change.project] = change.digest
         self._drop_unused()
+
+    def _bind_baseline(self, change: Change) -> None:
+        if change.shadow:
+            self.shadow_baseline = change.digest
+        else:
+            self.baseline = change.digest
+
+    @property
+    def shadow_names(self) -> list[str]:
+        """The shadows there are, as people name them."""
+        return sorted([*self.shadows, *([BASELINE] if self.shadow_baseline else [])])
+
+    def bindings(self) -> dict[str, Any]:
+        """Who is judged by what, as `Snapshot.message` takes it. A shadow baseline is tried on every
+        project, with the project's own document where it has no shadow."""
+        tried = self.projects if self.shadow_baseline else {}
+        return {
+            "documents": self.documents.values(),
+            "projects": self.projects,
+            "jobs": self.jobs,
+            "shadows": {**tried, **self.shadows},
+            "baseline": self.baseline,
+            "shadow_baseline": self.shadow_baseline or self.baseline,
+        }
 
     def _load_folder(self, folder: Path) -> dict[str, Document]:
         """The documents of a folder by project."""
@@ -128,6 +182,8 @@ class Policies:
             raise RefusedError(
                 "project.mismatch", f"{file} is for project `{document.project}`, not `{project}`"
             )
+        if document.project == BASELINE:
+            raise RefusedError("project.reserved", f"{file}: `{BASELINE}` holds for projects, it is none")
         self.documents[document.digest] = document
         self._store.save_document(document.digest, document.to_canonical_json())
         return document.project, document.digest
@@ -149,6 +205,7 @@ class Policies:
 
     def _drop_unused(self) -> None:
         used = {*self.projects.values(), *self.jobs.values(), *self.shadows.values()}
+        used |= {self.baseline, self.shadow_baseline}
         self.documents = {digest: doc for digest, doc in self.documents.items() if digest in used}
 
     def known(self, project: object) -> Document:

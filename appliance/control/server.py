@@ -135,10 +135,7 @@ class Control:
         return Snapshot.message(
             generation=self._generation,
             fresh_ms=FRESH_MS,
-            documents=self.policies.documents.values(),
-            projects=self.policies.projects,
-            jobs=self.policies.jobs,
-            shadows=self.policies.shadows,
+            **self.policies.bindings(),
             leases=self.leases.for_gateway(),
             treat_as_public=self._config.lab.treat_as_public,
             control=doors(self._listening, self._host_local),
@@ -197,7 +194,8 @@ class Control:
             "generation": self._generation,
             "gateway": self.hub.roles,
             "projects": sorted(self.policies.projects),
-            "shadows": sorted(self.policies.shadows),
+            "shadows": self.policies.shadow_names,
+            "baseline": self.policies.baseline,
             "policy_error": self.policies.error,
             "jobs": len(running),
             "leases": self.leases.counts(),
@@ -276,7 +274,7 @@ class Control:
         return {
             "projects": sorted(self.policies.projects),
             "changed": [c.project for c in effective],
-            "shadows": sorted(self.policies.shadows),
+            "shadows": self.policies.shadow_names,
         }
 
     def _need_second_person(self, change: Change, person: str, reviewer: object) -> None:

@@ -16,6 +16,7 @@ from exeat.policy.addresses import from_packed
 from exeat.policy.errors import MalformedError
 from exeat.policy.model import Request, Subject
 from exeat.policy.names import parse_host
+from exeat.policy.rules import ALWAYS
 from exeat.policy.usage import Usage
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from exeat.policy.snapshot import Snapshot
 
 GRAIN_MS = 1000  # no budget counts in a shorter window
-DEFAULT = "default"  # the budget that counts for all that a project does
 COUNTERS = ("connections", "lookups", "bytes_up", "bytes_down")
 
 
@@ -143,6 +143,6 @@ def _opened(record: Record, snapshot: Snapshot, at_ms: int) -> _Open:
     elif isinstance(host, str):
         flow.budgets = snapshot.decide_lookup(subject, host, at_ms, Usage()).budgets
     document = snapshot.document_for(subject)
-    if not flow.budgets and document is not None and DEFAULT in document.budgets:
-        flow.budgets = (DEFAULT,)  # it was let out by a lease or a policy that is no more
+    if not flow.budgets and document is not None:  # let out by a lease or a policy that is no more
+        flow.budgets = tuple(name for name in ALWAYS if name in document.budgets)
     return flow

@@ -99,6 +99,7 @@ def test_it_is_judged_recorded_and_not_enforced() -> None:
             # The shadow counts in the budgets of the policy in force, by its own limit.
             "old.example.org": "shadow: deny budget.exceeded default",
         }
+        made.wait_records(1, "posture.default_deny")  # nobody waits for the record of a refusal
         assert said(made, Kind.DENY) == {"more.example.net": "shadow: deny budget.exceeded default"}
         assert said(made, Kind.DNS)["in.www.example.org"] == "shadow: deny posture.default_deny"
         code, found = changes(made)

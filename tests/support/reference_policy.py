@@ -37,33 +37,42 @@ def reference(
     now_ms: int,
     leases: Iterable[Lease] = (),
     used: dict[tuple[str, str], int] | None = None,
+    baseline: Document | None = None,
 ) -> Answer:
-    """The answer for a canonical request; `used` maps (budget, counter) to what is spent."""
+    """The answer for a canonical request; `used` maps (budget, counter) to what is spent.
+
+    `baseline`: its deny rules, ceiling, control endpoints, end and default budget (counted as
+    `baseline/default`) hold too.
+    """
+    both = [document] if baseline is None else [document, baseline]
     addresses = list(request.resolved) + ([request.host] if isinstance(request.host, Address) else [])
     for address in list(addresses):
         addresses.extend(embedded_v4(address))
 
-    meta = _meta(document, request, addresses)
+    meta = _meta(both, request, addresses)
     if meta:
         return ("deny", meta, "")
-    if document.expires_ms is not None and document.expires_ms <= now_ms:
+    if any(each.expires_ms is not None and each.expires_ms <= now_ms for each in both):
         return ("deny", "policy.expired", "")
     sni = _sni(document, request)
     if sni:
         return ("deny", sni, "")
 
-    denying = [rule for rule in _of(document, Kind.DENY) if _denies(rule, request, addresses, now_ms)]
+    denying = [rule for each in both for rule in _denying(each, request, addresses, now_ms)]
     if denying:
-        return ("deny", "rule.deny", _attributed(denying, request, addresses))
-    if document.ceiling is not None and not any(_matches(r, request, now_ms) for r in document.ceiling):
-        return ("deny", "ceiling.exceeded", "")
+        named = _attributed(denying, request, addresses)
+        mine = any(rule is named for rule in document.rules)
+        return ("deny", "rule.deny", named.id if mine else f"baseline/{named.id}")
+    for each in both:
+        if each.ceiling is not None and not any(_matches(r, request, now_ms) for r in each.ceiling):
+            return ("deny", "ceiling.exceeded", "")
 
     asking = [rule for rule in _of(document, Kind.ASK) if _matches(rule, request, now_ms)]
     allowing = [rule for rule in _of(document, Kind.ALLOW) if _matches(rule, request, now_ms)]
     active = sorted((x for x in leases if _lease_matches(x, request, now_ms)), key=lambda lease: lease.id)
 
     names = {item.budget for item in (*asking, *allowing, *active) if item.budget}
-    spent = _budgets(document, names, used or {})
+    spent = _budgets(both, names, used or {})
     if spent:
         return spent
 
@@ -85,16 +94,20 @@ def _rules_or_posture(
         if rules:
             usable = [rule for rule in rules if public or rule.private]
             if not usable:
-                return ("deny", "address.not_public", _attributed(rules, request, []))
-            return (verdict, reason, _attributed(usable, request, []))
+                return ("deny", "address.not_public", _attributed(rules, request, []).id)
+            return (verdict, reason, _attributed(usable, request, []).id)
     return _posture(document, request, public)
+
+
+def _denying(document: Document, request: Request, addresses: Sequence[Address], now_ms: int) -> list[Rule]:
+    return [rule for rule in _of(document, Kind.DENY) if _denies(rule, request, addresses, now_ms)]
 
 
 def _of(document: Document, kind: Kind) -> list[Rule]:
     return [rule for rule in document.rules if rule.kind is kind]
 
 
-def _meta(document: Document, request: Request, addresses: Sequence[Address]) -> str:
+def _meta(both: Sequence[Document], request: Request, addresses: Sequence[Address]) -> str:
     subject, host = request.subject, request.host
     name = host if isinstance(host, str) else ""
     dialled = [*request.resolved, *([host] if isinstance(host, Address) else [])]
@@ -104,7 +117,7 @@ def _meta(document: Document, request: Request, addresses: Sequence[Address]) ->
     loops = ("localhost", "localdomain", "localhost6", "localdomain6", "ip6-localhost", "ip6-loopback")
     tests = [
         ("meta.attribution", subject.agent == "" or subject.project == ""),
-        ("meta.project", subject.project != document.project),
+        ("meta.project", subject.project != both[0].project),
         ("meta.proto", request.proto not in ("tcp", "udp")),
         ("meta.dns_bypass", request.port in (53, 784, 853, 8853)),
         ("meta.loopback", name.split(".")[-1] in loops or bool(classes & {"loopback", "unspecified"})),
@@ -112,7 +125,7 @@ def _meta(document: Document, request: Request, addresses: Sequence[Address]) ->
         ("meta.special_address", bool(classes & {"linklocal", "multicast", "reserved"})),
         (
             "meta.control_plane",
-            any((place, request.port) in document.control for place in (host, *addresses)),
+            any((place, request.port) in each.control for each in both for place in (host, *addresses)),
         ),
     ]
     return next((code for code, hit in tests if hit), "")
@@ -219,7 +232,7 @@ def _lease_matches(lease: Lease, request: Request, now_ms: int) -> bool:
     )
 
 
-def _attributed(rules: list[Rule], request: Request, addresses: Sequence[Address]) -> str:
+def _attributed(rules: list[Rule], request: Request, addresses: Sequence[Address]) -> Rule:
     def best(rule: Rule) -> Any:
         ranks = []
         for target in (request.host, *addresses):
@@ -237,7 +250,9 @@ def _attributed(rules: list[Rule], request: Request, addresses: Sequence[Address
                 break
         return max(ranks)
 
-    return min(rules, key=lambda r: (tuple(-n for n in best(r)), r.order, r.id)).id
+    # Rules of the project stand before those of the baseline, each in their order.
+    place = {id(rule): (number, rule.id) for number, rule in enumerate(rules)}
+    return min(rules, key=lambda rule: (tuple(-n for n in best(rule)), place[id(rule)]))
 
 
 def _rank(scope: Scope) -> tuple[int, int]:
@@ -250,11 +265,15 @@ def _rank(scope: Scope) -> tuple[int, int]:
     return (1, scope.net.length if scope.net else len(scope.name.split(".")))
 
 
-def _budgets(document: Document, names: set[str], used: dict[tuple[str, str], int]) -> Answer | None:
-    applying = sorted(names | {"default"} & set(document.budgets), key=lambda name: (name != "default", name))
+def _budgets(both: Sequence[Document], names: set[str], used: dict[tuple[str, str], int]) -> Answer | None:
+    budgets = dict(both[0].budgets)
+    always = {"default"} & set(budgets)
+    if len(both) > 1 and "default" in both[1].budgets:
+        budgets["baseline/default"] = both[1].budgets["default"]
+        always.add("baseline/default")
     soft = None
-    for name in applying:
-        budget = document.budgets[name]
+    for name in sorted(names | always, key=lambda name: (name not in always, name)):
+        budget = budgets[name]
         if any(used.get((name, limit.counter), 0) >= limit.amount for limit in budget.limits):
             if not budget.soft:
                 return ("deny", "budget.exceeded", name)

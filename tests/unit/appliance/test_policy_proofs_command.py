@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 from tests.support.ledgers import record
@@ -11,9 +11,6 @@ from tests.support.ledgers import record
 from exeat.appliance.cli import main
 from exeat.ledger.records import Dest, Kind
 from exeat.ledger.store import Store
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 NOW = ["--now", "2026-01-05T12:00:00Z"]
 A = "egress: v1\nproject: p\nallow: [{id: one, to: a.org}]\nask: [{id: two, to: b.org}]\n"
@@ -45,6 +42,28 @@ def test_diff(files: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> Non
     assert json.loads(capsys.readouterr().out) == {"widens": False, "witness": None}
     assert main(["policy", "diff", a, "none.yaml"]) == 2
     assert main(["policy", "diff", a, b, "--now", "tomorrow"]) == 2
+
+
+def test_under_a_baseline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    p, base, looser = (str(tmp_path / f"{name}.yaml") for name in ("p", "base", "looser"))
+    Path(p).write_text(A)
+    Path(base).write_text("egress: v1\nproject: baseline\ndeny: [{id: no, to: a.org}]\n")
+    Path(looser).write_text("egress: v1\nproject: baseline\n")
+    assert main(["policy", "diff", p, p, "--baseline", base, *NOW]) == 0
+    assert main(["policy", "diff", p, p, "--baseline", base, "--new-baseline", looser, *NOW]) == 1
+    assert "allow: a.org:443" in capsys.readouterr().out
+    assert main(["policy", "reach", p, "a.org", "--baseline", base, *NOW]) == 1
+    assert main(["policy", "reach", p, "a.org", *NOW]) == 0
+    request = tmp_path / "r.json"
+    request.write_text('{"host": "a.org"}')
+    asked = ["policy", "decide", "--policy", p, "--request", str(request), *NOW]
+    assert main(asked) == 0
+    assert main([*asked, "--baseline", base]) == 1
+    assert "baseline/no" in capsys.readouterr().out
+    assert main(["policy", "show", p, "--baseline", base]) == 0
+    assert "baseline/no" in capsys.readouterr().out
+    assert main(["policy", "check", p, "--baseline", base]) == 0
+    assert main(["policy", "check", p, "--baseline", str(tmp_path / "none")]) == 2
 
 
 def test_reach(files: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -36,6 +36,14 @@ def test_neighbour(case: dict[str, Any]) -> None:
     assert result.status == "passed", result
 
 
+BASELINES = (VECTORS / "policy-baseline.yaml").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("result", run_cases(BASELINES, bundled_suffixes()), ids=lambda result: result.id)
+def test_under_a_baseline(result: Any) -> None:
+    assert result.status == "passed", result
+
+
 @pytest.mark.parametrize("text", ["", "[]", "cases: 3", "cases: [1]", "a: &x\nb: *y", "cases: [{id: a}]"])
 def test_an_unusable_file_is_one_error(text: str) -> None:
     with pytest.raises(CasesError):

@@ -18,7 +18,7 @@ from exeat.policy.usage import Usage
 PAGE = (Path(__file__).parents[3] / "docs" / "policy.md").read_text(encoding="utf-8")
 LIVE, SHADOW = (
     load_policy(text, file="docs", suffixes=bundled_suffixes())
-    for text in re.findall(r"```yaml\n(egress:.*?)```", PAGE, re.DOTALL)[:2]
+    for text in re.findall(r"```yaml\n(egress: v1\nproject: crawler\n.*?)```", PAGE, re.DOTALL)
 )
 NOW = 1_767_614_400_000
 ME = Subject("crawler", "a1")

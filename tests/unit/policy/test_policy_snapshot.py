@@ -65,6 +65,27 @@ def test_bindings() -> None:
     assert dict(snapshot.leases) == {"L": LEASE}
 
 
+def test_a_baseline_holds_for_projects_and_jobs_and_is_compiled_anew_when_it_changes() -> None:
+    one, two = (
+        load_policy(f"egress: v1\nproject: baseline\n{body}", file="b", suffixes=bundled_suffixes())
+        for body in ("deny: [{id: no, to: b.org}]", "ceiling: []")
+    )
+    plain = Snapshot.load(message())
+    with_one = message(documents=[BROAD, NARROW, one], baseline=one.digest)
+    assert plain.to_compile(with_one) == len(BROAD.to_canonical_json()) + len(NARROW.to_canonical_json())
+    first = Snapshot.load(with_one, plain)
+    assert first.to_compile(with_one) == 0
+    assert Snapshot.load(with_one, first).policies[NARROW.digest] is first.policies[NARROW.digest]
+    assert reason(first, JOB, "b.org") == "rule.deny"
+    assert reason(first, OTHER, "x.a.org") == "rule.allow"
+    assert first.document_for(JOB) is not None
+    second = Snapshot.load(message(documents=[BROAD, NARROW, two], baseline=two.digest), first)
+    assert reason(second, OTHER, "x.a.org") == "ceiling.exceeded"
+    for broken in ({"baseline": one.digest}, {"documents": [BROAD, NARROW, one], "baseline": "00"}):
+        with pytest.raises(SnapshotError):
+            Snapshot.load(message(**broken))
+
+
 def test_revocation_and_epoch() -> None:
     assert reason(Snapshot.load(message(revoked=["L"])), JOB, "c.org") == "posture.default_deny"
     assert reason(Snapshot.load(message(min_epoch=1)), JOB, "c.org") == "posture.default_deny"
