@@ -134,6 +134,11 @@ class FlowTable:
     def owned_by(self, owner: int) -> list[tuple[bytes, OpenFlow]]:
         return [(flow, state) for flow, state in self._open.items() if state.owner == owner]
 
+    def unfinished(self) -> list[tuple[bytes, OpenFlow | SettledFlow]]:
+        """The flows that may still have something to say: open, or orphaned and perhaps closed late."""
+        late = ((flow, state) for flow, state in self._settled.items() if state.orphaned)
+        return [*self._open.items(), *late]
+
     def __len__(self) -> int:
         return len(self._open)
 

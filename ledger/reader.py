@@ -106,6 +106,16 @@ def tail(directory: Path, count: int) -> tuple[list[Entry], Follower]:
         index -= 1
 
 
+def find_segments(directory: Path) -> list[Path]:
+    """The segment files of a ledger, each at the place of its number. Raises ReaderError, OSError."""
+    paths = sorted(path for path in (directory / "seg").glob("*.seg") if path.stem.isdecimal())
+    if not paths:
+        raise ReaderError(f"{directory} holds no ledger")
+    if int(paths[-1].stem) != len(paths) - 1:
+        raise ReaderError(f"{directory}: a segment is missing before {paths[-1].stem}")
+    return paths
+
+
 def _last_segment(directory: Path) -> int:
     names = [path.stem for path in (directory / "seg").glob("*.seg") if path.stem.isdecimal()]
     if not names:

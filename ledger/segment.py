@@ -40,6 +40,8 @@ _CHECKED: Final = struct.Struct(">IQc")  # what a frame's checksum covers, but f
 _FRAME: Final = struct.Struct(">IIQc")
 _COMMIT: Final = struct.Struct(f">Q{HASH}sQ")
 _HEAD: Final = struct.Struct(">BQB")
+_HEAD_START: Final = struct.Struct(">IIQcBQ")
+HEAD_PREFIX: Final = _HEAD_START.size  # bytes of a segment that `head_time` needs
 
 
 class SegmentError(ValueError):
@@ -153,3 +155,13 @@ def first_seq(prefix: bytes) -> int:
     if len(prefix) < _PREFIX.size:
         raise SegmentError("segment is shorter than a head")
     return int(_PREFIX.unpack_from(prefix)[2])
+
+
+def head_time(prefix: bytes) -> int:
+    """When a segment was begun, from its first `HEAD_PREFIX` bytes (their checksum is not looked at)."""
+    if len(prefix) < HEAD_PREFIX:
+        raise SegmentError("segment is shorter than a head")
+    *_, kind, version, time_ns = _HEAD_START.unpack(prefix)
+    if kind != HEAD or version != VERSION:
+        raise SegmentError("segment does not begin with a head of version 1")
+    return int(time_ns)

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 PEOPLE_ROLE = "admin"  # only root reaches control.sock; roles come with the API
 _ENDS = states.TERMINAL | {State.REVOKING}
+DAY_MS = 86_400_000
 _LIVE = (State.REQUESTED, State.ACTIVE, State.REVOKING)
 
 
@@ -75,6 +76,19 @@ class Leases:
         if not self._clock.trusted:
             return []
         return [lease for lease in self._all.values() if lease.state is State.ACTIVE]
+
+    def counted_since_ms(self, otherwise: int) -> int:
+        """From when on the ledger tells all that the active leases with a limit have used.
+
+        A day before the first of them became active: the wall clock, which the ledger goes by, may
+        have been set back since. `otherwise` where there is none.
+        """
+        limited = (
+            lease.activated_ms - DAY_MS
+            for lease in self._all.values()
+            if lease.state is State.ACTIVE and (lease.max_bytes is not None or lease.max_uses is not None)
+        )
+        return min(limited, default=otherwise)
 
     def counts(self) -> dict[str, int]:
         return dict(Counter(str(lease.state) for lease in self._all.values()))

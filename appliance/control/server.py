@@ -28,7 +28,8 @@ from exeat.appliance.control.store import Store, StoreError
 from exeat.appliance.control.time import TrustedClock
 from exeat.appliance.errors import RefusedError
 from exeat.appliance.listeners import wanted
-from exeat.ledger.reader import read_records
+from exeat.ledger.reader import ReaderError
+from exeat.ledger.since import records_since
 from exeat.policy.admin import Actor, authorize
 from exeat.policy.lint import lint
 from exeat.policy.model import Subject
@@ -149,16 +150,17 @@ class Control:
         """
         snapshot = Snapshot.load(self._snapshot())
         since = self._clock.now_ms() - longest_window_ms(snapshot)
+        earliest = min(since, self.leases.counted_since_ms(since))
         while True:
             try:
-                return await asyncio.to_thread(self._replay, snapshot, since, role)
-            except (OSError, ValueError) as error:
+                return await asyncio.to_thread(self._replay, snapshot, since, earliest, role)
+            except (OSError, ValueError, ReaderError) as error:
                 print(f"control: the ledger cannot be read for budgets: {error}", file=sys.stderr, flush=True)
                 await asyncio.sleep(SPENT_RETRY_S)
 
-    def _replay(self, snapshot: Snapshot, since_ms: int, role: str) -> Message:
-        records = read_records(self._config.state_dir / "ledger")
-        return replay((record for _, record in records), snapshot, since_ms).message(role)
+    def _replay(self, snapshot: Snapshot, since_ms: int, earliest_ms: int, role: str) -> Message:
+        records = records_since(self._config.state_dir / "ledger", earliest_ms * 1_000_000)
+        return replay(records, snapshot, since_ms).message(role)
 
     def _publish(self) -> None:
         self._generation += 1

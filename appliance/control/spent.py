@@ -88,7 +88,11 @@ def longest_window_ms(snapshot: Snapshot) -> int:
 
 
 def replay(records: Iterable[Record], snapshot: Snapshot, since_ms: int) -> Spent:
-    """Sum up `records` (oldest first); those of budgets from `since_ms` on, those of leases all."""
+    """Sum up `records` (oldest first); those of budgets from `since_ms` on, those of leases all.
+
+    Records from before `since_ms` may be left out but for the flows that went on (`ledger.since`),
+    and as far as no lease that still counts was used by them.
+    """
     spent = Spent()
     flows: dict[bytes, _Open] = {}
     for record in records:
@@ -128,7 +132,7 @@ def _settle(spent: Spent, flow: _Open, up: int, down: int, at_ms: int, since_ms:
 
 def _opened(record: Record, snapshot: Snapshot, at_ms: int) -> _Open:
     """Which budgets the policy in force now would charge for it."""
-    flow = _Open(record.project, (), record.lease_id, at_ms)
+    flow = _Open(record.project, (), record.lease_id, at_ms, reserved=record.reserved)
     if record.dest is None:
         return flow
     subject = Subject(record.project, record.agent, record.job, record.episode, record.node)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,7 +12,7 @@ from tests.support import ledgers
 
 from exeat.appliance.config import Config
 from exeat.appliance.control.evidence import Evidence
-from exeat.appliance.control.leases import Leases
+from exeat.appliance.control.leases import DAY_MS, Leases
 from exeat.appliance.control.policies import Policies
 from exeat.appliance.control.store import Store
 from exeat.appliance.control.time import TrustedClock
@@ -86,6 +87,24 @@ def ledger(tmp_path: Path) -> Iterator[ledgers.Daemon]:
 def states(folder: Path) -> list[str]:
     found = read_records(ledgers.settings(folder).state_dir / "ledger")
     return [record.decision for _, record in found if record.kind is Kind.LEASE]
+
+
+@pytest.mark.usefixtures("ledger")
+def test_leases_with_a_limit_are_counted_from_before_they_began(desk: Desk) -> None:
+    assert desk.leases.counted_since_ms(7) == 7
+    free = desk.ask()
+    desk.do("approve", free)
+    assert desk.leases.counted_since_ms(7) == 7  # nothing of it needs to be counted
+    began = []
+    for number in range(2):
+        lease = desk.ask(key=str(number), host=f"h{number}.github.com")
+        desk.leases._all[lease] = replace(desk.leases._all[lease], max_uses=3)
+        desk.do("approve", lease)
+        began.append(desk.leases._all[lease].activated_ms)
+    assert desk.leases.counted_since_ms(1 << 62) == min(began) - DAY_MS
+    for lease in [lease.id for lease in desk.leases.for_gateway() if lease.max_uses]:
+        desk.do("revoke", lease)
+    assert desk.leases.counted_since_ms(7) == 7
 
 
 @pytest.mark.usefixtures("ledger")

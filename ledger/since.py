@@ -1,0 +1,89 @@
+"""The records from some moment on, without reading the segments that are older.
+
+Segments are in the order of arrival and their heads say when they were begun, by a wall clock that
+may have been set back: where the heads show that, everything from there on is read. A flow that was
+open when the first segment to be read began is told of by its `open` record, fetched from where it
+stands, and by what it had reserved by then.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import TYPE_CHECKING, Final
+
+from exeat.ledger import flows, segment
+from exeat.ledger.reader import Follower, ReaderError, find_segments, segment_of
+from exeat.ledger.records import Kind, Record, decode
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+# Clocks are set back a little all the time; a moment is taken to be this much earlier than it is said to be.
+_SLACK_NS: Final = 5_000_000_000
+
+
+def records_since(root: Path, since_ns: int) -> Iterator[Record]:
+    """Records of every ledger in `root` (the folder `ledger` of a state directory), oldest first.
+
+    All that arrived at `since_ns` (CLOCK_REALTIME) or later, and others before them. A flow that was
+    open before the first of them is one `open` and one `reserve` with its counts so far. Raises
+    OSError; ValueError or ReaderError on damage.
+    """
+    for directory in sorted(path.parent for path in root.glob("*/seg")):
+        index = first_segment(directory, since_ns)
+        yield from _open_before(directory, index)
+        for _, data in Follower(directory, index=index).poll():
+            yield decode(data)
+
+
+def first_segment(directory: Path, since_ns: int) -> int:
+    """The index of the segment from which on nothing may be left out."""
+    begun = [_begun(path) for path in find_segments(directory)]
+    for index, (this, following) in enumerate(pairwise(begun)):
+        if following >= since_ns - _SLACK_NS or following < this - _SLACK_NS:
+            return index
+    return len(begun) - 1
+
+
+def _begun(path: Path) -> int:
+    with path.open("rb") as file:
+        return segment.head_time(file.read(segment.HEAD_PREFIX))
+
+
+def _open_before(directory: Path, index: int) -> Iterator[Record]:
+    """What is known at the start of a segment of the flows that can still spend, oldest first."""
+    data = find_segments(directory)[index].read_bytes()
+    head = next(segment.scan(data), None)
+    if head is None:
+        raise ReaderError(f"{directory}: segment {index} has no head")
+    table = flows.FlowTable()
+    table.restore(segment.parse_head(head).carry)
+    opened = _entries(directory, {state.open_seq for _, state in table.unfinished()})
+    for flow, state in sorted(table.unfinished(), key=lambda item: item[1].open_seq):
+        record = opened[state.open_seq]
+        yield record
+        if isinstance(state, flows.OpenFlow):
+            yield Record(
+                Kind.RESERVE,
+                t_real_ns=record.t_real_ns,
+                flow=flow,
+                bytes_out=state.bytes_out,
+                bytes_in=state.bytes_in,
+                reserved=state.reserved,
+            )
+
+
+def _entries(directory: Path, wanted: set[int]) -> dict[int, Record]:
+    """The records of these numbers; each segment that holds one is read once."""
+    found: dict[int, Record] = {}
+    for seq in sorted(wanted):
+        if seq in found:
+            continue
+        data = find_segments(directory)[segment_of(directory, seq)].read_bytes()
+        for frame in segment.scan(data):
+            if frame.kind == segment.RECORD and frame.seq in wanted:
+                found[frame.seq] = decode(frame.payload)
+        if seq not in found:
+            raise ReaderError(f"{directory}: record {seq} is missing")
+    return found
