@@ -65,13 +65,25 @@ class Result:
 
 def run_cases(text: str, suffixes: PublicSuffixes, kinds: Iterable[str] = ()) -> list[Result]:
     """Every case, or those of `kinds`. Raises CasesError if the text is not a file of cases."""
+    return run_read_cases(read_cases(text), suffixes, kinds)
+
+
+def read_cases(text: str) -> Any:
+    """The file as data, for `run_read_cases`. Raises CasesError."""
     try:
-        data = yaml.load(text, Loader=_CasesLoader)  # noqa: S506 - a SafeLoader, with less
+        return yaml.load(text, Loader=_CasesLoader)  # noqa: S506 - a SafeLoader, with less
+    except yaml.YAMLError as error:
+        raise CasesError(f"not a file of cases: {error!r}") from None
+
+
+def run_read_cases(data: Any, suffixes: PublicSuffixes, kinds: Iterable[str] = ()) -> list[Result]:
+    """`run_cases` of a file that has been read before."""
+    try:
         runner = _Runner(data, suffixes)
         wanted = frozenset(kinds)
         cases = [case for case in data["cases"] if not wanted or _kind(case) in wanted]
         return [runner.run(case) for case in cases]
-    except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise CasesError(f"not a file of cases: {error!r}") from None
 
 

@@ -318,7 +318,7 @@ def decide_lookup(
     if first.verdict is Verdict.ALLOW or not _may_differ(policy, subject, host, overlay):
         return first
     best = first
-    for port in _edge_ports(policy, subject, host, overlay):
+    for port in _edge_ports(policy, subject, host, overlay, resolved):
         for proto in PROTOCOLS:
             answer = decide(policy, Request(subject, host, port, proto, resolved), now_ms, overlay)
             if answer.verdict is Verdict.ALLOW:
@@ -343,15 +343,20 @@ def _may_differ(policy: CompiledPolicy, subject: Subject, host: str, overlay: Ov
     return any(True for _ in granting) or any(True for _ in overlay.leases.covering(subject, target))
 
 
-def _edge_ports(policy: CompiledPolicy, subject: Subject, host: str, overlay: Overlay) -> list[int]:
-    """One port of each stretch over which the answer for the host does not change."""
+def _edge_ports(
+    policy: CompiledPolicy, subject: Subject, host: str, overlay: Overlay, resolved: Iterable[Address]
+) -> list[int]:
+    """One port of each stretch over which the answer for the host and its addresses does not change."""
     try:
         target = canonical_host(host)
+        addresses = judged(map(_canonical_address, resolved))
     except MalformedError:
         return []
-    starts = {1, *policy.document.knobs.public_ports}
+    starts, denies = {1, *policy.document.knobs.public_ports}, policy.net_denies
     entries: Iterator[Entry[Rule] | Entry[Lease]] = chain(
-        policy.verdicts.index.covering(target), overlay.leases.covering(subject, target)
+        policy.verdicts.index.covering(target),
+        overlay.leases.covering(subject, target),
+        *(denies.covering(address) for address in addresses if denies is not None),
     )
     for item, ports, _ in entries:
         ranges = [ports, *(scope.ports or () for scope in item.except_)]

@@ -7,7 +7,8 @@ none of the matching, attribution or precedence.
 from __future__ import annotations
 
 import ipaddress
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from exeat.policy.addresses import AddressClass, classify, embedded_v4, is_metadata
 from exeat.policy.model import Address, Sni
@@ -16,123 +17,195 @@ from exeat.policy.rules import Kind
 from exeat.policy.scopes import ANY_PORT, Reach
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
+    from exeat.policy.addresses import Cidr
     from exeat.policy.document import Document
     from exeat.policy.leases import Lease
     from exeat.policy.model import Request
-    from exeat.policy.rules import Rule, When
+    from exeat.policy.rules import Budget, Rule, When
     from exeat.policy.scopes import Scope
 
-Answer = tuple[str, str, str]  # verdict, reason, rule
 _DAYS = 7
 _SPECIAL_ENDS = (
     "localhost local internal test example invalid onion arpa alt lan home corp intranet private localdomain"
 )
 
 
-def reference(
-    document: Document,
-    request: Request,
-    now_ms: int,
-    leases: Iterable[Lease] = (),
-    used: dict[tuple[str, str], int] | None = None,
-    baseline: Document | None = None,
-) -> Answer:
-    """The answer for a canonical request; `used` maps (budget, counter) to what is spent.
+_ALWAYS = {"default", "baseline/default"}
+_METADATA = (
+    "metadata metadata.google.internal metadata.goog metadata.azure.internal metadata.tencentyun.com "
+    "metadata.platformequinix.com metadata.packet.net instance-data instance-data.ec2.internal "
+    "rancher-metadata rancher-metadata.rancher.internal"
+)
 
-    `baseline`: its deny rules, ceiling, control endpoints, end and default budget (counted as
-    `baseline/default`) hold too.
-    """
-    both = [document] if baseline is None else [document, baseline]
-    addresses = list(request.resolved) + ([request.host] if isinstance(request.host, Address) else [])
-    for address in list(addresses):
-        addresses.extend(embedded_v4(address))
 
-    meta = _meta(both, request, addresses)
-    if meta:
-        return ("deny", meta, "")
-    if any(each.expires_ms is not None and each.expires_ms <= now_ms for each in both):
-        return ("deny", "policy.expired", "")
-    sni = _sni(document, request)
-    if sni:
-        return ("deny", sni, "")
+class Answer(NamedTuple):
+    """As `Decision`: what was decided, by what, what else matched, and which budgets to charge."""
 
-    denying = [rule for each in both for rule in _denying(each, request, addresses, now_ms)]
-    if denying:
-        named = _attributed(denying, request, addresses)
-        mine = any(rule is named for rule in document.rules)
-        return ("deny", "rule.deny", named.id if mine else f"baseline/{named.id}")
-    for each in both:
-        if each.ceiling is not None and not any(_matches(r, request, now_ms) for r in each.ceiling):
-            return ("deny", "ceiling.exceeded", "")
+    verdict: str
+    reason: str
+    rule: str = ""
+    matched: tuple[str, ...] = ()
+    budgets: tuple[str, ...] = ()
+    lease: str = ""
 
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What the node, the moment and the organisation add to a policy."""
+
+    leases: Sequence[Lease] = ()
+    used: Mapping[tuple[str, str], Any] = field(default_factory=dict)  # (budget, counter) -> spent
+    lease_uses: Mapping[str, int] = field(default_factory=dict)
+    lease_bytes: Mapping[str, int] = field(default_factory=dict)
+    revoked: frozenset[str] = frozenset()
+    min_epoch: int = 0
+    treat_as_public: tuple[Cidr, ...] = ()
+    control: frozenset[tuple[str | Address, int]] = frozenset()
+    host_local: frozenset[Address] = frozenset()
+    # Its deny rules, ceiling, control endpoints, end and default budget (`baseline/default`) hold too.
+    baseline: Document | None = None
+
+    def with_baseline(self, document: Document) -> list[Document]:
+        return [document] if self.baseline is None else [document, self.baseline]
+
+    def denies(self, document: Document) -> list[Rule]:
+        """Rules of the project stand before those of the baseline, each in their order."""
+        theirs = [] if self.baseline is None else _of(self.baseline, Kind.DENY)
+        marked = [replace(rule, id=f"baseline/{rule.id}", order=10**6 + rule.order) for rule in theirs]
+        return [*_of(document, Kind.DENY), *marked]
+
+    def budgets(self, document: Document) -> dict[str, Budget]:
+        found = dict(document.budgets)
+        if self.baseline is not None and "default" in self.baseline.budgets:
+            found["baseline/default"] = self.baseline.budgets["default"]
+        return found
+
+    def classify(self, address: Address) -> AddressClass:
+        treated = any(_holds_address(net, address) for net in self.treat_as_public)
+        return AddressClass.PUBLIC if treated else classify(address)
+
+
+class _Matching(NamedTuple):
+    """Everything that matches a request."""
+
+    deny: list[Rule]
+    ask: list[Rule]
+    allow: list[Rule]
+    leases: list[Lease]
+
+    def budgets(self, known: Iterable[str]) -> list[str]:
+        rules = [*self.ask, *self.allow]
+        named = {rule.budget for rule in rules} | {lease.budget for lease in self.leases}
+        return sorted(named - {""} | _ALWAYS & set(known))
+
+
+def reference(document: Document, request: Request, now_ms: int, around: Surroundings) -> Answer:
+    """The answer for a canonical request."""
+    addresses: list[Address] = []
+    for address in (*([request.host] if isinstance(request.host, Address) else []), *request.resolved):
+        addresses += [address, *embedded_v4(address)]
+
+    refusal = _meta(document, request, addresses, around)
+    both = around.with_baseline(document)
+    if not refusal and any(each.expires_ms is not None and each.expires_ms <= now_ms for each in both):
+        refusal = "policy.expired"
+    refusal = refusal or _sni(document, request)
+    if refusal:
+        return Answer("deny", refusal)
+
+    denying = [rule for rule in around.denies(document) if _denies(rule, request, addresses, now_ms)]
     asking = [rule for rule in _of(document, Kind.ASK) if _matches(rule, request, now_ms)]
     allowing = [rule for rule in _of(document, Kind.ALLOW) if _matches(rule, request, now_ms)]
-    active = sorted((x for x in leases if _lease_matches(x, request, now_ms)), key=lambda lease: lease.id)
+    active = [x for x in around.leases if _lease_matches(x, request, now_ms) and _lives(x, around)]
+    all_ = _Matching(
+        _most_specific_first(denying, request, addresses),
+        _most_specific_first(asking, request, []),
+        _most_specific_first(allowing, request, []),
+        sorted(active, key=lambda lease: lease.id),
+    )
+    return _decided(document, request, now_ms, around, all_)._replace(
+        matched=tuple(item.id for items in all_ for item in items),
+        budgets=tuple(all_.budgets(around.budgets(document))),
+    )
 
-    names = {item.budget for item in (*asking, *allowing, *active) if item.budget}
-    spent = _budgets(both, names, used or {})
+
+def _decided(
+    document: Document, request: Request, now_ms: int, around: Surroundings, all_: _Matching
+) -> Answer:
+    if all_.deny:
+        return Answer("deny", "rule.deny", all_.deny[0].id)
+    for each in around.with_baseline(document):
+        if each.ceiling is not None and not any(_matches(r, request, now_ms) for r in each.ceiling):
+            return Answer("deny", "ceiling.exceeded")
+    known = around.budgets(document)
+    spent = _budgets(known, all_.budgets(known), around.used)
     if spent:
         return spent
 
     strangers = [address for address in request.resolved if address != request.host]
-    public = all(classify(address) is AddressClass.PUBLIC for address in strangers)
-    for lease in active:
+    public = all(around.classify(address) is AddressClass.PUBLIC for address in strangers)
+    for lease in all_.leases:
         if public or lease.private:
-            return ("allow", "lease.active", lease.id)
-    answer = _rules_or_posture(document, request, asking, allowing, public)
-    if active and answer[0] == "deny":
-        return ("deny", "address.not_public", active[0].id)
+            return Answer("allow", "lease.active", lease.id, lease=lease.id)
+    answer = _rules_or_posture(document, request, all_, public)
+    if all_.leases and answer.verdict == "deny":
+        return Answer("deny", "address.not_public", all_.leases[0].id)
     return answer
 
 
-def _rules_or_posture(
-    document: Document, request: Request, asking: list[Rule], allowing: list[Rule], public: bool
-) -> Answer:
-    for rules, verdict, reason in ((asking, "ask", "rule.ask"), (allowing, "allow", "rule.allow")):
+def _rules_or_posture(document: Document, request: Request, all_: _Matching, public: bool) -> Answer:
+    for rules, verdict, reason in ((all_.ask, "ask", "rule.ask"), (all_.allow, "allow", "rule.allow")):
         if rules:
             usable = [rule for rule in rules if public or rule.private]
             if not usable:
-                return ("deny", "address.not_public", _attributed(rules, request, []).id)
-            return (verdict, reason, _attributed(usable, request, []).id)
+                return Answer("deny", "address.not_public", rules[0].id)
+            return Answer(verdict, reason, usable[0].id)
     return _posture(document, request, public)
-
-
-def _denying(document: Document, request: Request, addresses: Sequence[Address], now_ms: int) -> list[Rule]:
-    return [rule for rule in _of(document, Kind.DENY) if _denies(rule, request, addresses, now_ms)]
 
 
 def _of(document: Document, kind: Kind) -> list[Rule]:
     return [rule for rule in document.rules if rule.kind is kind]
 
 
-def _meta(both: Sequence[Document], request: Request, addresses: Sequence[Address]) -> str:
+def _meta(document: Document, request: Request, addresses: Sequence[Address], around: Surroundings) -> str:
     subject, host = request.subject, request.host
     name = host if isinstance(host, str) else ""
     dialled = [*request.resolved, *([host] if isinstance(host, Address) else [])]
-    classes = {str(classify(address)) for address in dialled}
-    inside = {str(classify(address)) for address in addresses if address not in dialled}
+    classes = {str(around.classify(address)) for address in dialled}
+    inside = {str(around.classify(address)) for address in addresses if address not in dialled}
     classes |= inside & {"loopback", "linklocal", "multicast"}
     loops = ("localhost", "localdomain", "localhost6", "localdomain6", "ip6-localhost", "ip6-loopback")
     tests = [
         ("meta.attribution", subject.agent == "" or subject.project == ""),
-        ("meta.project", subject.project != both[0].project),
+        ("meta.project", subject.project != document.project),
         ("meta.proto", request.proto not in ("tcp", "udp")),
         ("meta.dns_bypass", request.port in (53, 784, 853, 8853)),
         ("meta.loopback", name.split(".")[-1] in loops or bool(classes & {"loopback", "unspecified"})),
+        ("meta.loopback", any(address in around.host_local for address in addresses)),
         ("meta.metadata", _metadata_name(name) or any(is_metadata(address) for address in addresses)),
         ("meta.special_address", bool(classes & {"linklocal", "multicast", "reserved"})),
         (
             "meta.control_plane",
-            any((place, request.port) in each.control for each in both for place in (host, *addresses)),
+            any(
+                (place, request.port) in control
+                for control in (around.control, *(each.control for each in around.with_baseline(document)))
+                for place in (host, *addresses)
+            ),
         ),
     ]
     return next((code for code, hit in tests if hit), "")
 
 
 def _metadata_name(name: str) -> bool:
-    return f".{name}".endswith((".metadata.google.internal", ".metadata.goog", ".metadata"))
+    return any(f".{name}".endswith(f".{known}") for known in _METADATA.split())
+
+
+def _holds_address(net: Cidr, address: Address) -> bool:
+    network = (ipaddress.IPv4Network if net.family == 4 else ipaddress.IPv6Network)((net.value, net.length))
+    plain = (ipaddress.IPv4Address if address.family == 4 else ipaddress.IPv6Address)(address.value)
+    return plain in network
 
 
 def _sni(document: Document, request: Request) -> str:
@@ -146,13 +219,7 @@ def _sni(document: Document, request: Request) -> str:
 
 def _reaches(scope: Scope, target: str | Address) -> bool:
     if isinstance(target, Address):
-        if scope.net is None or scope.net.family != target.family:
-            return False
-        network = ipaddress.ip_network((scope.net.value, scope.net.length)) if target.family == 4 else None
-        if network is None:
-            network6 = ipaddress.IPv6Network((scope.net.value, scope.net.length))
-            return ipaddress.IPv6Address(target.value) in network6
-        return ipaddress.IPv4Address(target.value) in network
+        return scope.net is not None and _holds_address(scope.net, target)
     if scope.reach is Reach.NET:
         return False
     if scope.reach is Reach.ANY:
@@ -232,7 +299,16 @@ def _lease_matches(lease: Lease, request: Request, now_ms: int) -> bool:
     )
 
 
-def _attributed(rules: list[Rule], request: Request, addresses: Sequence[Address]) -> Rule:
+def _lives(lease: Lease, around: Surroundings) -> bool:
+    return (
+        lease.id not in around.revoked
+        and lease.epoch >= around.min_epoch
+        and (lease.max_uses is None or around.lease_uses.get(lease.id, 0) < lease.max_uses)
+        and (lease.max_bytes is None or around.lease_bytes.get(lease.id, 0) < lease.max_bytes)
+    )
+
+
+def _most_specific_first(rules: list[Rule], request: Request, addresses: Sequence[Address]) -> list[Rule]:
     def best(rule: Rule) -> Any:
         ranks = []
         for target in (request.host, *addresses):
@@ -250,9 +326,7 @@ def _attributed(rules: list[Rule], request: Request, addresses: Sequence[Address
                 break
         return max(ranks)
 
-    # Rules of the project stand before those of the baseline, each in their order.
-    place = {id(rule): (number, rule.id) for number, rule in enumerate(rules)}
-    return min(rules, key=lambda rule: (tuple(-n for n in best(rule)), place[id(rule)]))
+    return sorted(rules, key=lambda r: (tuple(-n for n in best(r)), r.order, r.id))
 
 
 def _rank(scope: Scope) -> tuple[int, int]:
@@ -265,38 +339,44 @@ def _rank(scope: Scope) -> tuple[int, int]:
     return (1, scope.net.length if scope.net else len(scope.name.split(".")))
 
 
-def _budgets(both: Sequence[Document], names: set[str], used: dict[tuple[str, str], int]) -> Answer | None:
-    budgets = dict(both[0].budgets)
-    always = {"default"} & set(budgets)
-    if len(both) > 1 and "default" in both[1].budgets:
-        budgets["baseline/default"] = both[1].budgets["default"]
-        always.add("baseline/default")
-    soft = None
-    for name in sorted(names | always, key=lambda name: (name not in always, name)):
-        budget = budgets[name]
-        if any(used.get((name, limit.counter), 0) >= limit.amount for limit in budget.limits):
-            if not budget.soft:
-                return ("deny", "budget.exceeded", name)
-            soft = soft or name
-    return ("ask", "budget.ask", soft) if soft else None
+def _budgets(
+    known: Mapping[str, Budget], names: list[str], used: Mapping[tuple[str, str], Any]
+) -> Answer | None:
+    """Corrupt before exhausted, hard before soft, those that always hold before the others."""
+    corrupt: list[tuple[bool, str]] = []
+    hard: list[str] = []
+    soft: list[str] = []
+    for name in sorted(names, key=lambda name: (name not in _ALWAYS, name)):
+        budget = known.get(name)
+        limits = budget.limits if budget else ()
+        spent = [used.get((name, limit.counter), 0) for limit in limits]
+        if budget is None or any(type(amount) is not int or amount < 0 for amount in spent):
+            corrupt.append((budget is not None and budget.soft, name))
+        elif any(amount >= limit.amount for amount, limit in zip(spent, limits, strict=True)):
+            (soft if budget.soft else hard).append(name)
+    if corrupt:
+        return Answer("deny", "budget.state", sorted(corrupt, key=lambda one: one[0])[0][1])
+    if hard:
+        return Answer("deny", "budget.exceeded", hard[0])
+    return Answer("ask", "budget.ask", soft[0]) if soft else None
 
 
 def _posture(document: Document, request: Request, public: bool) -> Answer:
     literal = isinstance(request.host, Address)
     posture, default = document.posture, document.default
     if posture is Posture.OFF:
-        return ("allow", "posture.off", "")
+        return Answer("allow", "posture.off")
     if posture is Posture.CUSTOM and default is Default.ASK:
         if not public:
-            return ("deny", "address.not_public", "")
-        return ("ask", "posture.ask_ip" if literal else "posture.ask", "")
+            return Answer("deny", "address.not_public")
+        return Answer("ask", "posture.ask_ip" if literal else "posture.ask")
     if literal:
-        return ("deny", "ip_literal.denied", "")
+        return Answer("deny", "ip_literal.denied")
     if posture is Posture.ALLOWLIST or (posture is Posture.CUSTOM and default is Default.DENY):
-        return ("deny", "posture.default_deny", "")
+        return Answer("deny", "posture.default_deny")
     labels = str(request.host).split(".")
     if len(labels) < 2 or labels[-1] in _SPECIAL_ENDS.split():
-        return ("deny", "posture.not_public_name", "")
+        return Answer("deny", "posture.not_public_name")
     if request.proto != "tcp" or request.port not in document.knobs.public_ports:
-        return ("deny", "posture.port", "")
-    return ("allow", "posture.public", "") if public else ("deny", "address.not_public", "")
+        return Answer("deny", "posture.port")
+    return Answer("allow", "posture.public") if public else Answer("deny", "address.not_public")

@@ -210,6 +210,22 @@ def test_a_lookup_finds_the_one_port_that_is_open(body: str, lease_ports: str, e
     assert snapshot.decide_lookup(JOB, "b.org", NOW, Usage()).verdict == expected
 
 
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [("8.8.8.8", "allow"), ("::ffff:8.8.8.8", "allow"), ("64:ff9b::808:808", "deny"), ("9.9.9.9", "allow")],
+)
+def test_a_lookup_knows_where_a_denied_network_leaves_a_port_open(address: str, expected: str) -> None:
+    one = document(
+        "allow: [{to: b.org, ports: 400-450}]\n"
+        "deny: [{to: 8.0.0.0/8, ports: 1-448}, {to: 8.8.8.8, ports: 450}, {to: '64:ff9b::/96'}]"
+    )
+    fields = {"documents": [one], "projects": {"p": one.digest}, "jobs": {}, "leases": []}
+    decision = Snapshot.load(message(**fields)).decide_lookup(
+        JOB, "b.org", NOW, Usage(), (parse_address(address),)
+    )
+    assert decision.verdict == expected
+
+
 def test_tables_are_dropped_before_they_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     many = document("allow:\n" + "".join(f"  - {{to: .r{n}.org, ports: {n + 1}}}\n" for n in range(200)))
     fields = {"documents": [many], "projects": {"p": many.digest}, "jobs": {}, "leases": []}
