@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import socket
 from typing import TYPE_CHECKING, Final
 
@@ -31,6 +30,7 @@ from exeat.proxy.tunnel import Tunnel
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from exeat.policy.snapshot import Snapshot
     from exeat.proxy.ends import End
     from exeat.proxy.gateway import Gateway
     from exeat.proxy.jails import Jail
@@ -43,11 +43,37 @@ DRAIN_BYTES: Final = 256 * 1024
 class Flow:
     """Owns the client's end until a Tunnel takes it, or until it is closed."""
 
+    __slots__ = (
+        "_arrival",
+        "_ask_key",
+        "_cancel",
+        "_deaf",
+        "_decided_at",
+        "_decided_by",
+        "_door",
+        "_drained",
+        "_hear",
+        "_hold_until",
+        "_in_tunnel",
+        "_judge",
+        "_question",
+        "_request",
+        "_timeout_code",
+        "_upstream",
+        "client",
+        "closed",
+        "deadline",
+        "evidence",
+        "gateway",
+        "handshake_out",
+        "jail",
+    )
+
     def __init__(self, gateway: Gateway, jail: Jail, client: End, src: str) -> None:
         self.gateway = gateway
         self.jail = jail
         self.client = client
-        self.evidence = Evidence(os.urandom(16), jail.subject, src)
+        self.evidence = Evidence(gateway.flow_id(), jail.subject, src)
         self.deadline = gateway.reactor.now() + gateway.settings.head_timeout_s
         self.closed = False
         self.handshake_out = 0  # bytes we sent to the client that are not payload
@@ -58,13 +84,15 @@ class Flow:
         self._upstream: End | None = None
         self._cancel: Callable[[], None] | None = None  # of the guard or the dial in flight
         self._question: Question | None = None  # what the guard was asked
+        self._decided_by: Snapshot | None = None
+        self._decided_at = 0.0  # reactor time
         self._ask_key = ""
         self._hold_until: float | None = None
         self._timeout_code = "http.timeout"
         self._in_tunnel = False  # the client has been told that its tunnel is there
         self._drained = 0
         self._deaf = False
-        self._hear: Callable[[bytes], None] = self._hear_request
+        self._hear: Callable[[Flow, bytes], None] = Flow._hear_request
         client.heard_by(self._on_client)
 
     # -- the client's socket
@@ -81,7 +109,7 @@ class Flow:
         while client.readable and not self._deaf and not self.closed:
             data = client.receive(READ_BYTES)
             if data:
-                self._hear(data)
+                self._hear(self, data)
             elif data is not None:
                 self._drop()
 
@@ -127,7 +155,7 @@ class Flow:
         if not arrival.tunnel and arrival.port in TLS_PORTS:
             self._refuse(self._own("tls.not_tls"))
             return
-        self._hear = self._hear_nothing
+        self._hear = Flow._hear_nothing
         self._admit()
 
     def _hear_nothing(self, data: bytes) -> None:
@@ -140,10 +168,20 @@ class Flow:
         self.gateway.describe_policy(self.evidence)
         self.evidence.decision = decision
         self.evidence.shadow = self.gateway.shadow(request, decision)
+        self._decided_by, self._decided_at = self.gateway.snapshot, self.gateway.reactor.now()
+        return decision
+
+    def _still_allowed(self) -> Decision | None:
+        """The last decision, if it would be the same now."""
+        decision = self.evidence.decision
+        if decision is None or not self.gateway.stands(decision, self._decided_by, self._decided_at):
+            return None
         return decision
 
     def _admit(self) -> None:
         request = self._need_request()
+        if self._admit_known(request):
+            return
         decision = self.decide(request)
         if decision.verdict is Verdict.ASK:
             self._park(decision)
@@ -153,6 +191,25 @@ class Flow:
             self._refuse(self._own("ledger.unavailable"))
         else:
             self._resolve(request, decision)
+
+    def _admit_known(self, request: Request) -> bool:
+        """The usual flow goes where another has just been: one decision, with the addresses, says all.
+
+        Only a plain allow does: everything else, and what needs a lease, goes the long way.
+        """
+        if not isinstance(request.host, str):
+            return False
+        question = (request.subject, request.host, request.port, "")
+        known = self.gateway.guard.known(question)
+        if known is None or not self.gateway.ledger.available:
+            return False
+        request = Request(request.subject, request.host, request.port, resolved=known)
+        decision = self.decide(request)
+        if not decision.allowed or decision.lease:
+            return False
+        self._question, self._request = question, request
+        self._dial(known)
+        return True
 
     def _resolve(self, request: Request, decision: Decision) -> None:
         self._until(self.gateway.settings.dial_timeout_s, "dns.unavailable")
@@ -224,7 +281,7 @@ class Flow:
         self._judge = FirstBytesJudge(arrival.host, arrival.port)
         if arrival.port in TLS_PORTS:
             self._until(self.gateway.settings.hello_timeout_s, "tls.timeout")
-            self._hear = self._hear_hello
+            self._hear = Flow._hear_hello
             self._listen(wanted=True)
         if arrival.rest:
             self._hear_hello(arrival.rest)
@@ -321,13 +378,13 @@ class Flow:
         Deciding and charging are one step, so that flows in parallel cannot spend a budget twice;
         `decided` is a decision made just now, in the same callback.
         """
-        decision = decided or self.decide(self._need_request())
+        decision = decided or self._still_allowed() or self.decide(self._need_request())
         upstream = self._upstream
         if not decision.allowed or upstream is None:
             self._refuse(self._denied(decision))
             return
         self._listen(wanted=False)
-        self._hear = self._hear_nothing
+        self._hear = Flow._hear_nothing
         self._until(self.gateway.settings.dial_timeout_s, "ledger.unavailable")
         arrival = self._need_arrival()
         consumed = arrival.consumed if arrival.tunnel else 0
@@ -337,8 +394,7 @@ class Flow:
 
     def opened(self) -> None:
         """The tunnel's open record is durable: the sockets are the tunnel's from here."""
-        self._cancel = None
-        self._upstream = None
+        self._cancel = self._upstream = self._door = self._arrival = self._judge = None
         self.deadline = float("inf")
         self.gateway.promote(self)
 
@@ -355,7 +411,7 @@ class Flow:
 
     def expire(self) -> None:
         """The deadline of this state has passed."""
-        if self._hear == self._hear_nothing_more:
+        if self._hear is Flow._hear_nothing_more:
             self._close()
         elif self._ask_key and self.evidence.decision is not None:
             self._refuse(self._denied(self.evidence.decision))
@@ -367,13 +423,13 @@ class Flow:
         self._refuse(self._own(reason))
 
     def _refuse(self, why: Refusal, answer: bytes | None = None) -> None:
-        if self.closed or self._hear == self._hear_nothing_more:
+        if self.closed or self._hear is Flow._hear_nothing_more:
             return
         self._release()
         self.gateway.refused(self, why)
         if answer is None:
             answer = self._answer(why)
-        self._hear = self._hear_nothing_more
+        self._hear = Flow._hear_nothing_more
         self.deadline = self.gateway.reactor.now() + DRAIN_S
         if answer and not self._send(answer):
             return
@@ -395,7 +451,7 @@ class Flow:
 
     def _drop(self) -> None:
         """The client went away."""
-        if self._arrival is not None and self._hear != self._hear_nothing_more:
+        if self._arrival is not None and self._hear is not Flow._hear_nothing_more:
             # It asked, and may have made us dial: that is evidence too.
             self.gateway.refused(self, self._own("client.gone"))
         self._release()

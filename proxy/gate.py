@@ -64,6 +64,11 @@ class Gate:
         self._asked = True
         self._request(self.reserved + self._step)
 
+    def stop(self) -> None:
+        """The flow has ended: nothing is asked for any more, and who was asked is let go of."""
+        self._asked = True
+        self._request = _nobody
+
     def exhaust(self) -> None:
         """Nothing more can be had now: ask once more only when all that is granted is used."""
         self._asked = False
@@ -74,3 +79,7 @@ class Gate:
         self._asked = False
         if (self.reserved - self.taken) * 2 < self._step:
             self._ask()
+
+
+def _nobody(_ceiling: int) -> None:
+    """Whom a gate asks whose flow has ended."""

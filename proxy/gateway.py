@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import resource
 import socket
 import sys
@@ -53,6 +54,8 @@ MAX_EVENTS: Final = 1000  # of one sweep for live views; what is more is on the 
 SPARE_FDS: Final = 128  # for pipes, sockets to our siblings, and saying no
 ACCEPT_BATCH: Final = 64
 CLOSE_RETRY_S: Final = 1.0
+STANDS_S: Final = 0.1  # how long the policy's yes may be used again, at most
+IDS: Final = 64  # flow ids made at a time
 CLAIMS: Final = 256  # resume records without an answer; one append per flow
 
 
@@ -95,6 +98,7 @@ class Gateway:
         self._settling: set[Tunnel] = set()
         self._unclaimed: deque[Tunnel] = deque()
         self._events: list[dict[str, Any]] = []
+        self._ids: list[bytes] = []  # for flows to come
         self._sweeps = 0
         self._max_fds = _raise_fd_limit()
         run = settings.run_dir
@@ -245,6 +249,24 @@ class Gateway:
             return Decision(Verdict.DENY, "policy.expired")
         return snapshot.decide(request, self.clock.now_ms(), self.spending.usage)
 
+    def stands(self, decision: Decision, by: Snapshot | None, at: float) -> bool:
+        """Whether an allow of `by` at reactor time `at` need not be decided again.
+
+        Not if anything in it is counted or runs out. A rule's `when` may have ended within STANDS_S:
+        then the flow is taken for one that came that much earlier.
+        """
+        if by is None or by is not self.snapshot or decision.budgets or decision.lease:
+            return False
+        now = self.reactor.now()
+        return decision.allowed and now - at < STANDS_S and now < self._stale_at
+
+    def flow_id(self) -> bytes:
+        """16 random bytes."""
+        if not self._ids:
+            pool = os.urandom(IDS * 16)
+            self._ids = [pool[at : at + 16] for at in range(0, len(pool), 16)]
+        return self._ids.pop()
+
     def shadow(self, request: Request, decided: Decision) -> str:
         """What a record of `decided` says of the shadow policy (`Snapshot.shadow`)."""
         snapshot = self.snapshot
@@ -298,25 +320,25 @@ class Gateway:
         flow.jail.flows.discard(flow)
         self._check_removed(flow.jail)
 
-    def append_close(self, flow: Flow, record: bytes, done: Callable[[], None], tries: int) -> None:
+    def append_close(self, tunnel: Tunnel, record: bytes, tries: int) -> None:
         """Keep a close until it is durable; the flow's reservation covers it until then.
 
         `tries` bounds that: a ledger that was away for so long has settled the flow by itself.
         """
-        jail = flow.jail
-        jail.closing += 1
+        tunnel.flow.jail.closing += 1
+        self._write_close(tunnel, record, tries)
 
-        def written(durable: bool) -> None:
-            nonlocal tries
-            tries -= 1
-            if not durable and tries > 0:
-                self.reactor.call_later(CLOSE_RETRY_S, lambda: self.ledger.append([record], written))
-                return
-            jail.closing -= 1
-            done()
-            self._check_removed(jail)
+    def _write_close(self, tunnel: Tunnel, record: bytes, tries: int) -> None:
+        self.ledger.append([record], partial(self._close_written, tunnel, record, tries))
 
-        self.ledger.append([record], written)
+    def _close_written(self, tunnel: Tunnel, record: bytes, tries: int, durable: bool) -> None:
+        if not durable and tries > 1:
+            self.reactor.call_later(CLOSE_RETRY_S, partial(self._write_close, tunnel, record, tries - 1))
+            return
+        flow = tunnel.flow
+        flow.jail.closing -= 1
+        self.announce("close", flow, tunnel.decision.verdict.value, tunnel.ended, *tunnel.counts())
+        self._check_removed(flow.jail)
 
     def refused(self, flow: Flow, why: Refusal) -> None:
         """Write a refusal down, and tell who watches."""

@@ -222,6 +222,7 @@ class _Direction:
         return self.held + (len(self.pending) if self.pending is not None else 0)
 
     def drop(self) -> None:
+        self.intake = None
         if self.pipe is not None:
             self.pipes.drop(self.pipe) if self.held else self.pipes.give(self.pipe)
             self.pipe = None

@@ -42,12 +42,14 @@ class Spending:
         self._promised: dict[tuple[str, str], int] = {}
 
     def charge_open(self, project: str, decision: Decision) -> None:
-        self.usage.charge(project, decision.budgets, connections=1, now_ms=self._now_ms())
+        if decision.budgets:
+            self.usage.charge(project, decision.budgets, connections=1, now_ms=self._now_ms())
         if decision.lease:
             self.usage.charge_lease(decision.lease, uses=1)
 
     def charge_bytes(self, project: str, decision: Decision, up: int, down: int) -> None:
-        self.usage.charge(project, decision.budgets, bytes_up=up, bytes_down=down, now_ms=self._now_ms())
+        if decision.budgets:
+            self.usage.charge(project, decision.budgets, bytes_up=up, bytes_down=down, now_ms=self._now_ms())
         if decision.lease:
             self.usage.charge_lease(decision.lease, bytes=up + down)
 
@@ -62,6 +64,8 @@ class Spending:
 
     def allowance(self, subject: Subject, decision: Decision) -> Allowance | None:
         """The tightest limit on bytes, None when there is none."""
+        if not decision.lease and not decision.budgets:
+            return None
         found: list[Allowance] = []
         snapshot = self._snapshot()
         lease = snapshot.leases.get(decision.lease) if snapshot and decision.lease else None

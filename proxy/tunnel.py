@@ -20,8 +20,6 @@ from exeat.proxy.gate import FIRST_STEP, Gate
 from exeat.proxy.relay import Relay, StopRelay
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from exeat.proxy.ends import End
     from exeat.proxy.flow import Flow
     from exeat.proxy.tcpinfo import KernelCount
@@ -87,7 +85,31 @@ class _BodyIntake:
 
 
 class Tunnel:
-    """Created by a Flow that policy has allowed; owns both sockets once `open` is durable."""
+    """Created by a Flow that policy has allowed; owns both ends once `open` is durable."""
+
+    __slots__ = (
+        "_ceiling",
+        "_charged",
+        "_consumed",
+        "_final",
+        "_first_bytes_until",
+        "_forgotten",
+        "_gateway",
+        "_held",
+        "_idle_s",
+        "_progressed",
+        "_request",
+        "_second_request",
+        "_settle_until",
+        "_settle_wait",
+        "_upstream",
+        "_watch",
+        "decision",
+        "ended",
+        "flow",
+        "gate",
+        "relay",
+    )
 
     def __init__(
         self,
@@ -110,7 +132,7 @@ class Tunnel:
         self._watch = watch
         self._consumed = consumed  # bytes of the client that were its request for the tunnel
         self._forgotten = False
-        self._ended = ""
+        self.ended = ""  # why, once it has
         self._charged = (0, 0)
         self._ceiling = 0  # as promised; the gate's own follows when it is durable
         self._held = 0
@@ -236,7 +258,7 @@ class Tunnel:
             self._gateway.reactor.call_soon(self._out_of_budget)
 
     def _reserved(self, durable: bool, ceiling: int) -> None:
-        if self._ended or self.relay is None:
+        if self.ended or self.relay is None:
             return
         if not durable:
             self._gateway.reactor.call_later(RETRY_S, self._retry)
@@ -245,12 +267,12 @@ class Tunnel:
         self.relay.kick()
 
     def _retry(self) -> None:
-        if not self._ended:
+        if not self.ended:
             self.gate.retry()
 
     def _out_of_budget(self) -> None:
         """All reserved bytes are used, none can be had: over, unless others still hold some."""
-        if self._ended:
+        if self.ended:
             return
         found = self._gateway.spending.allowance(self._request.subject, self.decision)
         undelivered = self.gate.taken - sum(self.counts())
@@ -268,7 +290,7 @@ class Tunnel:
     def sweep(self, now: float) -> None:
         """Once a second: idle and first-byte limits, budgets, progress records."""
         relay = self.relay
-        if relay is None or self._ended:
+        if relay is None or self.ended:
             return
         self.charge()
         if isinstance(self._watch, BodyFramer) and relay.down.shut:
@@ -287,7 +309,7 @@ class Tunnel:
 
     def recheck(self) -> None:
         """The snapshot changed: does it still allow what runs here?"""
-        if self._ended:
+        if self.ended:
             return
         decision = self._gateway.decide(self._request)
         # Used-up budgets and lease uses are judged where bytes are reserved, not here: the
@@ -308,7 +330,7 @@ class Tunnel:
             self.relay.end(reason)
 
     def _relay_ended(self, reason: str) -> None:
-        self._ended = reason
+        self.ended = reason
         self.charge()
         self._promise(0)
         self._gateway.settling(self)
@@ -365,17 +387,12 @@ class Tunnel:
         return upstream, client
 
     def _finish(self) -> None:
-        self._append_close(self._ended)
+        self.gate.stop()
+        self._append_close(self.ended)
         self._gateway.closed(self)
 
     def _append_close(self, reason: str) -> None:
+        self.ended = reason
         record = self.flow.evidence.close(reason, self.gate.reserved, self.counts(), *self._final)
         # Without a relay nobody knows whether the ledger has the open: then it may refuse the close.
-        tries = CLOSE_TRIES if self.relay is not None else 1
-        self._gateway.append_close(self.flow, record, self._done(reason), tries)
-
-    def _done(self, reason: str) -> Callable[[], None]:
-        out, back = self.counts()
-        return lambda: self._gateway.announce(
-            "close", self.flow, self.decision.verdict.value, reason, out, back
-        )
+        self._gateway.append_close(self, record, CLOSE_TRIES if self.relay is not None else 1)
