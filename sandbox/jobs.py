@@ -19,6 +19,7 @@ from exeat.ledger.reactor import EPOLLIN, Reactor
 from exeat.sandbox import cgroup, netns, oci
 from exeat.sandbox.launcher import Places, Runtime
 from exeat.sandbox.names import SpecError
+from exeat.sandbox.steps import ENV, done
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,9 +28,8 @@ if TYPE_CHECKING:
 
     Answer = Callable[[dict[str, Any]], None]
 
-START_S: Final = 20.0
+START_S, REMOVE_S = 20.0, 600.0
 KILLED: Final = 128 + signal.SIGKILL  # also the code of a job whose launcher vanished
-_ENV: Final = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
 _VMSTAT, _MOUNTS = Path("/proc/vmstat"), Path("/proc/self/mountinfo")
 _CONTROLLERS: Final = Path("/sys/fs/cgroup/cgroup.controllers")
 
@@ -88,7 +88,7 @@ class Jobs:
             stdin, stdout, stderr = fds
             job.process = subprocess.Popen(
                 self._runtime.run(job.name), stdin=stdin, stdout=stdout, stderr=stderr,
-                env=_ENV, cwd="/", start_new_session=True,
+                env=ENV, cwd="/", start_new_session=True,
             )  # fmt: skip
             self._watch(job, os.pidfd_open(job.process.pid))
         except OSError as error:
@@ -155,8 +155,8 @@ class Jobs:
     def _settle(self, job: Job) -> None:
         end = self._places.job(job.name) / "exit"
         if _number(end) is None:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                subprocess.run(self._runtime.delete(job.name), env=_ENV, timeout=START_S, check=False)
+            with contextlib.suppress(SpecError):
+                netns.run(done(*self._runtime.delete(job.name), seconds=START_S))
             end.write_text(str(KILLED))
         job.code, job.init = _number(end), _closed(job.init)
         # The cgroup and its counters went with the runtime, so this is an inference.
@@ -177,9 +177,7 @@ class Jobs:
         self._unstage(job)
         # rm, not shutil.rmtree: a job may leave folders nested deeper than Python recurses.
         paths = (str(self._places.job(job.name)), str(self._places.output(job.name)))
-        removed = subprocess.run(["rm", "-rf", "--one-file-system", "--", *paths], env=_ENV, check=False)
-        if removed.returncode:
-            raise OSError(f"could not remove the folders of job {job.name}")
+        netns.run(done("rm", "-rf", "--one-file-system", "--", *paths, seconds=REMOVE_S))
         self.all.pop(job.name, None)
 
     def end_all(self, seconds: float) -> None:

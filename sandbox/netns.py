@@ -8,24 +8,26 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import fcntl
 import os
 import socket
 import stat
 import struct
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from exeat.sandbox import redirect
-from exeat.sandbox.spec import INET_SOCKETS
+from exeat.sandbox.spec import INET_SOCKETS, may_be_shared
+from exeat.sandbox.steps import ENV
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Generator, Sequence
+
+    from exeat.sandbox.steps import Command, Done
 
 _CLONE_NEWNET: Final = 0x40000000
 _MS_BIND, _MNT_DETACH, _UMOUNT_NOFOLLOW = 0x1000, 0x2, 0x8
-_SIOCSIFFLAGS, _IFF_UP_RUNNING = 0x8914, 0x41
 _SYS_OPENAT2, _AT_FDCWD, _RESOLVE_NO_MAGICLINKS, _RESOLVE_NO_SYMLINKS = 437, -100, 0x2, 0x4
 _DISABLE_IPV6: Final = Path("/proc/sys/net/ipv6/conf/lo/disable_ipv6")
 _BACKLOG: Final = 1024
@@ -45,8 +47,6 @@ def create(path: Path) -> None:
 
     def work() -> None:
         _call("unshare", _CLONE_NEWNET)
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-            fcntl.ioctl(sock, _SIOCSIFFLAGS, struct.pack("16sH14x", b"lo", _IFF_UP_RUNNING))
         # Inherited from the host when net.core.devconf_inherit_init_net says so.
         if _DISABLE_IPV6.read_text().strip() != "0":
             _DISABLE_IPV6.write_text("0")
@@ -154,6 +154,16 @@ def may_be_stdio(fd: int) -> bool:
             sock.getpeername()
             return sock.family == socket.AF_UNIX and sock.type == socket.SOCK_STREAM
         return False
-    harmless = (os.makedev(1, minor) for minor in (3, 5, 7, 8, 9))  # null, zero, full, random, urandom
-    character = stat.S_ISCHR(info.st_mode) and (info.st_rdev in harmless or os.isatty(fd))
-    return character or stat.S_ISFIFO(info.st_mode) or stat.S_ISREG(info.st_mode)
+    return may_be_shared(info.st_mode, info.st_rdev, terminal=os.isatty(fd))
+
+
+def run(steps: Generator[Command, Done, object]) -> None:
+    """Run the commands that pure code asks for. Raises what the steps raise."""
+    with contextlib.suppress(StopIteration):
+        step = next(steps)
+        while True:
+            # A short-lived child has few descriptors: with more than 1,024, libnftables aborts.
+            argv = ["timeout", str(step.seconds), *step.argv]
+            step = steps.send(
+                subprocess.run(argv, input=step.stdin, env=ENV, capture_output=True, text=True, check=False)
+            )

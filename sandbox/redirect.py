@@ -56,7 +56,8 @@ _REQUEST, _ACK, _EXCLUSIVE, _CREATE, _APPEND = 0x1, 0x4, 0x200, 0x400, 0x800
 _NESTED: Final = 0x8000
 _HEADER: Final = struct.Struct("=IHHII")  # length, type, flags, sequence number, port id
 
-_NEW_ROUTE: Final = 24
+_NEW_LINK, _NEW_ROUTE = 16, 24
+_UP: Final = 0x1  # IFF_UP, netdevice(7)
 _TABLE_LOCAL, _BY_STATIC, _SCOPE_HOST, _KIND_LOCAL = 255, 4, 254, 2
 _ROUTE_OIF, _ROUTE_PREFSRC = 4, 7
 _LO: Final = 1  # its interface number in every network namespace
@@ -122,15 +123,16 @@ def failure(reply: bytes, last: int) -> int | None:
 
 
 def _routes() -> Exchange:
-    """`ip route add local default dev lo`, in both families."""
+    """`ip link set lo up`, and `ip route add local default dev lo` in both families."""
+    up = struct.pack("=BxHiII", socket.AF_UNSPEC, 0, _LO, _UP, _UP)
     oif = _attribute(_ROUTE_OIF, struct.pack("=I", _LO))
     # Else the source address of a connection would be the very address it goes to.
     source = _attribute(_ROUTE_PREFSRC, bytes((127, 0, 0, 1)))
-    data = b"".join(
+    data = _message(_NEW_LINK, 1, up, _ACK) + b"".join(
         _message(_NEW_ROUTE, number, _route(family) + oif + extra, _CREATE | _EXCLUSIVE | _ACK)
-        for number, (family, extra) in enumerate(((socket.AF_INET, source), (socket.AF_INET6, b"")), 1)
+        for number, (family, extra) in enumerate(((socket.AF_INET, source), (socket.AF_INET6, b"")), 2)
     )
-    return Exchange(NETLINK_ROUTE, data, 2)
+    return Exchange(NETLINK_ROUTE, data, 3)
 
 
 def _route(family: int) -> bytes:

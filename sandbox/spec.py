@@ -10,11 +10,14 @@ from __future__ import annotations
 import posixpath
 import re
 import socket  # constants only
+import stat
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final
 
 from exeat.sandbox.names import JailName, SpecError, parse_name
+from exeat.sandbox.routing import parse_pinholes
+from exeat.sandbox.rules import Pinhole, Table
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -38,6 +41,9 @@ _TAKEN: Final = tuple(
     "/usr /etc /proc /sys /dev /bin /sbin /lib /lib64 /lib32 /libx32 /run/exeat".split()  # noqa: SIM905
 )
 _EXACT: Final = ("/", "/run", "/tmp", WORK)  # noqa: S108 - the container's own
+
+# null, zero, full, random and urandom: major 1 (linux/Documentation/admin-guide/devices.txt), as st_rdev.
+_HARMLESS: Final = tuple(1 << 8 | minor for minor in (3, 5, 7, 8, 9))
 
 # name -> (family, type, address, port). DNS over UDP is bound to one address, so that an answer
 # leaves from the address that was asked.
@@ -68,6 +74,8 @@ VERBS: Final[dict[str, tuple[frozenset[str], frozenset[str]]]] = {
     "job.kill": (frozenset({"job"}), frozenset()),
     "job.remove": (frozenset({"job"}), frozenset()),
     "job.list": (frozenset(), frozenset()),
+    "routing.set": (frozenset({"pinholes"}), frozenset()),
+    "routing.status": (frozenset(), frozenset()),
 }
 _ENVELOPE: Final = frozenset({"id", "verb", "fds"})
 
@@ -119,11 +127,15 @@ class Request:
     name: JailName
     sockets: tuple[str, ...] = SOCKETS
     job: JobSpec | None = None
+    pinholes: tuple[Pinhole, ...] = ()
 
 
 @dataclass(frozen=True)
 class WardenSettings:
-    """`roots`: the folders below which a job's mounts must lie. The uids are those of fresh users."""
+    """`roots`: the folders below which a job's mounts must lie. The uids are those of fresh users.
+
+    `table` is the host's; it is root's configuration, so control can open pinholes and nothing else.
+    """
 
     run_dir: Path
     state_dir: Path
@@ -133,6 +145,7 @@ class WardenSettings:
     roots: tuple[Path, ...]
     runtime: str = "crun"
     limits: Limits = field(default_factory=Limits)
+    table: Table = field(default_factory=Table)
 
     @property
     def fresh_uids(self) -> range:
@@ -155,6 +168,8 @@ def parse_request(message: Mapping[str, Any], fds: int, roots: Sequence[PurePath
     if verb == "job.start":
         job = parse_job(message, roots)
         return Request(verb, job.job, job=job)
+    if verb == "routing.set":
+        return Request(verb, JailName(""), pinholes=parse_pinholes(message["pinholes"]))
     about = next((key for key in ("jail", "job") if key in must), "")
     name = parse_name(message[about]) if about else JailName("")
     return Request(verb, name, parse_socket_names(message.get("names")))
@@ -170,6 +185,13 @@ def choose_uid(asked: int | None, taken: Collection[int], fresh: range, control:
     if asked in fresh or asked == control:
         raise SpecError("argument", "that user is exeat's own")
     return asked
+
+
+def may_be_shared(mode: int, device: int, *, terminal: bool) -> bool:
+    """May a job have a file of this mode (st_mode) and device (st_rdev)? Not a folder or a disk."""
+    if stat.S_ISCHR(mode):
+        return terminal or device in _HARMLESS
+    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)
 
 
 def parse_socket_names(raw: object) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from exeat.sandbox import netns
 from exeat.sandbox.jobs import Job, Jobs
 from exeat.sandbox.launcher import Places
 from exeat.sandbox.names import SpecError
+from exeat.sandbox.routing import WATCH_S, Routing
 from exeat.sandbox.spec import Request, WardenSettings, choose_uid, parse_request
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ class Warden:
             folder.mkdir(mode, parents=True, exist_ok=True)
         self._jobs = Jobs(self._places, settings.runtime, settings.limits, reactor)
         self._jobs.adopt()
+        self._routing = Routing(settings.table, f"{self._places.run}/pinholes")
+        self._watch()
         users = frozenset({0, settings.control_uid})
         self._service = Service(reactor, self._places.run / "warden.sock", users, self._handle)
 
@@ -83,6 +86,13 @@ class Warden:
                 self._remove_job(self._job(request), reply)
             case "job.list":
                 reply({"jobs": [job.row() for job in self._jobs.all.values()]})
+            case "routing.set" | "routing.status":
+                netns.run(self._routing.serve(request, self._reactor.now()))
+                reply(self._routing.report(self._reactor.now()))
+
+    def _watch(self) -> None:
+        self._reactor.call_later(WATCH_S, self._watch)
+        netns.run(self._routing.watch(self._reactor.now()))
 
     def _create_jail(self, request: Request, reply: Reply) -> None:
         path = self._places.netns(request.name)
@@ -144,11 +154,12 @@ class Warden:
         job.when_ended(lambda: _guarded(work, reply))
 
     def stop(self) -> None:
-        """End every job and remove every namespace, mount, socket and folder."""
+        """End every job and pinhole; remove all but the host's table, which lets nobody out by staying."""
         self._jobs.end_all(STOP_S)
         for name in os.listdir(self._places.netns("")):
             self._clean(name)
         self._service.close()
+        netns.run(self._routing.stop(self._reactor.now()))
         shutil.rmtree(self._places.run)
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from exeat.ledger.ipc import Channel
 from exeat.sandbox.env import job_environment
+from exeat.sandbox.rules import Table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,11 +27,15 @@ import os, sys
 from pathlib import Path
 from exeat.sandbox import jobs
 from exeat.sandbox.spec import Limits
+from exeat.policy.addresses import Cidr
+from exeat.policy.model import Address
+from exeat.sandbox.rules import Cgroup, Host, Table, Target, Veth
 from exeat.sandbox.warden import WardenSettings, serve
 base, control, first, count, memory, pids = Path(sys.argv[1]), *map(int, sys.argv[2:7])
 settings = WardenSettings(
     run_dir=base / "run", state_dir=base / "state", control_uid=control, uid_base=first, uid_count=count,
     roots=(base / "share",), limits=Limits(memory=memory, pids=pids), runtime=sys.argv[7],
+    table=eval(sys.argv[9]),
 )
 jobs.START_S = float(sys.argv[8])
 sys.exit(serve(settings, lambda: os.write(1, b"ready")))
@@ -62,6 +67,7 @@ class WardenRig:
     pids: int = 128
     runtime: str = "crun"
     start_s: float = 20.0
+    table: Table = field(default_factory=Table)
     base: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="exw-", dir="/tmp")))
     process: subprocess.Popen[bytes] | None = None
     channel: Channel | None = None
@@ -96,6 +102,7 @@ class WardenRig:
                 *map(str, numbers),
                 self.runtime,
                 str(self.start_s),
+                repr(self.table),
             ],
             stdout=subprocess.PIPE,
         )

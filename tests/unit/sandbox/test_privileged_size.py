@@ -16,8 +16,25 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[3]
-WARDEN = ("sandbox/warden.py", "sandbox/jobs.py", "sandbox/netns.py", "ledger/service.py")
-BUILDERS = ("spec", "oci", "seccomp", "launcher", "cgroup", "names", "env", "redirect")
+WARDEN = (
+    "sandbox/warden.py",
+    "sandbox/jobs.py",
+    "sandbox/netns.py",
+    "ledger/service.py",
+)
+BUILDERS = (
+    "spec",
+    "oci",
+    "seccomp",
+    "launcher",
+    "cgroup",
+    "names",
+    "env",
+    "redirect",
+    "rules",
+    "routing",
+    "steps",
+)
 LIMIT = 500
 ACTS = {"os", "subprocess", "ctypes", "fcntl", "shutil", "signal", "time", "threading", "resource", "logging"}
 SILENT = {

@@ -252,7 +252,7 @@ def test_bad_requests(message: dict[str, Any], fds: int, code: str) -> None:
 
 def test_requests_about_a_jail_or_job() -> None:
     for verb in VERBS:
-        if verb == "job.start" or verb.endswith(".list"):
+        if verb == "job.start" or verb.endswith(".list") or verb.startswith("routing."):
             continue
         request = parse_request({"id": 1, "verb": verb, verb.partition(".")[0]: "a-1"}, 0, ROOTS)
         assert (request.verb, request.name, request.sockets) == (verb, "a-1", SOCKETS)
