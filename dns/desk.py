@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from exeat.dns.journal import Journal, Lookup, Sight
 from exeat.dns.judge import Asker, Judge
 from exeat.dns.vet import Status
-from exeat.ledger.service import Reply, Service
+from exeat.ledger.busy_service import BusyService
 from exeat.policy.model import Subject
 from exeat.policy.names import MalformedError, parse_host
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from exeat.dns.resolver import Finding, Resolver
     from exeat.ledger.ipc import Message
     from exeat.ledger.reactor import Reactor
+    from exeat.ledger.service import Reply
     from exeat.policy.model import Decision
 
 MAX_WAITING = 1024  # requests of one connection without a reply
@@ -56,7 +57,7 @@ class Desk:
         self._reactor = reactor
         self._judge, self._resolver, self._journal = services
         self._parked: list[tuple[float, Callable[[], None]]] = []
-        self._service = Service(
+        self._service = BusyService(
             reactor, path, uids, self._handle, max_waiting=MAX_WAITING, busy="dns.unavailable"
         )
 

@@ -7,7 +7,6 @@ in any order and at any time later; a reply to a peer that has gone is dropped.
 from __future__ import annotations
 
 import os
-import sys
 from typing import TYPE_CHECKING, Any, Protocol
 
 from exeat.ledger.ipc import Channel, IpcError, Message, listen, peer_uid
@@ -24,20 +23,10 @@ class Reply(Protocol):
     def __call__(self, fields: dict[str, Any], fds: Sequence[int] = ()) -> None: ...
 
 
-class _Peer:
-    """One connection, the events it is watched for, and how many of its requests have no reply yet."""
-
-    def __init__(self, channel: Channel) -> None:
-        self.channel = channel
-        self.watched = EPOLLIN
-        self.waiting = 0
-
-
 class Service:
     """Serves `path` to `uids` (SO_PEERCRED). `handle` gets each request; its descriptors are closed after.
 
-    A peer that breaks the framing, or sends a request without an integer `id`, is dropped. One that
-    has `max_waiting` requests without a reply gets the error `busy` for any more (0: no bound).
+    A peer that breaks the framing, or sends a request without an integer `id`, is dropped.
     """
 
     def __init__(
@@ -46,33 +35,24 @@ class Service:
         path: Path,
         uids: frozenset[int],
         handle: Callable[[Message, list[int], Reply], None],
-        *,
-        max_waiting: int = 0,
-        busy: str = "busy",
     ) -> None:
-        self._reactor, self._path, self._uids, self._handle = reactor, path, uids, handle
-        self._max_waiting, self._busy = max_waiting, busy
-        self._complained = False
+        self._reactor, self._uids, self._handle = reactor, uids, handle
         self._listener = listen(path)
         reactor.add(self._listener.fileno(), EPOLLIN, self._accept)
 
     def _accept(self, _: int) -> None:
-        try:
-            sock, _address = self._listener.accept()
-        except OSError:  # the caller is gone already, or there is no descriptor to spare
-            return
-        if (uid := peer_uid(sock)) not in self._uids:
-            if not self._complained:
-                self._complained = True
-                print(f"{self._path}: uid {uid} may not ask here", file=sys.stderr)
+        sock, _address = self._listener.accept()
+        if not self._may_ask(peer_uid(sock)):
             sock.close()
             return
         sock.setblocking(False)
-        peer = _Peer(Channel(sock))
-        self._reactor.add(sock.fileno(), EPOLLIN, lambda events: self._on_event(peer, events))
+        channel = Channel(sock)
+        self._reactor.add(sock.fileno(), EPOLLIN, lambda events: self._on_event(channel, events))
 
-    def _on_event(self, peer: _Peer, events: int) -> None:
-        channel = peer.channel
+    def _may_ask(self, uid: int) -> bool:
+        return uid in self._uids
+
+    def _on_event(self, channel: Channel, events: int) -> None:
         try:
             channel.flush()
             messages = channel.receive() if events & ~EPOLLOUT else []
@@ -81,45 +61,35 @@ class Service:
             return
         for message, fds in messages:
             try:
-                if channel.fileno() >= 0:  # else the message before was its last
-                    self._dispatch(peer, message, fds)
+                self._dispatch(channel, message, fds)
             finally:
                 for fd in fds:
                     os.close(fd)
-        self._watch(peer)
+        self._watch(channel)
 
-    def _dispatch(self, peer: _Peer, message: Message, fds: list[int]) -> None:
+    def _dispatch(self, channel: Channel, message: Message, fds: list[int]) -> None:
         number = message.get("id")
-        if type(number) is not int:
-            self._drop(peer.channel)  # no reply could be told from another
+        if type(number) is not int or channel.fileno() < 0:
+            self._drop(channel)  # no reply could be told from another; nor is what came behind it heard
             return
 
         def reply(fields: dict[str, Any], fds: Sequence[int] = ()) -> None:
-            peer.waiting -= 1
-            self._send(peer, {"ok": True, **fields, "id": number}, fds)
+            self._send(channel, {"ok": True, **fields, "id": number}, fds)
 
-        peer.waiting += 1
-        if self._max_waiting and peer.waiting > self._max_waiting:
-            reply({"ok": False, "error": self._busy, "message": "too many requests in flight"})
-        else:
-            self._handle(message, fds, reply)
+        self._handle(message, fds, reply)
 
-    def _send(self, peer: _Peer, message: Message, fds: Sequence[int]) -> None:
-        channel = peer.channel
+    def _send(self, channel: Channel, message: Message, fds: Sequence[int]) -> None:
         if channel.fileno() < 0:
             return
         try:
             channel.send(message, list(fds))
         except (IpcError, OSError):
             self._drop(channel)
-        self._watch(peer)
+        self._watch(channel)
 
-    def _watch(self, peer: _Peer) -> None:
-        channel = peer.channel
-        wanted = EPOLLIN | (EPOLLOUT if channel.wants_write else 0)
-        if channel.fileno() >= 0 and wanted != peer.watched:
-            peer.watched = wanted
-            self._reactor.modify(channel.fileno(), wanted)
+    def _watch(self, channel: Channel) -> None:
+        if channel.fileno() >= 0:
+            self._reactor.modify(channel.fileno(), EPOLLIN | (EPOLLOUT if channel.wants_write else 0))
 
     def _drop(self, channel: Channel) -> None:
         if channel.fileno() >= 0:

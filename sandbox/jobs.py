@@ -175,9 +175,7 @@ class Jobs:
     def discard(self, job: Job) -> None:
         """Remove all traces of a job that does not run."""
         self._unstage(job)
-        # rm, not shutil.rmtree: a job may leave folders nested deeper than Python recurses.
-        paths = (str(self._places.job(job.name)), str(self._places.output(job.name)))
-        netns.run(done("rm", "-rf", "--one-file-system", "--", *paths, seconds=REMOVE_S))
+        netns.run(done(*self._places.removal(job.name), seconds=REMOVE_S))
         self.all.pop(job.name, None)
 
     def end_all(self, seconds: float) -> None:

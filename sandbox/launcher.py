@@ -62,6 +62,13 @@ class Places:
         """The job's work folder."""
         return self.work / job
 
+    def removal(self, job: str) -> tuple[str, ...]:
+        """The command that removes the folders of an ended job.
+
+        Not shutil.rmtree: a job may leave folders nested deeper than Python recurses.
+        """
+        return "rm", "-rf", "--one-file-system", "--", str(self.job(job)), str(self.output(job))
+
     def staged(self, job: str, number: int | str) -> Path:
         """Where a checked host path is held until the container has it. No name contains a dot."""
         return self.run / "mounts" / f"{job}.{number}"

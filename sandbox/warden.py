@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-__all__ = ["WardenSettings", "serve"]
-
 STOP_S = 5.0
 
 

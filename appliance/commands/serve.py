@@ -90,7 +90,8 @@ def _identities(config: Config) -> Identities:
 
 
 def _warden(config: Config) -> int:
-    from exeat.sandbox.warden import WardenSettings, serve
+    from exeat.sandbox.spec import WardenSettings
+    from exeat.sandbox.warden import serve
 
     settings = WardenSettings(
         run_dir=config.run_dir,

@@ -30,7 +30,8 @@ from exeat.sandbox.spec import Limits
 from exeat.policy.addresses import Cidr
 from exeat.policy.model import Address
 from exeat.sandbox.rules import Cgroup, Host, Table, Target, Veth
-from exeat.sandbox.warden import WardenSettings, serve
+from exeat.sandbox.spec import WardenSettings
+from exeat.sandbox.warden import serve
 base, control, first, count, memory, pids = Path(sys.argv[1]), *map(int, sys.argv[2:7])
 settings = WardenSettings(
     run_dir=base / "run", state_dir=base / "state", control_uid=control, uid_base=first, uid_count=count,

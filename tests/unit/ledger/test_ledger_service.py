@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from exeat.ledger.busy_service import BusyService
 from exeat.ledger.ipc import Channel, IpcError, PeerClosedError, encode
 from exeat.ledger.reactor import Reactor
 from exeat.ledger.service import Reply, Service
@@ -163,7 +164,7 @@ def test_a_peer_with_too_many_requests_is_told(tmp_path: Path) -> None:
     rig = Rig(tmp_path / "s.sock", frozenset())
     rig.service.close()
     uids = frozenset({os.getuid()})
-    rig.service = Service(rig.reactor, rig.path, uids, rig.handle, max_waiting=2, busy="full")
+    rig.service = BusyService(rig.reactor, rig.path, uids, rig.handle, max_waiting=2, busy="full")
     channel = rig.connect()
     for number in (1, 2, 3):
         channel.send({"id": number, "verb": "hold"})
