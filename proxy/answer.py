@@ -59,7 +59,7 @@ class AnswerHead:
     def _start(self, line: bytes) -> None:
         match = _STATUS_LINE.fullmatch(line)
         if match is None:
-            raise HttpError("http.answer")
+            raise HttpError("http.framing")
         self.line, self.version, self.status = line, match[1], int(match[2])
 
     @property
@@ -109,7 +109,7 @@ class Answer:
 
     `method` is that of the request; `upgrade` says that it asked for WebSocket, `old` that it was
     one of HTTP/1.0, and `persistent` that its client would stay. `growth` is by how many bytes the
-    heads that went on differ from those that came. Raises HttpError(`http.upgrade`) for a change
+    heads that went on differ from those that came. Raises HttpError(`http.switched`) for a change
     of protocol that nobody asked for.
     """
 
@@ -156,7 +156,7 @@ class Answer:
                     return bytes(out)
                 passing = self._judge(head)
             except HttpError as error:
-                if error.code == "http.upgrade":
+                if error.code == "http.switched":
                     raise
                 self._state = _State.OPAQUE
                 return bytes(out + head.raw)
@@ -171,7 +171,7 @@ class Answer:
         """The head as it goes on. Raises HttpError when its meaning is in doubt."""
         if head.status == _SWITCHING:
             if not self._upgrade or not head.websocket:
-                raise HttpError("http.upgrade")
+                raise HttpError("http.switched")
             self._state = _State.OPAQUE
             self.switched = True
             return head.forwarded(b"Connection: Upgrade", b"Upgrade: websocket")

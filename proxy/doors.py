@@ -16,6 +16,7 @@ from exeat.proxy.socks5 import SocksError, SocksParser
 
 if TYPE_CHECKING:
     from exeat.policy.model import Address
+    from exeat.proxy.connect import RequestHead
     from exeat.proxy.refusal import Refusal
 
 ESTABLISHED: Final = b"HTTP/1.1 200 Connection established\r\n\r\n"
@@ -34,8 +35,8 @@ class DoorError(Exception):
 class Arrival:
     """Where the client wants to go.
 
-    `rest` is what it sent after asking. For absolute-form HTTP `head` is the rewritten request
-    and `length` its body's length (None: chunked); for a tunnel `head` is empty.
+    `rest` is what it sent after asking. `asked` is the request of absolute-form HTTP, None for a
+    tunnel.
     """
 
     source: str  # connect, http, socks5
@@ -43,12 +44,11 @@ class Arrival:
     port: int
     rest: bytes
     consumed: int  # bytes of the client that were the asking itself
-    head: bytes = b""
-    length: int | None = 0
+    asked: RequestHead | None = None
 
     @property
     def tunnel(self) -> bool:
-        return not self.head
+        return self.asked is None
 
 
 class Door(Protocol):
@@ -58,7 +58,9 @@ class Door(Protocol):
 
     def established(self) -> bytes: ...
 
-    def refused(self, why: Refusal) -> bytes: ...
+    def refused(self, why: Refusal, asked: RequestHead | None, *, stays: bool) -> bytes:
+        """The door's answer; `stays`: the client may send another request after it."""
+        ...
 
 
 class HttpDoor:
@@ -74,15 +76,15 @@ class HttpDoor:
             return b"", None
         parser = self._parser
         source = "connect" if head.connect else "http"
-        return b"", Arrival(
-            source, head.host, head.port, parser.rest, parser.consumed, head.upstream, head.length
-        )
+        asked = None if head.connect else head
+        return b"", Arrival(source, head.host, head.port, parser.rest, parser.consumed, asked)
 
     def established(self) -> bytes:
         return ESTABLISHED
 
-    def refused(self, why: Refusal) -> bytes:
-        return refusal.http_answer(why)
+    def refused(self, why: Refusal, asked: RequestHead | None, *, stays: bool) -> bytes:
+        body = asked is None or asked.method != b"HEAD"
+        return refusal.http_answer(why, body=body, stays=stays)
 
 
 class SocksDoor:
@@ -102,7 +104,7 @@ class SocksDoor:
     def established(self) -> bytes:
         return socks5.reply(socks5.SUCCEEDED)
 
-    def refused(self, why: Refusal) -> bytes:
+    def refused(self, why: Refusal, asked: RequestHead | None, *, stays: bool) -> bytes:
         return refusal.socks_answer(why)
 
 

@@ -8,22 +8,20 @@ answer because nobody is there.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import socket
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
-from exeat.ledger.reactor import EPOLLERR, EPOLLHUP
 from exeat.policy.model import Address, Decision, Request, Sni, Verdict
 from exeat.proxy import refusal
 from exeat.proxy.asks import MAX_PER_JAIL, ask_key
 from exeat.proxy.body import BodyFramer
 from exeat.proxy.dial import Dialer
 from exeat.proxy.doors import Arrival, Door, DoorError, HttpDoor, open_door
-from exeat.proxy.evidence import Evidence
+from exeat.proxy.exchange import Before, Exchange
 from exeat.proxy.fields import HttpError
 from exeat.proxy.first_bytes import TLS_PORTS, FirstBytes, FirstBytesJudge, TunnelError
 from exeat.proxy.guard_client import Answer, NoAddress, Question
+from exeat.proxy.near import DRAIN_BYTES, NearSide
 from exeat.proxy.refusal import Refusal, host_text
 from exeat.proxy.tunnel import Tunnel
 
@@ -31,52 +29,34 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from exeat.policy.snapshot import Snapshot
+    from exeat.proxy.connect import RequestHead
     from exeat.proxy.ends import End
     from exeat.proxy.gateway import Gateway
     from exeat.proxy.jails import Jail
 
-READ_BYTES: Final = 64 * 1024
-DRAIN_S: Final = 2.0
-DRAIN_BYTES: Final = 256 * 1024
 
-
-class Flow:
+class Flow(NearSide):
     """Owns the client's end until a Tunnel takes it, or until it is closed."""
 
     __slots__ = (
         "_arrival",
         "_ask_key",
         "_cancel",
-        "_deaf",
         "_decided_at",
         "_decided_by",
         "_door",
-        "_drained",
-        "_hear",
         "_hold_until",
         "_in_tunnel",
         "_judge",
         "_question",
         "_request",
-        "_timeout_code",
         "_upstream",
-        "client",
-        "closed",
-        "deadline",
-        "evidence",
-        "gateway",
-        "handshake_out",
-        "jail",
     )
 
-    def __init__(self, gateway: Gateway, jail: Jail, client: End, src: str) -> None:
-        self.gateway = gateway
-        self.jail = jail
-        self.client = client
-        self.evidence = Evidence(gateway.flow_id(), jail.subject, src)
-        self.deadline = gateway.reactor.now() + gateway.settings.head_timeout_s
-        self.closed = False
-        self.handshake_out = 0  # bytes we sent to the client that are not payload
+    def __init__(
+        self, gateway: Gateway, jail: Jail, client: End, src: str, before: Before | None = None
+    ) -> None:
+        super().__init__(gateway, jail, client, src)
         self._door: Door | None = None
         self._arrival: Arrival | None = None
         self._request: Request | None = None
@@ -88,48 +68,11 @@ class Flow:
         self._decided_at = 0.0  # reactor time
         self._ask_key = ""
         self._hold_until: float | None = None
-        self._timeout_code = "http.timeout"
         self._in_tunnel = False  # the client has been told that its tunnel is there
-        self._drained = 0
-        self._deaf = False
-        self._hear: Callable[[Flow, bytes], None] = Flow._hear_request
-        client.heard_by(self._on_client)
-
-    # -- the client's socket
-
-    def _on_client(self, events: int) -> None:
-        self.client.note(events)
-        if not self._deaf:
-            self._read()
-        elif events & (EPOLLHUP | EPOLLERR):
-            self._drop()
-
-    def _read(self) -> None:
-        client = self.client
-        while client.readable and not self._deaf and not self.closed:
-            data = client.receive(READ_BYTES)
-            if data:
-                self._hear(self, data)
-            elif data is not None:
-                self._drop()
-
-    def _listen(self, *, wanted: bool) -> None:
-        """Stop or start reading. While deaf only a reset is noticed: bytes wait in the kernel."""
-        self._deaf = not wanted
-        if wanted and self.client.readable:
-            self.gateway.reactor.call_soon(self._read)
-
-    def _send(self, data: bytes) -> bool:
-        """Send a short answer. The socket buffer of a client that has had nothing yet is empty."""
-        try:
-            sent = self.client.sock.send(data)
-        except OSError:
-            self._drop()
-            return False
-        self.handshake_out += sent
-        if sent < len(data):
-            self._drop()
-        return not self.closed
+        self._hear = Flow._hear_request
+        if before is not None:
+            self._door = HttpDoor()
+            self._follow(before)
 
     # -- state: the request
 
@@ -148,6 +91,7 @@ class Flow:
 
     def _arrived(self, arrival: Arrival) -> None:
         self._arrival = arrival
+        self.heard += arrival.consumed
         evidence = self.evidence
         evidence.name_source, evidence.host, evidence.port = arrival.source, arrival.host, arrival.port
         self._request = Request(self.jail.subject, arrival.host, arrival.port)
@@ -157,9 +101,6 @@ class Flow:
             return
         self._hear = Flow._hear_nothing
         self._admit()
-
-    def _hear_nothing(self, data: bytes) -> None:
-        """Not listening: nothing is read in these states."""
 
     # -- state: decision, hold, addresses, dial
 
@@ -272,8 +213,8 @@ class Flow:
         self._upstream = upstream
         self.evidence.address = address
         arrival = self._need_arrival()
-        if not arrival.tunnel:
-            self._open_http(arrival)
+        if arrival.asked is not None:
+            self._open_http(arrival.asked, arrival.rest)
             return
         self._in_tunnel = True
         if self._door is None or not self._send(self._door.established()):
@@ -361,17 +302,16 @@ class Flow:
 
     # -- the ways out
 
-    def _open_http(self, arrival: Arrival) -> None:
-        framer = BodyFramer(arrival.length)
+    def _open_http(self, asked: RequestHead, rest: bytes) -> None:
         try:
-            body = arrival.rest[: framer.take(arrival.rest)]
+            exchange = Exchange(asked, rest)
         except HttpError as error:
-            self._refuse(self._own(error.code))
+            self._refuse(self._own(error.code), final=True)
             return
-        self._open(arrival.head + body, framer)
+        self._open(exchange.first, exchange)
 
     def _open(
-        self, first: bytes, watch: FirstBytesJudge | BodyFramer | None, decided: Decision | None = None
+        self, first: bytes, watch: FirstBytesJudge | Exchange | None, decided: Decision | None = None
     ) -> None:
         """Hand both sockets to a Tunnel, if policy still says yes at this very moment.
 
@@ -386,8 +326,8 @@ class Flow:
         self._listen(wanted=False)
         self._hear = Flow._hear_nothing
         self._until(self.gateway.settings.dial_timeout_s, "ledger.unavailable")
-        arrival = self._need_arrival()
-        consumed = arrival.consumed if arrival.tunnel else 0
+        asked = self._need_arrival().asked
+        consumed = self.heard - (len(asked.upstream) if asked else 0)
         tunnel = Tunnel(self, upstream, self._need_request(), decision, watch, consumed)
         self._cancel = tunnel.forget
         tunnel.open(first)
@@ -411,7 +351,7 @@ class Flow:
 
     def expire(self) -> None:
         """The deadline of this state has passed."""
-        if self._hear is Flow._hear_nothing_more:
+        if self._hear is Flow._hear_nothing_more or self._before is not None:
             self._close()
         elif self._ask_key and self.evidence.decision is not None:
             self._refuse(self._denied(self.evidence.decision))
@@ -420,34 +360,44 @@ class Flow:
 
     def cut(self, reason: str) -> None:
         """Control ends this flow before it became a tunnel."""
-        self._refuse(self._own(reason))
+        if self._before is not None:
+            self._close()
+        else:
+            self._refuse(self._own(reason), final=True)
 
-    def _refuse(self, why: Refusal, answer: bytes | None = None) -> None:
+    def _refuse(self, why: Refusal, answer: bytes | None = None, *, final: bool = False) -> None:
+        """`final`: whatever the client would say next, this connection ends."""
         if self.closed or self._hear is Flow._hear_nothing_more:
             return
         self._release()
         self.gateway.refused(self, why)
+        stays = not final and self._may_stay()
         if answer is None:
-            answer = self._answer(why)
+            answer = self._answer(why, stays=stays)
         self._hear = Flow._hear_nothing_more
-        self.deadline = self.gateway.reactor.now() + DRAIN_S
         if answer and not self._send(answer):
             return
-        self._listen(wanted=True)
-        with contextlib.suppress(OSError):
-            # Close only after the client has read its answer and closed: closing with unread
-            # bytes sends RST, which throws the answer away at the other end.
-            self.client.sock.shutdown(socket.SHUT_WR)
+        if stays:
+            arrival = self._need_arrival()
+            unwanted = BodyFramer(arrival.asked.length if arrival.asked else 0)
+            self.closed = True  # for us: the connection is the next request's
+            self.gateway.follow(self, Before(self.handshake_out, self.heard, arrival.rest, unwanted))
+            self.gateway.forget(self)
+        else:
+            self._await_goodbye()
 
-    def _answer(self, why: Refusal) -> bytes:
+    def _may_stay(self) -> bool:
+        """The client is told that it may ask again, if what is left of this request is sure to end."""
+        asked = self._arrival.asked if self._arrival is not None else None
+        if asked is None or not asked.persistent or asked.expects:
+            return False
+        return asked.length is None or asked.length <= DRAIN_BYTES
+
+    def _answer(self, why: Refusal, *, stays: bool) -> bytes:
         if not self._in_tunnel:
-            return (self._door or HttpDoor()).refused(why)
+            asked = self._arrival.asked if self._arrival is not None else None
+            return (self._door or HttpDoor()).refused(why, asked, stays=stays)
         return refusal.tls_alert(why.reason) if self._judge and self._judge.tls else b""
-
-    def _hear_nothing_more(self, data: bytes) -> None:
-        self._drained += len(data)
-        if self._drained > DRAIN_BYTES:
-            self._close()
 
     def _drop(self) -> None:
         """The client went away."""
@@ -475,10 +425,6 @@ class Flow:
         self.gateway.forget(self)
 
     # -- helpers
-
-    def _until(self, seconds: float, code: str) -> None:
-        self.deadline = self.gateway.reactor.now() + seconds
-        self._timeout_code = code
 
     def _own(self, code: str) -> Refusal:
         return refusal.from_code(code, self.evidence.host, self.evidence.port)

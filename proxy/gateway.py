@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from exeat.policy.model import Subject
     from exeat.policy.snapshot import Snapshot
     from exeat.proxy.evidence import Evidence
+    from exeat.proxy.exchange import Before
     from exeat.proxy.tunnel import Tunnel
 
 # Of an accepted socket and its peer: the jail it belongs to, and its way in as records call it.
@@ -74,6 +75,7 @@ class ProxySettings:
     head_timeout_s: float = 10
     dial_timeout_s: float = 10
     idle_timeout_s: float = 600
+    keep_alive_s: float = 60
     listeners: tuple[tuple[str, socket.socket], ...] = ()
     identities: Identities = field(default_factory=lambda: Identities(()))
     max_connections: int = 16_384
@@ -231,13 +233,20 @@ class Gateway:
             sock.close()
             return
         sock.setblocking(False)
-        flow = Flow(self, jail, End(self.reactor, sock), src)
-        jail.flows.add(flow)
-        self._waiting.add(flow)
+        flow = self._enter(Flow(self, jail, End(self.reactor, sock), src))
         if here >= jail.limit:
             flow.refuse_limit("limit.connections")
         elif sock.fileno() > self._max_fds - SPARE_FDS:
             flow.refuse_limit("limit.descriptors")
+
+    def _enter(self, flow: Flow) -> Flow:
+        flow.jail.flows.add(flow)
+        self._waiting.add(flow)
+        return flow
+
+    def follow(self, flow: Flow, before: Before) -> None:
+        """The client of `flow` stays, or has only to read its answer: another flow hears it now."""
+        self._enter(Flow(self, flow.jail, flow.client, flow.evidence.src, before))
 
     # -- what flows ask
 

@@ -34,6 +34,8 @@ _OWN: Final[dict[str, tuple[int, str]]] = {
     "http.connect_body": (400, "http_request_error"),
     "http.upgrade": (400, "http_request_error"),
     "http.body": (400, "http_request_error"),
+    "http.no_answer": (502, "http_response_incomplete"),
+    "http.switched": (502, "http_protocol_error"),
     "http.nested_connect": (403, "http_request_denied"),
     "http.timeout": (408, "http_request_error"),
     "tls.not_tls": (403, "http_request_denied"),
@@ -116,20 +118,21 @@ def phrase(refusal: Refusal) -> str:
     return (clean if len(clean) <= room else clean[: room - 3] + "...") + code
 
 
-def http_answer(refusal: Refusal) -> bytes:
-    """The complete HTTP/1.1 response."""
-    body = json.dumps(_problem(refusal), separators=(",", ":")).encode() + b"\n"
+def http_answer(refusal: Refusal, *, body: bool = True, stays: bool = False) -> bytes:
+    """The complete HTTP/1.1 response; without its `body` to HEAD. `stays`: others may follow."""
+    problem = json.dumps(_problem(refusal), separators=(",", ":")).encode() + b"\n"
     lines = [
         f"HTTP/1.1 {refusal.status} {phrase(refusal)}",
         "Content-Type: application/problem+json",
-        f"Content-Length: {len(body)}",
+        f"Content-Length: {len(problem)}",
         f'Proxy-Status: exeat; error={refusal.error}; details="{refusal.reason}"',
         "Cache-Control: no-store",
-        "Connection: close",
     ]
+    if not stays:
+        lines.append("Connection: close")
     if refusal.status == 503 or refusal.request or refusal.reason == "rule.ask":
         lines.append(f"Retry-After: {_RETRY_AFTER_S}")
-    return "\r\n".join(lines).encode("ascii") + b"\r\n\r\n" + body
+    return "\r\n".join(lines).encode("ascii") + b"\r\n\r\n" + (problem if body else b"")
 
 
 def _problem(refusal: Refusal) -> dict[str, str | int]:

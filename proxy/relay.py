@@ -45,7 +45,7 @@ class StopRelay(Exception):
 
 
 class Intake(Protocol):
-    """Looks at a client's bytes before they pass: what it returns goes on, the rest does not.
+    """Looks at one side's bytes before they pass: what it returns goes on, the rest does not.
 
     `take` and `end` raise StopRelay to cut the tunnel.
     """
@@ -55,10 +55,15 @@ class Intake(Protocol):
         """True when nothing more needs looking at; the relay then forgets it."""
         ...
 
+    @property
+    def over(self) -> bool:
+        """True while nothing more is to be read. When the upstream's is over, the tunnel ends."""
+        ...
+
     def take(self, data: memoryview) -> bytes | memoryview: ...
 
     def end(self) -> None:
-        """The client's side ended here."""
+        """This side ended here."""
         ...
 
 
@@ -78,12 +83,14 @@ class _Direction:
         "shut",
         "sink",
         "source",
+        "unpaid",
     )
 
     def __init__(self, source: End, sink: End, gate: Gate, pipes: PipePool) -> None:
         self.source, self.sink, self.gate, self.pipes = source, sink, gate, pipes
         self.eof = self.shut = self.bulk = False
         self.pending: memoryview | None = None
+        self.unpaid: bytes | memoryview = b""  # an intake held it back until the reservation was short
         self.pipe: Pipe | None = None
         self.held = 0  # bytes in the pipe
         self.count = 0  # bytes the sink's kernel took
@@ -96,15 +103,31 @@ class _Direction:
                 return False
             if self.held and not self._drain():
                 return False
-            if self.eof:
+            if self.unpaid and self.gate.room > 0:
+                self._pay()
+                continue
+            if self.eof and not self.unpaid:
                 self._finish()
                 return False
-            if not self.source.readable or self.gate.room <= 0:
+            if not self.source.readable or self.gate.room <= 0 or self._sated:
                 self._release()
                 return False
             if budget <= 0:
                 return True
             budget -= self._splice() if self.bulk and self.intake is None else self._copy()
+
+    @property
+    def _sated(self) -> bool:
+        return self.intake is not None and self.intake.over
+
+    @property
+    def complete(self) -> bool:
+        """The intake has seen all that is to pass, and it has passed."""
+        return self._sated and not self.undelivered
+
+    def _pay(self) -> None:
+        unpaid, self.unpaid = self.unpaid, b""
+        self.pass_on(unpaid)
 
     def _copy(self) -> int:
         want = min(COPY_BYTES, self.gate.room)
@@ -134,6 +157,10 @@ class _Direction:
 
     def pass_on(self, passing: bytes | memoryview) -> None:
         """Send judged bytes; what the sink does not take now stays pending."""
+        room = self.gate.room
+        if len(passing) > room:
+            self.unpaid = bytes(passing[room:])
+            passing = passing[:room]
         self.gate.take(len(passing))
         sent = 0
         if self.sink.writable:
@@ -219,7 +246,7 @@ class _Direction:
     @property
     def undelivered(self) -> int:
         """Bytes read from the source that the sink has not taken."""
-        return self.held + (len(self.pending) if self.pending is not None else 0)
+        return self.held + len(self.unpaid) + (len(self.pending) if self.pending is not None else 0)
 
     def drop(self) -> None:
         self.intake = None
@@ -321,7 +348,7 @@ class Relay:
             more = self.down.pump(TURN_BYTES) or more
         if self.ended:
             return
-        if self.up.shut and self.down.shut:
+        if (self.up.shut and self.down.shut) or self.down.complete:
             self.end("eof")
         elif more:
             self.kick()

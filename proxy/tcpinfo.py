@@ -30,6 +30,7 @@ from typing import Final, NamedTuple
 
 # state, unacked (segments), total_retrans, bytes_acked, bytes_received, segs_out, segs_in, notsent_bytes
 _INFO: Final = struct.Struct("=B23xI72xI16xQQIII")
+_PEER_ENDED: Final = frozenset({8, 9, 11})  # CLOSE_WAIT, LAST_ACK, CLOSING
 _INT: Final = struct.Struct("=i")
 _SIOCINQ: Final = 0x541B
 _SIOCOUTQ: Final = 0x5411
@@ -57,12 +58,12 @@ class KernelCount(NamedTuple):
 
 
 def kernel_count(
-    sock: socket.SocketType, *, connected: bool, fin_sent: bool, fin_received: bool
+    sock: socket.SocketType, *, connected: bool, fin_sent: bool, fin_received: bool | None
 ) -> KernelCount | None:
     """None for a socket that has no such counts (a Unix socket, or one already closed).
 
     `connected` says that we dialled it. `fin_sent`: we shut our side down; `fin_received`: a read
-    has returned the peer's end of stream.
+    has returned the peer's end of stream, None when nobody read that far: then the state says so.
     """
     try:
         info = _info(sock)
@@ -70,11 +71,13 @@ def kernel_count(
         unacked = unread = 0
         if flying or unsent or not fin_received:
             info, unacked, unread = _steady(sock, info)
-            _, _, retrans, acked, received, segs_out, segs_in, _ = info
+            state, _, retrans, acked, received, segs_out, segs_in, _ = info
         elif state == _CLOSED:
             unacked = _queue(sock, _SIOCOUTQ)
     except (OSError, struct.error):
         return None
+    if fin_received is None:
+        fin_received = state in _PEER_ENDED or (state == _CLOSED and fin_sent)
     sent = acked + unacked - connected - fin_sent
     arrived = received - unread - fin_received
     return KernelCount(max(0, sent), max(0, arrived), unacked, segs_out, segs_in, retrans)

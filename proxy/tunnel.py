@@ -9,20 +9,20 @@ everything, at most SETTLE_S; a cut or a reset does not wait.
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Final
 
 from exeat.policy.model import Decision, Request, Verdict
 from exeat.proxy import refusal, tcpinfo
-from exeat.proxy.body import BodyFramer
-from exeat.proxy.fields import HttpError
+from exeat.proxy.exchange import Before, Exchange
 from exeat.proxy.first_bytes import FirstBytesJudge, TunnelError
 from exeat.proxy.gate import FIRST_STEP, Gate
 from exeat.proxy.relay import Relay, StopRelay
+from exeat.proxy.tcpinfo import KernelCount
 
 if TYPE_CHECKING:
     from exeat.proxy.ends import End
     from exeat.proxy.flow import Flow
-    from exeat.proxy.tcpinfo import KernelCount
 
 SETTLE_S: Final = 2.0
 FIRST_SETTLE_WAIT_S: Final = 0.01
@@ -30,11 +30,12 @@ MAX_SETTLE_WAIT_S: Final = 0.1
 PROGRESS_S: Final = 60.0
 RETRY_S: Final = 0.25
 CLOSE_TRIES: Final = 30
-SECOND_REQUEST_S: Final = 2.0  # idle time left to a client that sends more than one request
 
 
 class _JudgeIntake:
     """The client's first bytes on a port that is not TLS by rule: the server may speak first."""
+
+    over = False
 
     def __init__(self, judge: FirstBytesJudge, tunnel: Tunnel) -> None:
         self._judge = judge
@@ -61,29 +62,6 @@ class _JudgeIntake:
             raise StopRelay(self._judge.incomplete)
 
 
-class _BodyIntake:
-    """The body of the one request that was judged; what follows it is dropped."""
-
-    done = False
-
-    def __init__(self, framer: BodyFramer, tunnel: Tunnel) -> None:
-        self._framer = framer
-        self._tunnel = tunnel
-
-    def take(self, data: memoryview) -> memoryview:
-        try:
-            used = self._framer.take(data)
-        except HttpError as error:
-            raise StopRelay(error.code) from None
-        if used < len(data):
-            self._tunnel.second_request()
-        return data[:used]
-
-    def end(self) -> None:
-        if not self._framer.done:
-            raise StopRelay("http.body")
-
-
 class Tunnel:
     """Created by a Flow that policy has allowed; owns both ends once `open` is durable."""
 
@@ -97,9 +75,9 @@ class Tunnel:
         "_gateway",
         "_held",
         "_idle_s",
+        "_near",
         "_progressed",
         "_request",
-        "_second_request",
         "_settle_until",
         "_settle_wait",
         "_upstream",
@@ -117,7 +95,7 @@ class Tunnel:
         upstream: End,
         request: Request,
         decision: Decision,
-        watch: FirstBytesJudge | BodyFramer | None,
+        watch: FirstBytesJudge | Exchange | None,
         consumed: int,
     ) -> None:
         self.flow = flow
@@ -125,7 +103,6 @@ class Tunnel:
         self.gate = Gate(self._reserve)
         self.relay: Relay | None = None
         self._idle_s = flow.gateway.settings.idle_timeout_s
-        self._second_request = False
         self._gateway = flow.gateway
         self._upstream = upstream
         self._request = request
@@ -141,6 +118,7 @@ class Tunnel:
         self._settle_wait = FIRST_SETTLE_WAIT_S
         self._first_bytes_until = float("inf")
         self._final: tuple[KernelCount | None, KernelCount | None] = (None, None)
+        self._near: KernelCount | None = None  # the client's side, once the client has moved on
 
     @property
     def project(self) -> str:
@@ -196,18 +174,13 @@ class Tunnel:
             relay.up.intake = _JudgeIntake(self._watch, self)
             if self._watch.incomplete:
                 self.expect_rest()
-        elif isinstance(self._watch, BodyFramer):
-            relay.up.intake = _BodyIntake(self._watch, self)
+        elif self._watch is not None:
+            self._watch.watch(relay)
 
     def expect_rest(self) -> None:
         """The client has begun something that must be complete within the hello time limit."""
         if self._first_bytes_until == float("inf"):
             self._first_bytes_until = self._gateway.reactor.now() + self._gateway.settings.hello_timeout_s
-
-    def second_request(self) -> None:
-        """The client believes in keep-alive: let the answer it is getting end, then close."""
-        self._second_request = True
-        self._idle_s = min(self._idle_s, SECOND_REQUEST_S)
 
     def first_bytes_judged(self) -> None:
         self._first_bytes_until = float("inf")
@@ -293,10 +266,8 @@ class Tunnel:
         if relay is None or self.ended:
             return
         self.charge()
-        if isinstance(self._watch, BodyFramer) and relay.down.shut:
-            self.end("eof")  # the answer is complete; what the client still says has nowhere to go
-        elif now - relay.activity > self._idle_s:
-            self.end("http.second_request" if self._second_request else "idle")
+        if now - relay.activity > self._idle_s:
+            self.end("idle")
         elif now > self._first_bytes_until:
             self.end("tls.timeout")
         elif now - self._progressed >= PROGRESS_S:
@@ -331,11 +302,15 @@ class Tunnel:
 
     def _relay_ended(self, reason: str) -> None:
         self.ended = reason
+        if isinstance(self._watch, Exchange):
+            self._watch.relay = None
         self.charge()
         self._promise(0)
         self._gateway.settling(self)
         if reason == "eof":
             self._settle_until = self._gateway.reactor.now() + SETTLE_S
+            if isinstance(self._watch, Exchange) and not self._watch.answer.switched:
+                self._leave_client(self._watch, stays=self._watch.reusable)
             self.settle()
             return
         if reason.startswith(("tls.", "sni.", "http.")) or self.flow.evidence.decision != self.decision:
@@ -343,16 +318,36 @@ class Tunnel:
         self._final = self._kernel()
         self._upstream.abort()
         self._answer_late(reason)
-        self.flow.client.abort()
+        if self._near is None:
+            self.flow.client.abort()
         self._finish()
 
     def _answer_late(self, reason: str) -> None:
-        """A TLS client that was refused after its hello can still be told so."""
-        if isinstance(self._watch, FirstBytesJudge) and self._watch.tls and not sum(self.counts()):
-            try:
-                self.flow.client.sock.send(refusal.tls_alert(reason))
-            except OSError:
-                return
+        """A client that has heard nothing yet can still be told why."""
+        watch, client = self._watch, self.flow.client.sock
+        if isinstance(watch, FirstBytesJudge) and watch.tls and not sum(self.counts()):
+            with contextlib.suppress(OSError):
+                client.send(refusal.tls_alert(reason))
+        elif isinstance(watch, Exchange) and not watch.answer.begun:
+            code = "http.no_answer" if reason == "reset" else reason
+            if code.startswith("http."):
+                evidence = self.flow.evidence
+                why = refusal.from_code(code, evidence.host, evidence.port)
+                with contextlib.suppress(OSError):
+                    sent = client.send(refusal.http_answer(why, body=watch.asked.method != b"HEAD"))
+                    self.flow.handshake_out += sent
+                self._leave_client(watch, stays=False)
+
+    def _leave_client(self, exchange: Exchange, *, stays: bool) -> None:
+        """The client's end belongs to its next request from here, or to the wait for its goodbye."""
+        relay = self.relay
+        if relay is None:
+            return
+        self._near = self._client_count() or KernelCount()  # as of now: the next request moves it on
+        flow, early = self.flow, bytes(exchange.next)
+        ends = not stays or (relay.up.eof and not early)
+        left = Before(flow.handshake_out + relay.down.count, flow.heard + exchange.taken, early, ends=ends)
+        self._gateway.follow(flow, left)
 
     def settle(self) -> bool:
         """True when both peers have acknowledged all (or time is up) and the close is written."""
@@ -364,7 +359,8 @@ class Tunnel:
             self._settle_wait = min(2 * self._settle_wait, MAX_SETTLE_WAIT_S)
             return False
         self._upstream.close()
-        self.flow.client.close()
+        if self._near is None:
+            self.flow.client.close()
         self._finish()
         return True
 
@@ -373,18 +369,30 @@ class Tunnel:
         if relay is None:
             return None, None
         up, down = relay.up, relay.down
+        heard_all = down.eof or not isinstance(self._watch, Exchange)
         upstream = tcpinfo.kernel_count(
-            self._upstream.sock, connected=True, fin_sent=up.shut, fin_received=down.eof
+            self._upstream.sock,
+            connected=True,
+            fin_sent=up.shut,
+            fin_received=down.eof if heard_all else None,
         )
-        client = tcpinfo.kernel_count(
-            self.flow.client.sock, connected=False, fin_sent=down.shut, fin_received=up.eof
-        )
-        # What we read and could not pass on was not delivered: neither book counts it.
+        # What we read and did not pass on was not delivered: neither book counts it.
         if upstream is not None:
-            upstream = upstream.without(0, relay.undelivered_in)
-        if client is not None:
-            client = client.without(self.flow.handshake_out, self._consumed + relay.undelivered_out)
-        return upstream, client
+            withheld = self._watch.withheld if isinstance(self._watch, Exchange) else 0
+            upstream = upstream.without(0, relay.undelivered_in + withheld)
+        return upstream, self._near or self._client_count()
+
+    def _client_count(self) -> KernelCount | None:
+        relay = self.relay
+        if relay is None:
+            return None
+        client = tcpinfo.kernel_count(
+            self.flow.client.sock, connected=False, fin_sent=relay.down.shut, fin_received=relay.up.eof
+        )
+        if client is None:
+            return None
+        ahead = len(self._watch.next) if isinstance(self._watch, Exchange) else 0
+        return client.without(self.flow.handshake_out, self._consumed + ahead + relay.undelivered_out)
 
     def _finish(self) -> None:
         self.gate.stop()

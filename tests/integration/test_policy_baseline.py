@@ -39,7 +39,9 @@ def answer_once(sock: socket.socket) -> None:
 
 def get(host: str, port: int = 7000) -> bytes:
     with socket.create_connection(("127.0.0.1", 3128), 10) as sock:
-        sock.sendall(f"GET http://{host}:{port}/ HTTP/1.1\r\nHost: {host}:{port}\r\n\r\n".encode())
+        sock.sendall(
+            f"GET http://{host}:{port}/ HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: close\r\n\r\n".encode()
+        )
         return read_all(sock)
 
 

@@ -71,7 +71,9 @@ def answer_once(sock: socket.socket) -> None:
 
 def get(host: str) -> bytes:
     with socket.create_connection(("127.0.0.1", 3128), 10) as sock:
-        sock.sendall(f"GET http://{host}:7000/ HTTP/1.1\r\nHost: {host}:7000\r\n\r\n".encode())
+        sock.sendall(
+            f"GET http://{host}:7000/ HTTP/1.1\r\nHost: {host}:7000\r\nConnection: close\r\n\r\n".encode()
+        )
         return read_all(sock)
 
 

@@ -183,34 +183,6 @@ def test_tls_is_judged_and_recorded(tmp_path: Path) -> None:
     world(tmp_path, body)
 
 
-def test_absolute_form(tmp_path: Path) -> None:
-    def body(w: World) -> None:
-        heads: list[bytes] = []
-
-        def http(sock: socket.socket) -> None:
-            """Keeps the connection open, whatever it was told."""
-            heads.append(read_head(sock))
-            sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
-            heads.append(read_head(sock))
-
-        Origin(80, http)
-        status, _, sock = w.ask(
-            b"GET http://www.example.org/x HTTP/1.1\r\nHost: paste.example.org\r\nProxy-Auth: s\r\n\r\n"
-            b"GET http://paste.example.org/ HTTP/1.1\r\nHost: paste.example.org\r\n\r\n"
-        )
-        assert status == 200
-        assert sock.recv(2) == b"ok"
-        sock.sendall(b"GET http://www.example.org/2 HTTP/1.1\r\nHost: www.example.org\r\n\r\n")
-        assert read_all(sock) == b""
-        (closed,) = w.closes()
-        assert heads[0] == b"GET /x HTTP/1.1\r\nHost: www.example.org\r\nConnection: close\r\n\r\n"
-        assert closed.bytes_out == closed.kernel_out == len(heads[0])
-        assert closed.close_reason == "http.second_request"
-        assert heads[1:] in ([], [b""])
-
-    world(tmp_path, body)
-
-
 def test_a_chunked_upload_passes(tmp_path: Path) -> None:
     def body(w: World) -> None:
         got = bytearray()

@@ -143,7 +143,8 @@ def test_targets_heads_and_literals(tmp_path: Path) -> None:
             permitted = {"private", "meta", "nat64", "mixed"}
             assert {name.partition(".")[0] for name in w.guard.asked} <= permitted
             assert not [r for r in w.records() if r.kind is Kind.OPEN]
-            assert len([r for r in w.records() if r.kind is Kind.DENY]) >= len(requests) + len(HTTP)
+            wanted = len(requests) + len(HTTP)
+            w.wait_record(lambda _: len([r for r in w.records() if r.kind is Kind.DENY]) >= wanted)
 
     in_namespace(body)
 

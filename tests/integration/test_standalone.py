@@ -69,7 +69,7 @@ ZONE = [
     ("inside.wild.example.org", 60, "A", "10.7.7.7"),
 ]
 DOOR = ("127.0.0.1", 3128)
-GET = b"GET http://%s:7000/ HTTP/1.1\r\nHost: %s:7000\r\n\r\n"
+GET = b"GET http://%s:7000/ HTTP/1.1\r\nHost: %s:7000\r\nConnection: close\r\n\r\n"
 
 
 def alone(body: Callable[[Standalone, NameServer], None]) -> None:

@@ -182,7 +182,7 @@ def test_a_websocket_that_was_asked_for(step: int) -> None:
 def test_a_change_of_protocol_nobody_asked_for(asked: bool, data: bytes, step: int) -> None:
     with pytest.raises(HttpError) as error:
         passed(answer(upgrade=asked), data, step)
-    assert error.value.code == "http.upgrade"
+    assert error.value.code == "http.switched"
 
 
 def test_a_refused_upgrade_is_an_answer_like_others() -> None:

@@ -305,6 +305,8 @@ def test_a_cut_says_what_was_on_its_way(bench: Bench) -> None:
 class Upper:
     """An intake that lets nothing through before a full stop, and stops at a bang."""
 
+    over = False
+
     def __init__(self) -> None:
         self.done = False
         self._kept = b""
