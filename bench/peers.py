@@ -159,6 +159,9 @@ class Started(NamedTuple):
         """The processes that tunnels live in: all of them."""
         return self.pids()
 
+    def parts(self) -> dict[str, list[int]]:
+        return {}
+
 
 @contextlib.contextmanager
 def started(peer: Peer, core: int) -> Iterator[Started]:

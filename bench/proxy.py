@@ -14,6 +14,7 @@ import contextlib
 import json
 import os
 import platform
+import signal
 import sys
 import time
 from pathlib import Path
@@ -34,7 +35,7 @@ from bench.loader import (
     pss_kib,
     room_for_tunnels,
 )
-from tests.support.proxy_world import in_namespace
+from tests.support.proxy_world import enter_namespace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -58,6 +59,8 @@ class Product(Protocol):
 
     def relaying(self) -> list[int]: ...
 
+    def parts(self) -> dict[str, list[int]]: ...
+
 
 class Direct:
     """No proxy: what the machine and the load can do."""
@@ -70,6 +73,9 @@ class Direct:
         return []
 
     relaying = pids
+
+    def parts(self) -> dict[str, list[int]]:
+        return {}
 
 
 class Plan(NamedTuple):
@@ -99,16 +105,18 @@ def load(loader: Loader, product: Product, line: Line, plan: Plan) -> dict[str, 
     tunnels = product.tunnels(SERVICES[line.mode])
     with loader.running(line.mode, tunnels, line.tunnels, plan.seconds, warm=plan.warm) as running:
         running.wait_begin()
-        pids = product.pids()
-        before = cpu_s(pids)
+        pids, parts = product.pids(), product.parts()
+        before, shares = cpu_s(pids), {name: cpu_s(each) for name, each in parts.items()}
         found = running.result()
         used = cpu_s(pids) - before
+        shares = {name: cpu_s(each) - shares[name] for name, each in parts.items()}
     if line.mode in ("conn", "ping") and not found["done"]:
         raise LoadError(f"nothing came back in {plan.seconds:g} s")
     if found["failed"] > FAILED_SHARE * max(found["done"], 1):
         raise LoadError(f"{found['failed']} of {found['done']} failed: {found['first_failure']}")
     if found["rate"]:
         found["cpu_us"] = used / found["done"] * 1e6
+        found |= {f"cpu_us {name}": share / found["done"] * 1e6 for name, share in shares.items()}
     if found["GBps"]:
         found["cpu_s_per_GB"] = used / (found["GBps"] * found["seconds"])
     return found
@@ -156,7 +164,9 @@ class Bench:
         with self._noted(name, "start"), started(name, self._core) as product:
             for wanted in _by_load(moving):
                 with self._noted(name, wanted[0].title):
-                    self._keep(name, wanted, load(self._loader, product, wanted[0], self._plan))
+                    found = load(self._loader, product, wanted[0], self._plan)
+                    self._keep(name, wanted, found)
+                    self._note_shares(name, wanted[0], found)
         if turn or name == DIRECT:  # memory does not vary; and the load's own is not of interest
             return
         for line in self._plan.lines:
@@ -173,6 +183,13 @@ class Bench:
         for line in lines:
             if line.field in found and not (name == DIRECT and line.field.startswith("cpu")):
                 self.samples.setdefault((name, line.name), []).append(found[line.field])
+
+    def _note_shares(self, name: str, line: Line, found: dict[str, float]) -> None:
+        """Where a new tunnel's time goes, by process."""
+        shares = {key.split()[1]: value for key, value in found.items() if key.startswith("cpu_us ")}
+        if line.mode == "conn" and shares:
+            text = ", ".join(f"{part} {value:.0f}" for part, value in shares.items())
+            self.notes.append(f"{name}: {line.title}: CPU us per tunnel: {text}")
 
     @contextlib.contextmanager
     def _noted(self, name: str, what: str) -> Iterator[None]:
@@ -298,14 +315,14 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=2.0, help="of each load (2)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write every sample there")
     args = parser.parse_args()
-    codes: list[int] = []
     os.sched_setaffinity(0, {0})
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the proxies end with us
+    enter_namespace()
     try:
-        in_namespace(lambda: codes.append(run(args)))
+        return run(args)
     except LoadError as error:
         say(f"error: {error}")
         return 2
-    return codes[0]
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from bench import exeat_alone
 from bench.loader import ECHO, Loader, LoadError, compiled, prepare, pss_kib, room_for_tunnels
 from bench.peers import ORIGIN
-from tests.support.proxy_world import in_namespace
+from tests.support.proxy_world import enter_namespace
 
 from exeat.ledger.records import Kind
 
@@ -233,14 +234,14 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=600, help="how long (600)")
     args = parser.parse_args()
     load = Load(500, 50, 10) if args.short else Load(args.idle, args.rate, args.seconds)
-    codes: list[int] = []
     os.sched_setaffinity(0, {0})
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the appliance ends with us
+    enter_namespace()
     try:
-        in_namespace(lambda: codes.append(run(load)))
+        return run(load)
     except LoadError as error:
         say(f"error: {error}")
         return 1
-    return codes[0]
 
 
 if __name__ == "__main__":

@@ -55,8 +55,10 @@ DOES_IO = _words(
     shutil signal socket socketserver sqlite3 ssl subprocess sys tempfile threading time urllib.request"""
 )
 
-PACKAGES = {"http", "urllib"}  # of these some modules do I/O and some do not
+# Folders whose members are named one by one: of the first two some modules do I/O and some do not.
+PACKAGES = {"http", "urllib", "exeat.appliance.jail"}
 
+PROGRAMS = {"appliance/jail/raw.py": "scapy"}  # started by the doctor in a process of its own
 NOT_IN_THE_DAEMON = {"scapy", "mitmproxy", "requests", "pickle", "marshal"}
 RESOLVING_CALLS = _words(
     """getaddrinfo gethostbyname gethostbyname_ex gethostbyaddr getnameinfo create_connection
@@ -104,7 +106,7 @@ def _judge(area: str, name: str, module: ast.Module) -> Iterator[tuple[int, str]
     # The lab plays the outside world: it stands in for clients and servers, it is not the daemon.
     if not name.startswith("appliance/lab/"):
         yield from _resolver_calls(module)
-        yield from _daemon_imports(imports)
+        yield from _daemon_imports(name, imports)
     if area == "policy":
         yield from _purity(imports, module)
     if name in SANS_IO:
@@ -167,10 +169,13 @@ def _sans_io(imports: list[Import], *, constants_only: bool) -> Iterator[tuple[i
             yield each.line, f"a parser uses only parsers and policy/, not {each.module}"
 
 
-def _daemon_imports(imports: list[Import]) -> Iterator[tuple[int, str]]:
+def _daemon_imports(name: str, imports: list[Import]) -> Iterator[tuple[int, str]]:
+    programs = {"exeat." + path.removesuffix(".py").replace("/", ".") for path in PROGRAMS}
     for each in imports:
-        if each.top in NOT_IN_THE_DAEMON:
+        if each.top in NOT_IN_THE_DAEMON and PROGRAMS.get(name) != each.top:
             yield each.line, f"`{each.top}` has no place in the daemon"
+        if any(each.module == program or each.module.startswith(f"{program}.") for program in programs):
+            yield each.line, f"{each.module} is a program, not for import"
 
 
 def _only_constants(module: ast.Module, name: str) -> bool:
@@ -260,6 +265,17 @@ BREACHES = {
     "bare area": ("appliance/x.py", "import policy.decide", "bare `policy`"),
     "bare dns": ("dns/x.py", "from dns import resolver", "bare `dns`"),
     "scapy": ("dns/x.py", "import scapy.all", "no place in the daemon"),
+    "mitmproxy in the doctor's program": ("appliance/jail/raw.py", "import mitmproxy", "no place"),
+    "the doctor's program in a daemon": (
+        "appliance/x.py",
+        "from exeat.appliance.jail.raw import send",
+        "a program, not for import",
+    ),
+    "the doctor's program by its package": (
+        "appliance/x.py",
+        "from exeat.appliance.jail import raw",
+        "a program, not for import",
+    ),
     "mitmproxy": ("proxy/x.py", "from mitmproxy import http", "no place in the daemon"),
     "policy reads the clock": ("policy/x.py", "import time", "no `time`"),
     "policy reads the calendar": (

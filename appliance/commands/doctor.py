@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import pwd
+import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from exeat.appliance.client import load_config
 from exeat.appliance.doctor import Check, Status, examine, fail
-from exeat.appliance.jail_check import check_jail
+from exeat.appliance.jail.check import Findings, check_jail
+from exeat.appliance.jail.picture import draw
 
 if TYPE_CHECKING:
     import argparse
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
 def register(commands: Any) -> None:
     parser = commands.add_parser("doctor", help="check this machine and say what to do next")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
-    parser.add_argument("--jail", action="store_true", help="also make a jail and look out of it (root)")
+    parser.add_argument(
+        "--jail", action="store_true", help="also make a jail and try every way out of it (root)"
+    )
     parser.set_defaults(handler=run)
 
 
@@ -28,21 +31,30 @@ def run(args: argparse.Namespace) -> int:
     """0 when nothing fails (warnings are allowed), else 1."""
     config = load_config(args)
     checks = examine(config)
-    if args.jail:
-        checks += _jail(config, checks)
+    jail = _jail(config, checks) if args.jail else Findings([], [])
+    checks += jail.checks
     fit = all(check.status is not Status.FAIL for check in checks)
     if args.json:
-        print(json.dumps({"ok": fit, "checks": [asdict(check) for check in checks]}, indent=2))
-    else:
-        print(render(checks))
+        document: dict[str, Any] = {"ok": fit, "checks": [asdict(check) for check in checks]}
+        if args.jail:
+            document["probes"] = [result.document() for result in jail.results]
+        print(json.dumps(document, indent=2))
+        return 0 if fit else 1
+    if jail.results:
+        print(draw(jail.results), end="\n\n")
+    print(render(checks))
     return 0 if fit else 1
 
 
-def _jail(config: Config, checks: list[Check]) -> list[Check]:
+def _jail(config: Config, checks: list[Check]) -> Findings:
     blocking = {"root", "capabilities", "namespaces", "ipv6", "users", "interpreter"}
     if any(check.name in blocking and check.status is Status.FAIL for check in checks):
-        return [fail("jail", "not tried", "repair the failures above first")]
-    return check_jail(pwd.getpwnam(config.users.gateway))
+        return Findings([fail("jail", "not tried", "repair the failures above first")], [])
+    return check_jail(config, _say)
+
+
+def _say(text: str) -> None:
+    print(f"exeat: {text}", file=sys.stderr, flush=True)
 
 
 def render(checks: list[Check]) -> str:
