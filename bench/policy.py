@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bench import policy_world as world
+from bench.policy_swap import stalls
 
 from exeat.policy.model import Address, Request, Subject
 from exeat.policy.rules import Kind
@@ -142,6 +143,15 @@ def _loading(rules: int) -> list[Row]:
     ]
 
 
+def _swapping(rules: int) -> list[Row]:
+    """What a running flow would wait at most while a gateway takes over a large policy."""
+    first, second = stalls(rules)
+    return [
+        Row(f"longest stall of the loop while {rules:,} rules come in", first * 1e3, None, "ms"),
+        Row(f"longest stall of the loop while {rules:,} rules are swapped", second * 1e3, None, "ms"),
+    ]
+
+
 def _cedar(asked: int) -> list[Row]:
     """Times slower than ours: Cedar on the rules of the same policy that it can express."""
     import cedarpy
@@ -258,6 +268,7 @@ def main() -> int:
         lambda: _decisions(1000, asked, 5, 20),
         lambda: _decisions(large, asked, 10, 50),
         lambda: _loading(large),
+        lambda: _swapping(large),
         lambda: _cedar(200 if short else 1000),
         lambda: _proofs(large),
         lambda: _z3(4 if short else 20),

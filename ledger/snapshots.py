@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from exeat.ledger.ipc import Message
 
 LARGE: Final = 256 * 1024  # characters of policies to compile; about 80 ms
+FREE_PAUSE_S: Final = 0.002
+FREED: Final = 500  # pieces of an old policy that are freed in one go; about a millisecond
 
 
 class SnapshotLoader:
@@ -44,6 +46,7 @@ class SnapshotLoader:
         self._large = large
         self._thread: threading.Thread | None = None
         self._result: Snapshot | SnapshotError | None = None
+        self._before: Snapshot | None = None  # the one in force when the thread was started
         self._compiling: Message = {}
         self._next: Message | None = None
         self._stale = False  # a newer snapshot came into force while the thread was at work
@@ -60,15 +63,15 @@ class SnapshotLoader:
         if current is None or current.to_compile(message) < self._large:
             self._load(message, current)
             return
+        try:
+            self._apply(current.meanwhile(message), None)
+        except SnapshotError as error:
+            self._refuse(error)
         if self._thread is None:
             self._start(message, current)
         else:
             self._next = None if message == self._compiling else message
             self._stale = False
-        try:
-            self._apply(current.meanwhile(message), None)
-        except SnapshotError as error:
-            self._refuse(error)
 
     def close(self) -> None:
         """Forget what is being compiled."""
@@ -89,6 +92,7 @@ class SnapshotLoader:
 
     def _start(self, message: Message, current: Snapshot) -> None:
         self._compiling, self._next, self._stale = message, None, False
+        self._before = current
         self._thread = threading.Thread(target=self._compile, args=(message, current), daemon=True)
         self._thread.start()
 
@@ -111,10 +115,19 @@ class SnapshotLoader:
     def _on_done(self, _events: int) -> None:
         os.read(self._wake_read, 64)
         result, message, later = self._result, self._compiling, self._next
-        self._thread = self._result = self._next = None
+        before = self._before
+        self._thread = self._result = self._next = self._before = None
         if isinstance(result, SnapshotError):
             self._refuse(result)
         elif result is not None and later is not None:
             self.offer(later, result)
         elif result is not None and not self._stale:
+            pieces = before.leftover(result) if before is not None else []
             self._apply(result, message)
+            self._free(pieces)
+
+    def _free(self, pieces: list[object]) -> None:
+        """Let go of an old policy a little at a time: as a whole it would stop the loop for long."""
+        del pieces[-FREED:]
+        if pieces:
+            self._reactor.call_later(FREE_PAUSE_S, lambda: self._free(pieces))

@@ -49,6 +49,11 @@ class CompiledPolicy:
     verdicts: Verdicts
     net_denies: ScopeIndex[Rule] | None  # what a resolved address may fall into
 
+    def pieces(self) -> list[object]:
+        """What a large policy is made of: who holds these decides when each of them is freed."""
+        denies = () if self.net_denies is None else self.net_denies.cells()
+        return [*self.verdicts.index.cells(), *denies, *self.document.rules, *(self.document.ceiling or ())]
+
 
 def compile_policy(
     document: Document,

@@ -87,6 +87,13 @@ class ScopeIndex(Generic[ItemT]):
             start = tail.find(".", start) + 1
         return self._any
 
+    def cells(self) -> Iterator[Cell[ItemT]]:
+        """Every place."""
+        yield from self._here.values()
+        yield from self._below.values()
+        for _, cells in self._nets.values():
+            yield from (cell for cell in cells if cell is not None)
+
     def covering(self, target: str | Address) -> Iterator[Entry[ItemT]]:
         """Every entry whose scope covers the target, ports and except aside."""
         cell = self.cell(target)

@@ -136,6 +136,11 @@ class Snapshot:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise SnapshotError(f"not a snapshot: {error}") from None
 
+    def leftover(self, newer: Snapshot) -> list[object]:
+        """The pieces of the policies that `newer` does not go on with."""
+        gone = self._compiled.keys() - newer._compiled.keys()
+        return [piece for bound in gone for piece in self._compiled[bound].pieces()]
+
     def policy_for(self, subject: Subject) -> CompiledPolicy | None:
         digest = self.jobs.get(subject.job) if subject.job else None
         if digest is None:
