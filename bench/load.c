@@ -19,16 +19,14 @@
  * comes from the page cache (sendfile). Otherwise the load would be what is measured.
  */
 #define _GNU_SOURCE
+#include "load.h"
+
 #include <arpa/inet.h>
 #include <errno.h>
-#include <fcntl.h>
-#include <netinet/in.h>
 #include <netinet/tcp.h>
-#include <poll.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdbool.h>
-#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -39,13 +37,14 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { CHUNK = 1 << 20, EVENTS = 512, MAX_HEAD = 2048, MAX_SAMPLES = 1 << 23, TURNS = 8 };
+enum { MAX_HEAD = 2048, MAX_SAMPLES = 1 << 23, TURNS = 8 };
 enum { OPENING_AT_ONCE = 128 }; /* idle: no flood of connections, a listener's queue is not measured */
 
-static char scratch[CHUNK];
-static int source_fd, poll_fd;
+char scratch[CHUNK];
+int poll_fd;
+static int source_fd;
 
-static void die(const char *format, ...) {
+void die(const char *format, ...) {
   va_list words;
   va_start(words, format);
   fputs("load: ", stderr);
@@ -55,7 +54,7 @@ static void die(const char *format, ...) {
   exit(1);
 }
 
-static int checked(int result, const char *what) {
+int checked(int result, const char *what) {
   if (result < 0) die("%s: %s", what, strerror(errno));
   return result;
 }
@@ -66,19 +65,18 @@ static uint64_t now_ns(void) {
   return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
-static struct sockaddr_in address_of(const char *host, int port) {
+struct sockaddr_in address_of(const char *host, int port) {
   struct sockaddr_in a = {.sin_family = AF_INET, .sin_port = htons((uint16_t)port)};
   if (inet_pton(AF_INET, host, &a.sin_addr) != 1) die("%s is not an IPv4 address", host);
   return a;
 }
 
-static void watch(int operation, int fd, uint32_t events, void *owner) {
+void watch(int operation, int fd, uint32_t events, void *owner) {
   struct epoll_event e = {.events = events, .data.ptr = owner};
   checked(epoll_ctl(poll_fd, operation, fd, &e), "epoll_ctl");
 }
 
-/* One turn of bulk in either direction: bytes moved, -1 when the connection has ended. */
-static int64_t discard(int fd) {
+int64_t discard(int fd) {
   int64_t moved = 0;
   for (int turn = 0; turn < TURNS; turn++) {
     ssize_t n = recv(fd, NULL, 4 * CHUNK, MSG_TRUNC);
@@ -89,7 +87,7 @@ static int64_t discard(int fd) {
   return moved;
 }
 
-static int64_t pour(int fd) {
+int64_t pour(int fd) {
   int64_t moved = 0;
   for (int turn = 0; turn < TURNS; turn++) {
     off_t from = 0;
@@ -99,64 +97,6 @@ static int64_t pour(int fd) {
     else return -1;
   }
   return moved;
-}
-
-/* ---- the origin ---------------------------------------------------------------------------- */
-
-enum service { ECHO, SOURCE, SINK, SERVICES };
-struct peer {
-  int fd;
-  enum service service;
-  bool listens;
-};
-
-static bool serve(const struct peer *p) {
-  if (p->service == SOURCE) return pour(p->fd) >= 0;
-  if (p->service == SINK) return discard(p->fd) >= 0;
-  ssize_t n = recv(p->fd, scratch, sizeof scratch, 0);
-  if (n < 0) return errno == EAGAIN;
-  /* The clients wait for each answer before they write again: it always fits the buffer. */
-  return n > 0 && send(p->fd, scratch, (size_t)n, MSG_NOSIGNAL) == n;
-}
-
-static void take_in(const struct peer *listener) {
-  int fd, one = 1;
-  while ((fd = accept4(listener->fd, NULL, NULL, SOCK_NONBLOCK)) >= 0) {
-    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
-    struct peer *p = malloc(sizeof *p);
-    *p = (struct peer){fd, listener->service, false};
-    watch(EPOLL_CTL_ADD, fd, listener->service == SOURCE ? EPOLLOUT : EPOLLIN, p);
-  }
-  if (errno != EAGAIN && errno != ECONNABORTED) die("accept: %s", strerror(errno));
-}
-
-static int origin(const char *host, int port) {
-  struct peer listeners[SERVICES];
-  for (int n = 0; n < SERVICES; n++) {
-    struct sockaddr_in a = address_of(host, port + n);
-    int one = 1, fd = checked(socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0), "socket");
-    setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
-    checked(bind(fd, (struct sockaddr *)&a, sizeof a), "bind");
-    checked(listen(fd, 16384), "listen");
-    listeners[n] = (struct peer){fd, (enum service)n, true};
-    watch(EPOLL_CTL_ADD, fd, EPOLLIN, &listeners[n]);
-  }
-  watch(EPOLL_CTL_ADD, STDIN_FILENO, EPOLLIN, NULL);
-  puts("begin");
-  fflush(stdout);
-  for (;;) {
-    struct epoll_event events[EVENTS];
-    int count = epoll_wait(poll_fd, events, EVENTS, -1);
-    for (int n = 0; n < count; n++) {
-      struct peer *p = events[n].data.ptr;
-      if (p == NULL) return 0;
-      if (p->listens) take_in(p);
-      else if (!serve(p)) {
-        close(p->fd);
-        free(p);
-      }
-    }
-  }
 }
 
 /* ---- the clients --------------------------------------------------------------------------- */

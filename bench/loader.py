@@ -1,4 +1,4 @@
-"""Compiles and runs bench/load.c: the origin and the clients of bench.proxy and bench.soak."""
+"""Compiles and runs bench/load.c and origin.c: the origin and the clients of bench.proxy and bench.soak."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-SOURCE = Path(__file__).with_name("load.c")
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("load.c", "origin.c"))
 FLAGS = ("-O2", "-std=gnu11", "-Wall", "-Wextra", "-Werror")
 ECHO, POUR, SINK = 0, 1, 2  # what the origin does on its ports, from the first on
 ENDING_S = 90
@@ -65,10 +65,10 @@ def compiled() -> Iterator[Loader]:
     with tempfile.TemporaryDirectory(prefix="exeat-load-") as folder:
         program = Path(folder) / "load"
         done = subprocess.run(
-            ["gcc", *FLAGS, "-o", program, SOURCE], capture_output=True, text=True, check=False
+            ["gcc", *FLAGS, "-o", program, *SOURCES], capture_output=True, text=True, check=False
         )
         if done.returncode:
-            raise LoadError(f"gcc does not compile {SOURCE}:\n{done.stderr}")
+            raise LoadError(f"gcc does not compile bench/load.c:\n{done.stderr}")
         yield Loader(program)
 
 

@@ -254,7 +254,10 @@ def show(bench: Bench, plan: Plan, versions: dict[str, str], goals: Sequence[Goa
     shown = [name for name in NAMES if name in plan.names]
     print(f"{machine()}; load average {os.getloadavg()[0]:.1f}")
     print(", ".join(f"{name} {versions[name] or 'NOT INSTALLED'}" for name in shown if name in versions))
-    print(f"medians of {plan.rounds}, {plan.seconds:g} s each\n")
+    print(
+        f"medians of {plan.rounds}, {plan.seconds:g} s each; every proxy on the last core, origin and load on"
+    )
+    print("the first, exeat's ledger and control on both\n")
     print(table(medians(bench.samples), plan.lines, shown, [peer.name for peer in peers.PRODUCTS]))
     for note in dict.fromkeys(bench.notes):
         print(f"note: {note}")
