@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import TYPE_CHECKING
 
-from exeat.policy.names import MalformedError, parse_authority, parse_host
 from exeat.proxy.client_hello import ClientHello, HelloError, HelloParser
+from exeat.proxy.fields import HttpError
+from exeat.proxy.tunnel_requests import TunnelRequests
 
 if TYPE_CHECKING:
     from exeat.policy.model import Address
@@ -24,7 +25,6 @@ HTTP_PORT = 80
 MAX_HTTP = 16 * 1024
 
 _TLS_RECORD = 0x16
-_BARE_LF = re.compile(rb"(?<!\r)\n")
 _TEXT = re.compile(rb"[\t\r\x20-\xff]*")
 # What a request line can look like before it is complete. Off port 80 nothing else is waited for,
 # so that protocols whose clients begin with text and no line end are not held up.
@@ -43,25 +43,41 @@ class TunnelError(Exception):
 
 class Kind(Enum):
     TLS = auto()
+    HTTP = auto()
     OTHER = auto()
 
 
 @dataclass(frozen=True, slots=True)
 class FirstBytes:
-    """Judged: what they are, the hello when they are TLS, and all bytes read so far, to be sent on."""
+    """Judged: what they are, the hello when they are TLS, and all bytes read so far, to be sent on.
+
+    Of HTTP, `data` is the first head only; `requests` judges the `rest`, and what comes after it.
+    """
 
     kind: Kind
     data: bytes
     hello: ClientHello | None = None
+    requests: TunnelRequests | None = None
+    rest: bytes = b""
+
+    def passing(self) -> bytes:
+        """All that may go out by now. Raises TunnelError."""
+        if self.requests is None:
+            return self.data
+        try:
+            return self.data + self.requests.take(self.rest)
+        except HttpError as error:
+            raise TunnelError(error.code) from None
 
 
 class FirstBytesJudge:
     """`feed` client bytes until it returns FirstBytes; raises TunnelError, then feed no more."""
 
     def __init__(self, host: str | Address, port: int) -> None:
-        self._host = host
         self._port = port
         self._data = bytearray()
+        self._requests = TunnelRequests(host, port)
+        self._given = 0  # bytes that `_requests` has had
         self._hello: HelloParser | None = HelloParser() if port in TLS_PORTS else None
 
     def feed(self, data: bytes) -> FirstBytes | None:
@@ -105,38 +121,15 @@ class FirstBytesJudge:
         if (newline or not _TEXT.fullmatch(line)) and not _REQUEST_LINE.match(data):
             raise TunnelError("http.request_line")
         end = data.find(b"\r\n\r\n")
-        if _BARE_LF.search(data, 0, end if end >= 0 else len(data)):
-            raise TunnelError("http.line_ending")
-        if end < 0:
-            if len(self._data) >= MAX_HTTP:
-                raise TunnelError("http.head_too_large")
-            return None
-        self._judge_http(data[: end + 2])
-        return self._passed(Kind.OTHER)
-
-    def _judge_http(self, head: bytes) -> None:
-        line = _REQUEST_LINE.match(head)
-        if line is None:
-            raise TunnelError("http.request_line")
-        if line[1] == b"CONNECT":
-            raise TunnelError("http.nested_connect")
-        if not line[2].startswith((b"/", b"*")):
-            raise TunnelError("http.target_form")
-        hosts = _hosts(head[line.end() :])
-        if not hosts and line[0].endswith(b"1.1\r\n"):
-            raise TunnelError("http.host_missing")
-        if len(hosts) > 1:
-            raise TunnelError("http.host_twice")
-        if hosts and not self._names_target(hosts[0]):
-            raise TunnelError("http.host_mismatch")
-
-    def _names_target(self, raw: bytes) -> bool:
+        upto = len(self._data) if end < 0 else end + 4
         try:
-            if re.fullmatch(rb".*:[0-9]+", raw) and not raw.endswith(b"]"):
-                return parse_authority(raw) == (self._host, self._port)
-            return parse_host(raw) == self._host
-        except MalformedError:
-            return False
+            self._requests.take(bytes(self._data[self._given : upto]))
+        except HttpError as error:
+            raise TunnelError(error.code) from None
+        self._given = upto
+        if end < 0:
+            return None
+        return FirstBytes(Kind.HTTP, data[:upto], requests=self._requests, rest=bytes(self._data[upto:]))
 
 
 def _may_be_http(data: bytearray, *, web: bool) -> bool:
@@ -159,15 +152,3 @@ def _may_be_http(data: bytearray, *, web: bool) -> bool:
     if _REQUEST_BEGUN.fullmatch(line) is None:
         return False
     return b" HTTP/1" in line if newline else True
-
-
-def _hosts(fields: bytes) -> list[bytes]:
-    """Values of all Host fields. Folded lines and bare line ends are not one field to everybody."""
-    if re.search(rb"\r(?!\n)|(?<!\r)\n|\0|\n[ \t]", fields):
-        raise TunnelError("http.line_ending")
-    out = []
-    for line in fields.split(b"\r\n"):
-        name, _, value = line.partition(b":")
-        if name.strip(b" \t").lower() == b"host":
-            out.append(value.strip(b" \t"))
-    return out

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from exeat.proxy.ends import End
     from exeat.proxy.gateway import Gateway
     from exeat.proxy.jails import Jail
+    from exeat.proxy.tunnel_requests import TunnelRequests
 
 
 class Flow(NearSide):
@@ -284,9 +285,17 @@ class Flow(NearSide):
             if code:
                 self._refuse(self._own(code))
             else:
-                self._open(first.data, None, self.evidence.decision if first.hello else None)
+                self._open_judged(first)
         elif self.evidence.port not in TLS_PORTS:
             self._open(b"", judge)
+
+    def _open_judged(self, first: FirstBytes) -> None:
+        try:
+            passing = first.passing()
+        except TunnelError as error:
+            self._refuse(self._own(error.code))
+            return
+        self._open(passing, first.requests, self.evidence.decision if first.hello else None)
 
     def judge_first_bytes(self, first: FirstBytes) -> str:
         """A reason code why these may not go out, "" if they may."""
@@ -311,7 +320,10 @@ class Flow(NearSide):
         self._open(exchange.first, exchange)
 
     def _open(
-        self, first: bytes, watch: FirstBytesJudge | Exchange | None, decided: Decision | None = None
+        self,
+        first: bytes,
+        watch: FirstBytesJudge | TunnelRequests | Exchange | None,
+        decided: Decision | None = None,
     ) -> None:
         """Hand both sockets to a Tunnel, if policy still says yes at this very moment.
 

@@ -149,8 +149,9 @@ class _Direction:
         if self.intake is None:
             self.pass_on(data)
             return
-        passing = self.intake.take(data)
-        if self.intake.done:
+        intake = self.intake
+        passing = intake.take(data)
+        if intake.done and self.intake is intake:  # one intake may have put another in its place
             self.intake = None
         if passing:
             self.pass_on(passing)

@@ -13,12 +13,13 @@ import contextlib
 from typing import TYPE_CHECKING, Final
 
 from exeat.policy.model import Decision, Request, Verdict
-from exeat.proxy import refusal, tcpinfo
+from exeat.proxy import refusal, stream, tcpinfo
 from exeat.proxy.exchange import Before, Exchange
-from exeat.proxy.first_bytes import FirstBytesJudge, TunnelError
+from exeat.proxy.first_bytes import FirstBytes, FirstBytesJudge, TunnelError
 from exeat.proxy.gate import FIRST_STEP, Gate
 from exeat.proxy.relay import Relay, StopRelay
 from exeat.proxy.tcpinfo import KernelCount
+from exeat.proxy.tunnel_requests import TunnelRequests
 
 if TYPE_CHECKING:
     from exeat.proxy.ends import End
@@ -53,9 +54,17 @@ class _JudgeIntake:
         code = self._tunnel.flow.judge_first_bytes(first)
         if code:
             raise StopRelay(code)
+        passing = self._pass(first)
+        self._tunnel.first_bytes_judged(first)
         self.done = True
-        self._tunnel.first_bytes_judged()
-        return first.data
+        return passing
+
+    @staticmethod
+    def _pass(first: FirstBytes) -> bytes:
+        try:
+            return first.passing()
+        except TunnelError as error:
+            raise StopRelay(error.code) from None
 
     def end(self) -> None:
         if self._judge.incomplete:
@@ -95,7 +104,7 @@ class Tunnel:
         upstream: End,
         request: Request,
         decision: Decision,
-        watch: FirstBytesJudge | Exchange | None,
+        watch: FirstBytesJudge | TunnelRequests | Exchange | None,
         consumed: int,
     ) -> None:
         self.flow = flow
@@ -174,6 +183,8 @@ class Tunnel:
             relay.up.intake = _JudgeIntake(self._watch, self)
             if self._watch.incomplete:
                 self.expect_rest()
+        elif isinstance(self._watch, TunnelRequests):
+            stream.watch(self._watch, relay)
         elif self._watch is not None:
             self._watch.watch(relay)
 
@@ -182,8 +193,10 @@ class Tunnel:
         if self._first_bytes_until == float("inf"):
             self._first_bytes_until = self._gateway.reactor.now() + self._gateway.settings.hello_timeout_s
 
-    def first_bytes_judged(self) -> None:
+    def first_bytes_judged(self, first: FirstBytes) -> None:
         self._first_bytes_until = float("inf")
+        if first.requests is not None and self.relay is not None:
+            stream.watch(first.requests, self.relay)
 
     # -- reservations and budgets
 

@@ -425,3 +425,67 @@ def test_socks_is_not_spoken_after_http(tmp_path: Path) -> None:
         assert read_head(sock).startswith(b"HTTP/1.1 400 ")
 
     world(tmp_path, body)
+
+
+def read_on(sock: socket.socket) -> None:
+    while sock.recv(100):
+        pass
+
+
+def in_tunnel(host: str, more: str = "") -> bytes:
+    return f"GET / HTTP/1.1\r\nHost: {host}.example.org\r\n{more}\r\n".encode()
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_every_request_in_a_tunnel_names_its_host(tmp_path: Path, early: bool) -> None:
+    def body(w: World) -> None:
+        heads: list[bytes] = []
+
+        def serve(sock: socket.socket) -> None:
+            while head := read_head(sock):
+                heads.append(head)
+                sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+
+        Origin(80, serve)
+        good = in_tunnel("www")
+        sock = w.tunnel("www.example.org", 80, good if early else b"")
+        for count in range(3):
+            if count or not early:
+                sock.sendall(good)
+            assert unbuffered(sock)[1] == b"ok"
+        sock.sendall(good + in_tunnel("other"))
+        with pytest.raises(ConnectionResetError):
+            read_on(sock)
+        assert w.wait_record(lambda r: r.kind is Kind.DENY).reason_code == "http.host_mismatch"
+        assert w.closes()[0].close_reason == "http.host_mismatch"
+        assert set(heads) == {good}
+
+    world(tmp_path, body)
+
+
+@pytest.mark.parametrize("granted", [True, False])
+def test_an_upgrade_in_a_tunnel_waits_for_its_answer(tmp_path: Path, granted: bool) -> None:
+    def body(w: World) -> None:
+        heard = bytearray()
+        refusal = b"HTTP/1.1 103 Early\r\n\r\nHTTP/1.1 400 No\r\nContent-Length: 0\r\n\r\n"
+
+        def serve(sock: socket.socket) -> None:
+            read_head(sock)
+            sock.sendall(SWITCH if granted else refusal)
+            while data := sock.recv(65536):
+                heard.extend(data)
+                sock.sendall(data)
+
+        Origin(80, serve)
+        sock = w.tunnel("www.example.org", 80, in_tunnel("www", UPGRADE))
+        assert sock.recv(200)
+        other = in_tunnel("other")
+        sock.sendall(other)
+        if granted:
+            assert sock.recv(len(other), socket.MSG_WAITALL) == other
+        else:
+            with pytest.raises(ConnectionResetError):
+                read_on(sock)
+        assert bytes(heard) == (other if granted else b"")
+
+    world(tmp_path, body)

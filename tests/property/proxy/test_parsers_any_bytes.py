@@ -14,6 +14,7 @@ from exeat.proxy.connect import HeadParser
 from exeat.proxy.fields import HttpError
 from exeat.proxy.first_bytes import FirstBytesJudge, TunnelError
 from exeat.proxy.socks5 import SocksError, SocksParser
+from exeat.proxy.tunnel_requests import TunnelRequests
 
 HTTP_BITS = st.sampled_from(
     [
@@ -142,3 +143,45 @@ def test_a_chunked_body_is_taken_exactly(chunks: list[bytes], after: bytes) -> N
     framer = BodyFramer(None)
     assert framer.take(body + after) == len(body)
     assert framer.done
+
+
+REQUESTS = st.lists(
+    st.sampled_from(
+        [
+            b"GET / HTTP/1.1\r\nHost: a.example\r\n\r\n",
+            b"GET / HTTP/1.0\r\n\r\n",
+            b"POST / HTTP/1.1\r\nHost: a.example\r\nContent-Length: 3\r\n\r\nabc",
+            b"POST / HTTP/1.1\r\nHost: a.example\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nGET\r\n0\r\n\r\n",
+            b"GET / HTTP/1.1\r\nHost: evil.example\r\n\r\n",
+            b"GET / HTTP/1.1\r\nHost: a.example\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n",
+            b"GET / HTTP/1.1\r\n",
+            b"\r\n",
+        ]
+    ),
+    max_size=5,
+).map(b"".join)
+
+
+@given(REQUESTS, CUTS)
+def test_only_whole_judged_requests_pass_through_a_tunnel(data: bytes, cuts: list[int]) -> None:
+    """What passes is a prefix, ends before the first refused head, and refusals do not depend on cuts."""
+
+    def passed(where: list[int]) -> tuple[bytes, str]:
+        requests = TunnelRequests("a.example", 80)
+        out = b""
+        edges = sorted({min(cut, len(data)) for cut in where} | {0, len(data)})
+        for start, end in itertools.pairwise(edges):
+            try:
+                out += requests.take(data[start:end])
+            except HttpError as error:
+                return out, error.code
+        return out, ""
+
+    bytewise, code = passed(list(range(len(data))))
+    some, same = passed(cuts)
+    assert same == code
+    assert data.startswith(bytewise)
+    assert bytewise.startswith(some)
+    assert b"evil" not in bytewise
+    if not code:
+        assert some == bytewise
