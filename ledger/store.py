@@ -183,12 +183,14 @@ class Store:
         frontier = self._frontier.copy()
         frontier.extend(records)
         data = segment.group(first, records, segment.Commit(frontier.size, frontier.root(), now_ns))
-        with self._latching():
+        try:
             if not self._fresh and self._end + len(data) > self._segment_bytes:
                 self._rotate(now_ns)
             self._write_group(data)
             self._frontier = frontier
             self._write_head(now_ns)
+        except OSError as error:
+            raise self._latch(error) from error
         return first
 
     def prepare(self) -> bool:
@@ -199,20 +201,21 @@ class Store:
         if self._latched or self._end >= self._segment_bytes or self._room - self._end >= _ROOM // 2:
             return True
         try:
-            with self._latching():
-                self._make_room(self._room + _ROOM)
-        except StoreError as error:
-            if isinstance(error.__cause__, OSError) and error.__cause__.errno in _FULL:
-                self._latched = ""
+            self._make_room(self._room + _ROOM)
+        except OSError as error:
+            if error.errno not in _FULL:
+                self._latch(error)
             return False
         return True
 
     def sync_head(self) -> None:
         """Make the head file durable if it changed: from here on a cut tail shows even after power loss."""
         if self._head_dirty and not self._latched:
-            with self._latching():
+            try:
                 self._io.fdatasync(self._head_fd)
-                self._head_dirty = False
+            except OSError as error:
+                raise self._latch(error) from error
+            self._head_dirty = False
 
     def close(self) -> None:
         """Sync the head and let go. What was acknowledged is durable already."""
@@ -237,13 +240,12 @@ class Store:
         self._room = end
 
     def _pwrite(self, fd: int, data: bytes, offset: int) -> None:
-        view = memoryview(data)
-        while view:
-            written = self._io.pwrite(fd, view, offset)
-            if written <= 0:
+        written = self._io.pwrite(fd, data, offset)
+        while written < len(data):
+            more = self._io.pwrite(fd, memoryview(data)[written:], offset + written)
+            if more <= 0:
                 raise OSError(errno.EIO, "write made no progress")
-            view = view[written:]
-            offset += written
+            written += more
 
     def _rotate(self, now_ns: int) -> None:
         commit = segment.Commit(self._frontier.size, self._frontier.root(), now_ns)
@@ -378,13 +380,10 @@ class Store:
         except BlockingIOError:
             raise StoreError(f"{self.directory} is in use by another process") from None
 
-    @contextlib.contextmanager
-    def _latching(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            self._latched = f"ledger cannot write: {error.strerror or error}"
-            raise StoreError(self._latched) from error
+    def _latch(self, error: OSError) -> StoreError:
+        """Refuse everything from now on; what to raise."""
+        self._latched = f"ledger cannot write: {error.strerror or error}"
+        return StoreError(self._latched)
 
     @contextlib.contextmanager
     def _giving_up_on_error(self) -> Iterator[None]:
