@@ -7,10 +7,12 @@ import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.support.ledgers import deny, record, running, wait_for
+from tests.support.ledger_flows import Gateway
+from tests.support.ledgers import deny, flow_id, record, running, wait_for
 
 from exeat.ledger import reader
 from exeat.ledger.client import LedgerError, append_blocking
+from exeat.ledger.reactor import Reactor
 from exeat.ledger.records import Kind, decode
 from exeat.ledger.verify import verify
 
@@ -65,6 +67,30 @@ def test_a_full_disk_latches_and_space_heals_it(
     records = [decode(data) for _, data in reader.read(daemon.settings.directory)]
     assert sum(entry.detail.startswith("xxx") for entry in records) >= acked
     assert any(entry.kind is Kind.GAP and "No space" in entry.detail for entry in records)
+    assert verify(daemon.settings.directory).ok
+
+
+def test_flows_on_a_disk_that_fills_up(small_disk: Path, tmp_path: Path) -> None:
+    """What was acknowledged stands; what was not is said not to be; all of it adds up afterwards."""
+    reactor = Reactor()
+    with running(tmp_path, segment_bytes=65536, grace_s=0.5) as daemon:
+        gateway = Gateway(reactor, daemon.path)
+        gateway.turn_until(lambda: len(gateway.closed) > 50, "flows close")
+        ballast = small_disk / "ballast"
+        free = os.statvfs(small_disk)
+        ballast.write_bytes(bytes(free.f_bavail * free.f_bsize))
+        gateway.turn_until(lambda: bool(gateway.failed), "the disk is full")
+        assert not gateway.client.available
+        ballast.unlink()
+        wait_for(lambda: writes(daemon.path, [deny()]), "the ledger writes again")
+        gateway.finish()
+        wait_for(lambda: not verify(daemon.settings.directory).flows_open, "what was given up is settled")
+    reactor.close()
+    kinds: dict[bytes, list[Kind]] = {}
+    for _, data in reader.read(daemon.settings.directory):
+        entry = decode(data)
+        kinds.setdefault(entry.flow, []).append(entry.kind)
+    assert all(kinds[flow_id(flow)][-1] is Kind.CLOSE for flow in gateway.closed)
     assert verify(daemon.settings.directory).ok
 
 
