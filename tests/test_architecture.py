@@ -42,7 +42,8 @@ POLICY_THIRD_PARTY = {"yaml", "idna", "cryptography"}
 # Parsers and builders: bytes or values in, events or bytes out. They may use each other and policy/.
 SANS_IO = _words(
     """proxy/fields.py proxy/connect.py proxy/body.py proxy/answer.py proxy/socks5.py
-    proxy/client_hello.py proxy/first_bytes.py proxy/tunnel_requests.py proxy/refusal.py
+    proxy/client_hello.py proxy/quic_initial.py proxy/first_bytes.py proxy/tunnel_requests.py
+    proxy/refusal.py
     dns/wire.py dns/build.py dns/vet.py
     ledger/cbor.py ledger/quick.py ledger/records.py ledger/merkle.py ledger/note.py ledger/proofs.py
     ledger/segment.py ledger/tiles.py
