@@ -141,12 +141,14 @@ class Proxy(_Section):
 
     Each port speaks HTTP CONNECT, absolute-form HTTP and SOCKS5, told apart by the first byte;
     `listen_socks` is for clients that want a port of its own. `listen_unix` are socket paths.
+    `transparent` takes connections that a packet filter redirected there.
     `max_connections` bounds each identity.
     """
 
     listen: Endpoints = ()
     listen_socks: Endpoints = ()
     listen_unix: tuple[Path, ...] = ()
+    transparent: Endpoints = ()
     max_connections: Annotated[int, Field(ge=1, le=1_000_000)] = 16_384
 
     @field_validator("listen_unix")

@@ -32,14 +32,14 @@ class ListenError(Exception):
 
 
 class Listener(NamedTuple):
-    """`door` is http, socks, unix (the proxy's), udp or tcp (the guard's); `name` where it is."""
+    """`door` is http, socks, unix, transparent (the proxy's), udp or tcp (the guard's); `name` its place."""
 
     door: str
     name: str
     sock: socket.socket
 
 
-PROXY_DOORS = frozenset({"http", "socks", "unix"})
+PROXY_DOORS = frozenset({"http", "socks", "unix", "transparent"})
 GUARD_DOORS = frozenset({"udp", "tcp"})
 
 
@@ -49,6 +49,7 @@ def wanted(config: Config) -> list[tuple[str, str, tuple[str, int] | Path]]:
     for door, places in (
         ("http", config.proxy.listen),
         ("socks", config.proxy.listen_socks),
+        ("transparent", config.proxy.transparent),
         ("udp", config.dns.listen),
         ("tcp", config.dns.listen),
     ):

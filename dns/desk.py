@@ -1,7 +1,9 @@
 """guard.sock: where the proxy turns names into addresses (docs/architecture.md).
 
-Requests are `{id, verb: "resolve", subject, host, port, proto, lease}`. Who may ask is decided by
-SO_PEERCRED; what was asked is validated again, field by field, because the answer is dialled.
+Requests are `{id, verb: "resolve", subject, host, port, proto, lease}`, and for a connection of
+which only the address is known `{id, verb: "names", subject, address: {family, value}}`. Who may
+ask is decided by SO_PEERCRED; what was asked is validated again, field by field, because the
+answer is dialled.
 """
 
 from __future__ import annotations
@@ -13,13 +15,14 @@ from exeat.dns.journal import Journal, Lookup, Sight
 from exeat.dns.judge import Asker, Judge
 from exeat.dns.vet import Status
 from exeat.ledger.busy_service import BusyService
-from exeat.policy.model import Subject
+from exeat.policy.model import Address, Subject
 from exeat.policy.names import MalformedError, parse_host
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from exeat.dns.pins import Pins
     from exeat.dns.resolver import Finding, Resolver
     from exeat.ledger.ipc import Message
     from exeat.ledger.reactor import Reactor
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
 
 MAX_WAITING = 1024  # requests of one connection without a reply
 MAX_PARKED = 256
+_MAX_DIGITS = 39  # of 2**128
 LEASE_LAG_S = 1.0  # how long the proxy's snapshot may be ahead of ours
 
 
@@ -52,10 +56,10 @@ class Desk:
         reactor: Reactor,
         path: Path,
         uids: frozenset[int],
-        services: tuple[Judge, Resolver, Journal],
+        services: tuple[Judge, Resolver, Journal, Pins],
     ) -> None:
         self._reactor = reactor
-        self._judge, self._resolver, self._journal = services
+        self._judge, self._resolver, self._journal, self._pins = services
         self._parked: list[tuple[float, Callable[[], None]]] = []
         self._service = BusyService(
             reactor, path, uids, self._handle, max_waiting=MAX_WAITING, busy="dns.unavailable"
@@ -91,8 +95,11 @@ class Desk:
 
     def _handle(self, message: Message, _fds: list[int], reply: Reply) -> None:
         try:
+            if message.get("verb") == "names":
+                reply({"names": self._pins.names(read_subject(message), read_address(message))})
+                return
             if message.get("verb") != "resolve":
-                raise BadRequestError("the only verb is resolve")
+                raise BadRequestError("the verbs are resolve and names")
             request = Request(reply, *read_request(message))
         except BadRequestError as error:
             _refuse(reply, "dns.refused", str(error))
@@ -155,20 +162,31 @@ def _refuse(reply: Reply, reason: str, text: str, rule: str = "") -> None:
 
 def read_request(message: Message) -> tuple[Asker, str, str]:
     """(asker, canonical host, lease id). Raises BadRequestError, or MalformedError for the host."""
-    subject = message.get("subject")
-    if not isinstance(subject, dict) or not set(subject) <= set(Subject._fields):
-        raise BadRequestError("subject is not an object of the known fields")
-    asker = Asker(
-        Subject(*(_text(subject, field) for field in Subject._fields)),
-        _port(message.get("port")),
-        _text(message, "proto"),
-    )
+    asker = Asker(read_subject(message), _port(message.get("port")), _text(message, "proto"))
     if asker.proto not in ("tcp", "udp"):
         raise BadRequestError("proto is neither tcp nor udp")
     host = parse_host(_text(message, "host"))
     if not isinstance(host, str):
         raise BadRequestError("an address needs no lookup")
     return asker, host, _text(message, "lease")
+
+
+def read_subject(message: Message) -> Subject:
+    """Who asks. Raises BadRequestError."""
+    subject = message.get("subject")
+    if not isinstance(subject, dict) or not set(subject) <= set(Subject._fields):
+        raise BadRequestError("subject is not an object of the known fields")
+    return Subject(*(_text(subject, field) for field in Subject._fields))
+
+
+def read_address(message: Message) -> Address:
+    """The address that `names` asks about. Raises BadRequestError."""
+    address = message.get("address")
+    family, value = (address.get("family"), address.get("value")) if isinstance(address, dict) else (0, "")
+    digits = isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) <= _MAX_DIGITS
+    if family not in (4, 6) or not digits or int(str(value)) >> (32 if family == 4 else 128):
+        raise BadRequestError("address is not {family: 4|6, value: a decimal number}")
+    return Address(family, int(str(value)))
 
 
 def _text(message: dict[str, Any], field: str) -> str:

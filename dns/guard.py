@@ -81,7 +81,7 @@ class Guard:
         self._resolver = Resolver(reactor, self._upstream, self._judge)
         self._responder = Responder(reactor.now, self._judge, self._resolver, self._journal)
         uids = frozenset({0, settings.control_uid, settings.proxy_uid})
-        services = (self._judge, self._resolver, self._journal)
+        services = (self._judge, self._resolver, self._journal, self._responder.pins)
         self._desk = Desk(reactor, settings.run_dir / "guard" / "guard.sock", uids, services)
         self._loader = SnapshotLoader(reactor, "guard", self._in_force)
         self._hub = HubClient(
@@ -152,6 +152,8 @@ class Guard:
         state, doors = self._jails.pop(jail, (None, []))
         for door in doors:
             door.close()
+        if state is not None:
+            self._responder.pins.forget(state.subject)
         return state.subject if state is not None else None
 
     def on_cut(self, message: Message) -> None:

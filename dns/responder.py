@@ -16,6 +16,7 @@ from exeat.dns import build, wire
 from exeat.dns.journal import Journal, Lookup, Sight
 from exeat.dns.judge import Asker, Binding, Judge
 from exeat.dns.limits import TokenBucket
+from exeat.dns.pins import Pins
 from exeat.dns.vet import Status
 from exeat.dns.wire import Ede, Qtype, Query, Rcode
 from exeat.policy.model import Decision, Subject, Verdict
@@ -121,6 +122,7 @@ class Responder:
     """Answers the queries of all jails. `now` is seconds of CLOCK_BOOTTIME."""
 
     def __init__(self, now: Callable[[], float], judge: Judge, resolver: Resolver, journal: Journal) -> None:
+        self.pins = Pins(now)
         self._now = now
         self._judge = judge
         self._resolver = resolver
@@ -274,6 +276,7 @@ class _Turn:
             self._note(self._lookup(finding.decision), lambda: self._end(reply))
         elif finding.status is Status.FOUND:
             addresses = [address for address, _ in finding.addresses]
+            self._responder.pins.note(self._jail.subject, self._host, addresses, finding.ttl)
             reply = build.build_reply(
                 self._query,
                 Rcode.NOERROR,

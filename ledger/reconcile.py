@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _HEADER_4: Final = 52  # bytes of IPv4 and TCP headers with timestamps, per segment
 _HEADER_6: Final = 72
-_REWRITTEN: Final = "http"  # name_source of requests whose head the proxy writes anew
+REWRITTEN: Final = ("http", "host")  # name_source of requests whose head the proxy writes anew
 
 
 class Drift(NamedTuple):
@@ -118,6 +118,6 @@ def differences(record: Record) -> dict[str, int] | None:
     }
     if record.client_kernel_out or record.client_kernel_in:
         pairs["client in"] = record.bytes_in - record.client_kernel_in
-        if record.name_source != _REWRITTEN:
+        if record.name_source not in REWRITTEN:
             pairs["client out"] = record.bytes_out - record.client_kernel_out
     return {name: difference for name, difference in pairs.items() if difference}

@@ -126,6 +126,7 @@ TEXTS: dict[str, str] = {
     "http.line_ending": "line endings must be CRLF, without NUL",
     "http.request_line": "not an HTTP/1.1 request line",
     "http.switched": "the destination changed the protocol without being asked",
+    "http.origin_form": "a redirected request has a path, and its host in Host",
     "http.scheme": "only http:// URLs; use CONNECT for anything else",
     "http.no_answer": "the destination closed the connection without an answer",
     "http.target_form": "send CONNECT host:port or an absolute http:// URL",
@@ -139,6 +140,7 @@ TEXTS: dict[str, str] = {
     "socks.method": "no SOCKS authentication method in common",
     "socks.version": "only SOCKS5 is spoken here",
     "client.gone": "the client closed before its tunnel was there",
+    "transparent.direct": "this port is for redirected connections; use the proxy's own",
     "jail.removed": "the job has ended",
     "gateway.stopped": "the gateway was stopped",
     "ledger.orphaned": "the ledger settled this flow while it could not be reached",
@@ -154,7 +156,7 @@ TEXTS: dict[str, str] = {
 }
 
 # Nobody's permission would change these: the client or the far side has to.
-_NO_COMMAND = ("malformed.", "tls.", "http.", "socks.", "client.", "dial.", "dns.", "sni.")
+_NO_COMMAND = ("malformed.", "tls.", "http.", "socks.", "client.", "transparent.", "dial.", "dns.", "sni.")
 # Where a person's lease could open the door: what deny, meta and ceiling refuse, no lease can.
 _LEASABLE = frozenset(
     {"posture.default_deny", "posture.not_public_name", "posture.port", "ip_literal.denied"}

@@ -19,6 +19,8 @@ DEFAULT_PORT = 80
 _VISIBLE = re.compile(rb"[\x21-\x7e]+")
 _VERSIONS = (b"HTTP/1.1", b"HTTP/1.0")
 
+Target = tuple[str | Address, int, bytes]  # host, port, path
+
 
 @dataclass(frozen=True, slots=True)
 class RequestHead:
@@ -52,7 +54,7 @@ class HeadParser:
     def __init__(self) -> None:
         self._lines = HeadLines()
         self._request_line: tuple[bytes, bytes, bytes] | None = None
-        self._target: tuple[str | Address, int, bytes] | None = None
+        self._target: Target | None = None
         self._fields = Fields()
         self.rest = b""
 
@@ -75,16 +77,24 @@ class HeadParser:
 
     def _start(self, line: bytes) -> None:
         method, target, version = request_line(line)
-        self._target = _connect_target(target) if method == b"CONNECT" else _absolute_target(method, target)
+        self._target = self._aim(method, target)
         self._request_line = (method, target, version)
+
+    def _aim(self, method: bytes, target: bytes) -> Target:
+        """Where the request line says that it goes. Raises HttpError."""
+        return _connect_target(target) if method == b"CONNECT" else _absolute_target(method, target)
+
+    def _located(self, target: Target, _fields: Fields) -> Target:
+        """Where it goes, now that the fields are known. Raises HttpError."""
+        return target
 
     def _finish(self) -> RequestHead:
         if self._request_line is None or self._target is None:
             raise HttpError("http.request_line")
         method, _, version = self._request_line
-        host, port, path = self._target
         fields = self._fields
         length, upgrade = framing(fields, method, version)
+        host, port, path = self._located(self._target, fields)
         if method == b"CONNECT":
             if length != 0:
                 raise HttpError("http.connect_body")
@@ -147,7 +157,7 @@ def _non_ascii(raw: bytes) -> bool:
     return any(byte >= 0x80 for byte in raw)
 
 
-def _connect_target(target: bytes) -> tuple[str | Address, int, bytes]:
+def _connect_target(target: bytes) -> Target:
     try:
         host, port = parse_authority(target)
     except MalformedError as error:
@@ -155,7 +165,7 @@ def _connect_target(target: bytes) -> tuple[str | Address, int, bytes]:
     return host, port, b""
 
 
-def _absolute_target(method: bytes, target: bytes) -> tuple[str | Address, int, bytes]:
+def _absolute_target(method: bytes, target: bytes) -> Target:
     scheme, separator, rest = target.partition(b"://")
     if not separator:
         raise HttpError("http.target_form")
@@ -166,7 +176,7 @@ def _absolute_target(method: bytes, target: bytes) -> tuple[str | Address, int, 
     cut = min((i for i in (rest.find(b"/"), rest.find(b"?")) if i >= 0), default=len(rest))
     authority, path = rest[:cut], rest[cut:]
     try:
-        if _has_port(authority):
+        if has_port(authority):
             host, port = parse_authority(authority)
         else:
             host, port = parse_host(authority), DEFAULT_PORT
@@ -177,7 +187,7 @@ def _absolute_target(method: bytes, target: bytes) -> tuple[str | Address, int, 
     return host, port, path if path.startswith(b"/") else b"/" + path
 
 
-def _has_port(authority: bytes) -> bool:
+def has_port(authority: bytes) -> bool:
     return b":" in (authority.rpartition(b"]")[2] if authority.startswith(b"[") else authority)
 
 

@@ -24,7 +24,7 @@ TLS_PORTS = frozenset({443, 8443})
 HTTP_PORT = 80
 MAX_HTTP = 16 * 1024
 
-_TLS_RECORD = 0x16
+TLS_RECORD = 0x16
 _TEXT = re.compile(rb"[\t\r\x20-\xff]*")
 # What a request line can look like before it is complete. Off port 80 nothing else is waited for,
 # so that protocols whose clients begin with text and no line end are not held up.
@@ -83,7 +83,7 @@ class FirstBytesJudge:
     def feed(self, data: bytes) -> FirstBytes | None:
         if not data:
             return None
-        if not self._data and data[0] == _TLS_RECORD and self._hello is None:
+        if not self._data and data[0] == TLS_RECORD and self._hello is None:
             self._hello = HelloParser()
         self._data += data
         if self._hello is not None:
@@ -95,7 +95,7 @@ class FirstBytesJudge:
     @property
     def tls(self) -> bool:
         """The client began to speak TLS: an alert is something it can read."""
-        return self._hello is not None and self._data[:1] == bytes((_TLS_RECORD,))
+        return self._hello is not None and self._data[:1] == bytes((TLS_RECORD,))
 
     @property
     def incomplete(self) -> str:
@@ -152,3 +152,11 @@ def _may_be_http(data: bytearray, *, web: bool) -> bool:
     if _REQUEST_BEGUN.fullmatch(line) is None:
         return False
     return b" HTTP/1" in line if newline else True
+
+
+def request_begun(data: bytearray, *, web: bool) -> bool | None:
+    """Is this an HTTP/1 request, or would some server take it for one? None: too early to say."""
+    if not _may_be_http(data, web=web):
+        return False
+    line, newline, _ = bytes(data[:MAX_HTTP]).lstrip(b"\r\n \t").partition(b"\n")
+    return True if newline or len(data) >= MAX_HTTP or not _TEXT.fullmatch(line) else None

@@ -72,8 +72,18 @@ class Flow(NearSide):
         self._in_tunnel = False  # the client has been told that its tunnel is there
         self._hear = Flow._hear_request
         if before is not None:
-            self._door = HttpDoor()
+            self._door = self._door_of_next()
             self._follow(before)
+
+    def begin(self) -> None:
+        """The flow is in the gateway's table. A client asks first, so there is nothing to do yet."""
+
+    def next(self, before: Before) -> Flow:
+        """The flow of what the client will ask next on this connection, if it stays."""
+        return Flow(self.gateway, self.jail, self.client, self.evidence.src, before)
+
+    def _door_of_next(self) -> Door:
+        return HttpDoor()
 
     # -- state: the request
 
@@ -396,7 +406,11 @@ class Flow(NearSide):
             self.gateway.follow(self, Before(self.handshake_out, self.heard, arrival.rest, unwanted))
             self.gateway.forget(self)
         else:
-            self._await_goodbye()
+            self._part(answered=bool(answer))
+
+    def _part(self, *, answered: bool) -> None:
+        """All is said. `answered`: the client was told something."""
+        self._await_goodbye()
 
     def _may_stay(self) -> bool:
         """The client is told that it may ask again, if what is left of this request is sure to end."""

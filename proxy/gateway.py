@@ -35,6 +35,7 @@ from exeat.proxy.outside import Outside
 from exeat.proxy.pipes import PipePool
 from exeat.proxy.refusal import Refusal, host_text
 from exeat.proxy.spending import Spending
+from exeat.proxy.transparent import TransparentFlow
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -64,7 +65,8 @@ CLAIMS: Final = 256  # resume records without an answer; one append per flow
 class ProxySettings:
     """`control_uid` is who must serve the hub socket. Times in seconds.
 
-    `listeners` are doors for clients outside jails: (ADDRESS:PORT or path, listening socket);
+    `listeners` are doors for clients outside jails: (ADDRESS:PORT or path, listening socket), and
+    `transparent` those for redirected connections;
     `identities` say who they are, `max_connections` how many each of those may have.
     """
 
@@ -77,6 +79,7 @@ class ProxySettings:
     idle_timeout_s: float = 600
     keep_alive_s: float = 60
     listeners: tuple[tuple[str, socket.socket], ...] = ()
+    transparent: tuple[tuple[str, socket.socket], ...] = ()
     identities: Identities = field(default_factory=lambda: Identities(()))
     max_connections: int = 16_384
 
@@ -94,7 +97,8 @@ class Gateway:
         self.snapshot: Snapshot | None = None
         self._stale_at = 0.0  # reactor time
         self._jails: dict[str, Jail] = {}
-        self._outside = Outside(settings.listeners, settings.identities, settings.max_connections)
+        doors = (*settings.listeners, *settings.transparent)
+        self._outside = Outside(doors, settings.identities, settings.max_connections)
         self._waiting: set[Flow] = set()  # not (or no longer) a tunnel: they have a deadline
         self._tunnels: dict[Flow, Tunnel] = {}
         self._settling: set[Tunnel] = set()
@@ -148,7 +152,7 @@ class Gateway:
         added = Jail(jail, subject, jails.hold_seconds(message.get("hold_ms")), listeners)
         self._jails[jail] = added
         for name, sock in listeners.items():
-            self._watch(sock, _always(added, f"{jail}/{name}"))
+            self._watch(sock, _always(added, f"{jail}/{name}"), _kind(name in jails.TRANSPARENT))
 
     def on_jail_removed(self, jail: str) -> None:
         removed = self._jails.get(jail)
@@ -201,14 +205,15 @@ class Gateway:
     def _open_doors(self) -> None:
         """The first snapshot is here: clients outside jails may come."""
         for name, sock in self._outside.listeners:
-            self._watch(sock, partial(self._outside.who, name))
+            redirected = (name, sock) in self.settings.transparent
+            self._watch(sock, partial(self._outside.who, name), _kind(redirected))
 
-    def _watch(self, listener: socket.socket, who: Who) -> None:
+    def _watch(self, listener: socket.socket, who: Who, kind: type[Flow]) -> None:
         if listener.family != socket.AF_UNIX:
             listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # what it accepts inherits it
-        self.reactor.add(listener.fileno(), EPOLLIN, lambda _: self._accept(listener, who))
+        self.reactor.add(listener.fileno(), EPOLLIN, lambda _: self._accept(listener, who, kind))
 
-    def _accept(self, listener: socket.socket, who: Who) -> None:
+    def _accept(self, listener: socket.socket, who: Who, kind: type[Flow]) -> None:
         for _ in range(ACCEPT_BATCH):
             try:
                 sock, peer = listener.accept()
@@ -217,27 +222,29 @@ class Gateway:
             except OSError as error:
                 # Out of descriptors in spite of the headroom: a level-triggered listener would spin.
                 self.reactor.remove(listener.fileno())
-                self.reactor.call_later(SWEEP_S, lambda: self._rewatch(listener, who))
+                self.reactor.call_later(SWEEP_S, lambda: self._rewatch(listener, who, kind))
                 print(f"exeat proxy: accept: {errno.errorcode.get(error.errno or 0, error)}", file=sys.stderr)
                 return
-            self._take(sock, *who(sock, peer))
+            self._take(kind, sock, *who(sock, peer))
 
-    def _rewatch(self, listener: socket.socket, who: Who) -> None:
+    def _rewatch(self, listener: socket.socket, who: Who, kind: type[Flow]) -> None:
         if listener.fileno() >= 0:  # not closed meanwhile
-            self._watch(listener, who)
+            self._watch(listener, who, kind)
 
-    def _take(self, sock: socket.socket, jail: Jail, src: str) -> None:
+    def _take(self, kind: type[Flow], sock: socket.socket, jail: Jail, src: str) -> None:
         here = len(jail.flows)
         if here >= 2 * jail.limit or sock.fileno() > self._max_fds - SPARE_FDS // 2:
             reset_on_close(sock)
             sock.close()
             return
         sock.setblocking(False)
-        flow = self._enter(Flow(self, jail, End(self.reactor, sock), src))
+        flow = self._enter(kind(self, jail, End(self.reactor, sock), src))
         if here >= jail.limit:
             flow.refuse_limit("limit.connections")
         elif sock.fileno() > self._max_fds - SPARE_FDS:
             flow.refuse_limit("limit.descriptors")
+        else:
+            flow.begin()
 
     def _enter(self, flow: Flow) -> Flow:
         flow.jail.flows.add(flow)
@@ -246,7 +253,7 @@ class Gateway:
 
     def follow(self, flow: Flow, before: Before) -> None:
         """The client of `flow` stays, or has only to read its answer: another flow hears it now."""
-        self._enter(Flow(self, flow.jail, flow.client, flow.evidence.src, before))
+        self._enter(flow.next(before))
 
     # -- what flows ask
 
@@ -447,6 +454,10 @@ class Gateway:
     @property
     def drained(self) -> bool:
         return not self._jails and self._outside.quiet
+
+
+def _kind(redirected: bool) -> type[Flow]:
+    return TransparentFlow if redirected else Flow
 
 
 def _always(jail: Jail, src: str) -> Who:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from exeat.ledger.line import Line
 from exeat.policy.model import Address, Subject
+from exeat.policy.names import MalformedError, parse_host
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -41,6 +42,7 @@ class GuardClient:
     def __init__(self, reactor: Reactor, path: Path) -> None:
         self._reactor = reactor
         self._pending: dict[int, OnAnswer] = {}
+        self._named: dict[int, Callable[[tuple[str, ...]], None]] = {}
         self._questions: dict[int, Question] = {}  # of those in `_pending` whose answer may be kept
         self._hot: dict[Question, tuple[tuple[Address, ...], float]] = {}
         self._numbers = itertools.count(1)
@@ -85,8 +87,30 @@ class GuardClient:
         )
         return lambda: self._forget(number)
 
+    def names(
+        self, subject: Subject, address: Address, on_names: Callable[[tuple[str, ...]], None]
+    ) -> Callable[[], None]:
+        """Ask for which names `subject` was answered this address; none when the guard is away.
+
+        `on_names` is called once, later. The returned call forgets the question.
+        """
+        number = next(self._numbers)
+        self._named[number] = on_names
+        if not self._line.connected or len(self._named) > MAX_PENDING:
+            self._reactor.call_soon(lambda: self._name(number, ()))
+        else:
+            asked = {"family": address.family, "value": str(address.value)}
+            self._line.send({"id": number, "verb": "names", "subject": subject._asdict(), "address": asked})
+        return lambda: self._forget(number)
+
+    def _name(self, number: int, names: tuple[str, ...]) -> None:
+        on_names = self._named.pop(number, None)
+        if on_names is not None:
+            on_names(names)
+
     def _forget(self, number: int) -> None:
         self._pending.pop(number, None)
+        self._named.pop(number, None)
         self._questions.pop(number, None)
 
     def _answer(self, number: int, answer: Answer) -> None:
@@ -101,13 +125,17 @@ class GuardClient:
         """Whoever waits is told that there is no guard; nothing it said is used again."""
         self.forget()
         # The answers may reach flows that are in the middle of asking: not from inside here.
+        for number in list(self._named):
+            self._reactor.call_soon(lambda number=number: self._name(number, ()))  # type: ignore[misc]
         for number in list(self._pending):
             self._reactor.call_soon(lambda number=number: self._answer(number, UNAVAILABLE))  # type: ignore[misc]
 
     def on_message(self, message: Message, fds: list[int]) -> None:
         """One reply of the guard's; it has no descriptors to give."""
         number = message.get("id")
-        if isinstance(number, int):
+        if number in self._named:
+            self._name(number, parse_names(message))
+        elif isinstance(number, int):
             answer = parse_answer(message)
             self._keep(number, answer, message)
             self._answer(number, answer)
@@ -134,6 +162,18 @@ def parse_answer(message: Message) -> Answer:
     addresses = tuple(_address(item) for item in found)
     whole = tuple(address for address in addresses if address is not None)
     return whole if len(whole) == len(addresses) else UNAVAILABLE
+
+
+def parse_names(message: Message) -> tuple[str, ...]:
+    """The guard's reply to `names`; anything odd is no name."""
+    names = message.get("names")
+    if message.get("ok") is not True or not isinstance(names, list):
+        return ()
+    try:
+        hosts = tuple(parse_host(name) for name in names if isinstance(name, str))
+    except MalformedError:
+        return ()
+    return tuple(host for host in hosts if isinstance(host, str))
 
 
 def shortest_life(message: Message) -> int:

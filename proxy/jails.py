@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 MAX_CONNECTIONS: Final = 256  # per jail, refused ones that are still being told so included
 DEFAULT_HOLD_MS: Final = 2500
 MAX_HOLD_MS: Final = 55_000
-DOORS: Final[tuple[str, ...]] = ("proxy4", "proxy6", "proxyu", "socks4", "socks6")
+TRANSPARENT: Final[tuple[str, ...]] = ("trans4", "trans6")
+DOORS: Final[tuple[str, ...]] = ("proxy4", "proxy6", "proxyu", "socks4", "socks6", *TRANSPARENT)
 
 
 @dataclass(eq=False, slots=True)

@@ -24,6 +24,7 @@ _OWN: Final[dict[str, tuple[int, str]]] = {
     "http.request_line": (400, "http_request_error"),
     "http.version": (505, "http_request_error"),
     "http.target_form": (400, "http_request_error"),
+    "http.origin_form": (400, "http_request_error"),
     "http.scheme": (400, "http_request_error"),
     "http.header": (400, "http_request_error"),
     "http.head_too_large": (431, "http_request_error"),
@@ -82,6 +83,12 @@ class Refusal:
 
 def host_text(host: str | Address) -> str:
     return format_address(host) if isinstance(host, Address) else host
+
+
+def place_text(address: Address, port: int) -> str:
+    """ADDRESS:PORT, with brackets for IPv6."""
+    text = format_address(address)
+    return f"[{text}]:{port}" if address.family == 6 else f"{text}:{port}"
 
 
 def from_code(code: str, host: str | Address = "", port: int = 0) -> Refusal:

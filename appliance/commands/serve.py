@@ -137,11 +137,13 @@ def _guard(config: Config) -> int:
 def _proxy(config: Config) -> int:
     from exeat.proxy.server import ProxySettings, serve
 
+    doors = listeners.take(config, listeners.PROXY_DOORS)
     settings = ProxySettings(
         run_dir=config.run_dir,
         node=config.node.name,
         control_uid=_uid(config.users.control),
-        listeners=tuple((door.name, door.sock) for door in listeners.take(config, listeners.PROXY_DOORS)),
+        listeners=tuple((each.name, each.sock) for each in doors if each.door != "transparent"),
+        transparent=tuple((each.name, each.sock) for each in doors if each.door == "transparent"),
         identities=_identities(config),
         max_connections=config.proxy.max_connections,
     )

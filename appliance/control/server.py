@@ -56,7 +56,13 @@ class Control:
         self._generation = time.time_ns() // 1_000_000  # grows across restarts
         self._published = 0.0
         self._host_local = host_addresses()
-        self._listening = endpoints((*config.proxy.listen, *config.proxy.listen_socks, *config.dns.listen))
+        doors_outside = (
+            config.proxy.listen,
+            config.proxy.listen_socks,
+            config.proxy.transparent,
+            config.dns.listen,
+        )
+        self._listening = endpoints(tuple(place for places in doors_outside for place in places))
         self._clock = TrustedClock(store)
         self._evidence = Evidence(config.run_dir / "ledger" / "ledger.sock", config.node.name)
         warden = Requester(config.run_dir / "warden" / "warden.sock", "warden")

@@ -14,6 +14,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from exeat.ledger.reconcile import REWRITTEN
 from exeat.ledger.records import Dest, Kind, Record
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def _flow(opened: Record, end: Record | None, reserved: int) -> Flow:
         reserved=reserved,
         whole=last.kind is Kind.CLOSE and last.close_reason == _ENDED_BY_ITSELF,
         closed=last.kind is Kind.CLOSE,
-        rewritten=opened.name_source == "http",
+        rewritten=opened.name_source in REWRITTEN,
         kernel=(last.kernel_out, last.kernel_in, last.client_kernel_out, last.client_kernel_in),
     )
 

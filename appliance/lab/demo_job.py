@@ -98,9 +98,10 @@ def _lookup(host: str, want: str, reason: str = "") -> Attempt:
     return Attempt("getent", f"look up {host}", host, 0, want, reason, ("getent", "ahosts", host))
 
 
-def _direct(address: str) -> Attempt:
-    command = ("curl", "-sS", "-g", "--noproxy", "*", "--max-time", "12", f"http://{address}/")
-    return Attempt("curl", f"http://{address}/ without the proxy", address, 80, REFUSED, NO_ROUTE, command)
+def _direct(url: str, host: str, port: int, want: str, reason: str = "", *more: str) -> Attempt:
+    command = ("curl", "-sS", "-f", "-g", "--noproxy", "*", "--max-time", "12", "-o", "/dev/null",
+               "-w", "%{size_download}", *more, url)  # fmt: skip
+    return Attempt("curl", f"{url} without the proxy", host, port, want, reason, command)
 
 
 def _raw(what: str, reason: str, *parts: str, host: str = "", port: int = 0) -> Attempt:
@@ -180,9 +181,13 @@ ATTEMPTS = (
          "\\x04\\x01\\x00\\x50\\x00\\x00\\x00\\x01x\\x00evil.example.net\\x00"),
     _raw("plain HTTP in a tunnel to index.example.org:443", "tls.not_tls", _connect("index.example.org:443"),
          "GET / HTTP/1.1\\r\\nHost: evil.example.net\\r\\n\\r\\n", host="index.example.org", port=443),
-    # Round the proxy.
-    _direct("203.0.113.10"),
-    _direct("[2001:db8:0:1::10]"),
+    # By clients that know of no proxy, or would rather not.
+    _direct("https://api.example.org/bytes/3000", "api.example.org", 443, ALLOWED),
+    _direct("http://plain.example.org/bytes/3000", "plain.example.org", 80, ALLOWED),
+    _direct("https://paste.example.net/", "paste.example.net", 443, REFUSED, "rule.deny",
+            "--resolve", "paste.example.net:443:203.0.113.10"),
+    _direct("http://203.0.113.10/", "203.0.113.10", 80, REFUSED, "ip_literal.denied"),
+    _direct("https://[2001:db8:0:1::10]/", "2001:db8:0:1::10", 443, REFUSED, "ip_literal.denied"),
     Attempt("socket", "a QUIC datagram to 203.0.113.10", "203.0.113.10", 443, REFUSED, NO_ROUTE,
             ("python3", "-I", "-c", _UDP, "203.0.113.10")),
 )  # fmt: skip

@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from exeat.ledger import ipc
 from exeat.ledger.reader import read_records
 from exeat.ledger.records import Kind, Record
-from exeat.policy.addresses import parse_address
+from exeat.policy.addresses import format_address, parse_address
 from exeat.policy.document import Document, load_policy
+from exeat.policy.model import Address
 from exeat.policy.snapshot import Snapshot
 
 if TYPE_CHECKING:
@@ -143,6 +144,7 @@ class Guard(threading.Thread):
         self._listener = ipc.listen(path)
         self._listener.setblocking(True)
         self.names: dict[str, list[str]] = {}
+        self.pins: dict[str, list[str]] = {}  # address -> the names it was answered for
         self.asked: list[str] = []
         self.start()
 
@@ -156,6 +158,11 @@ class Guard(threading.Thread):
     def _serve(self, channel: ipc.Channel) -> None:
         while True:
             question, _ = channel.next()
+            if question["verb"] == "names":
+                address = Address(question["address"]["family"], int(question["address"]["value"]))
+                names = self.pins.get(format_address(address), [])
+                channel.send({"id": question["id"], "ok": True, "names": names})
+                continue
             self.asked.append(question["host"])
             channel.send({"id": question["id"], **self._answer(question["host"])})
 

@@ -8,11 +8,14 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
+from exeat.policy.model import Address
 from exeat.proxy.body import BodyFramer
 from exeat.proxy.client_hello import HelloError, HelloParser
 from exeat.proxy.connect import HeadParser
+from exeat.proxy.doors import DoorError
 from exeat.proxy.fields import HttpError
 from exeat.proxy.first_bytes import FirstBytesJudge, TunnelError
+from exeat.proxy.redirected import RedirectedDoor
 from exeat.proxy.socks5 import SocksError, SocksParser
 from exeat.proxy.tunnel_requests import TunnelRequests
 
@@ -117,6 +120,24 @@ def test_first_bytes_verdict(data: bytes, cuts: list[int], port: int) -> None:
         return found.kind, found.hello
 
     assert verdict(cuts) == verdict([])
+
+
+@given(mixed(HTTP_BITS) | mixed(TLS_BITS), CUTS, st.sampled_from([443, 80, 7000]))
+def test_where_a_redirected_client_goes(data: bytes, cuts: list[int], port: int) -> None:
+    """Nor does the destination; only how much came with it does."""
+
+    def verdict(where: list[int]) -> object:
+        door = RedirectedDoor(Address(4, 1), port)
+        found, _ = run(lambda: door, DoorError, data, where)
+        if found is None or isinstance(found, str):
+            return found
+        if found.tunnel:
+            assert data.startswith(found.rest)
+        return found.source, found.host, found.port, found.tunnel, found.consumed
+
+    whole = verdict([])
+    assert verdict(cuts) == whole
+    assert verdict(list(range(len(data)))) == whole
 
 
 @given(st.one_of(st.none(), st.integers(0, 50)), st.binary(max_size=60), CUTS)

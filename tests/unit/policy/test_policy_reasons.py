@@ -17,7 +17,7 @@ _CODE = re.compile(
 )
 _DOOR_CODE = re.compile(
     r'"((?:tls|http|socks|dial|dns|limit|client|jail|gateway|ledger|policy|malformed|sni|meta|address'
-    r'|budget|lease|rule|posture|internal)\.[a-z_0-9]+)"'
+    r'|budget|lease|rule|posture|internal|transparent)\.[a-z_0-9]+)"'
 )
 # Codes of documents that do not load, or that draw a warning; their text is the message.
 LOAD_ONLY = {

@@ -174,3 +174,43 @@ def test_a_guard_of_another_user_is_not_believed(
     while not answers:
         asking.reactor.turn(0.1)
     assert answers == [UNAVAILABLE]
+
+
+@pytest.mark.parametrize(
+    ("reply", "names"),
+    [
+        ({"ok": True, "names": ["a.org", "b.org"]}, ("a.org", "b.org")),
+        ({"ok": True, "names": []}, ()),
+        ({"ok": False, "error": "dns.refused", "names": ["a.org"]}, ()),
+        ({"ok": True}, ()),
+        ({"ok": True, "names": "a.org"}, ()),
+        ({"ok": True, "names": ["a.org", "b..org"]}, ()),
+        ({"ok": True, "names": [7, "10.0.0.1"]}, ()),
+    ],
+)
+def test_names_of_an_address(asking: Asking, reply: dict[str, Any], names: tuple[str, ...]) -> None:
+    found: list[tuple[str, ...]] = []
+    asking.client.names(ME, HOME, found.append)
+    message, _ = asking.guard.next()
+    assert (message["verb"], message["subject"]) == ("names", ME._asdict())
+    assert message["address"] == {"family": HOME.family, "value": str(HOME.value)}
+    asking.guard.send({"id": message["id"], **reply})
+    while not found:
+        asking.reactor.turn(1)
+    assert found == [names]
+
+
+def test_no_names_without_the_guard_nor_for_who_went_away(asking: Asking) -> None:
+    gone: list[tuple[str, ...]] = []
+    forget = asking.client.names(ME, HOME, gone.append)
+    left: list[tuple[str, ...]] = []
+    asking.client.names(ME, HOME, left.append)
+    forget()
+    asking.guard.sock.shutdown(2)
+    while not left:
+        asking.reactor.turn(0.1)
+    after: list[tuple[str, ...]] = []
+    asking.client.names(ME, HOME, after.append)
+    while not after:
+        asking.reactor.turn(0.1)
+    assert (gone, left, after) == ([], [()], [()])
