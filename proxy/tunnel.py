@@ -10,26 +10,25 @@ everything, at most SETTLE_S; a cut or a reset does not wait.
 from __future__ import annotations
 
 import contextlib
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from exeat.policy.model import Decision, Request, Verdict
 from exeat.proxy import refusal, stream, tcpinfo
+from exeat.proxy.account import Account
 from exeat.proxy.exchange import Before, Exchange
 from exeat.proxy.first_bytes import FirstBytes, FirstBytesJudge, TunnelError
-from exeat.proxy.gate import FIRST_STEP, Gate
 from exeat.proxy.relay import Relay, StopRelay
 from exeat.proxy.tcpinfo import KernelCount
 from exeat.proxy.tunnel_requests import TunnelRequests
 
 if TYPE_CHECKING:
+    from exeat.policy.model import Decision, Request
     from exeat.proxy.ends import End
     from exeat.proxy.flow import Flow
 
 SETTLE_S: Final = 2.0
 FIRST_SETTLE_WAIT_S: Final = 0.01
 MAX_SETTLE_WAIT_S: Final = 0.1
-PROGRESS_S: Final = 60.0
-RETRY_S: Final = 0.25
 CLOSE_TRIES: Final = 30
 
 
@@ -75,26 +74,20 @@ class Tunnel:
     """Created by a Flow that policy has allowed; owns both ends once `open` is durable."""
 
     __slots__ = (
-        "_ceiling",
-        "_charged",
         "_consumed",
         "_final",
         "_first_bytes_until",
-        "_forgotten",
         "_gateway",
-        "_held",
         "_idle_s",
         "_near",
-        "_progressed",
-        "_request",
         "_settle_until",
         "_settle_wait",
         "_upstream",
         "_watch",
+        "account",
         "decision",
         "ended",
         "flow",
-        "gate",
         "relay",
     )
 
@@ -109,29 +102,19 @@ class Tunnel:
     ) -> None:
         self.flow = flow
         self.decision = decision
-        self.gate = Gate(self._reserve)
+        self.account = Account(flow.gateway, flow.evidence, request, decision, self)
         self.relay: Relay | None = None
         self._idle_s = flow.gateway.settings.idle_timeout_s
         self._gateway = flow.gateway
         self._upstream = upstream
-        self._request = request
         self._watch = watch
         self._consumed = consumed  # bytes of the client that were its request for the tunnel
-        self._forgotten = False
         self.ended = ""  # why, once it has
-        self._charged = (0, 0)
-        self._ceiling = 0  # as promised; the gate's own follows when it is durable
-        self._held = 0
-        self._progressed = 0.0
         self._settle_until = 0.0
         self._settle_wait = FIRST_SETTLE_WAIT_S
         self._first_bytes_until = float("inf")
         self._final: tuple[KernelCount | None, KernelCount | None] = (None, None)
         self._near: KernelCount | None = None  # the client's side, once the client has moved on
-
-    @property
-    def project(self) -> str:
-        return self._request.subject.project
 
     @property
     def lease(self) -> str:
@@ -141,40 +124,34 @@ class Tunnel:
 
     def open(self, first: bytes) -> None:
         """Ask the ledger; `first` goes out, ahead of everything else, once it has answered."""
-        spending = self._gateway.spending
-        spending.charge_open(self.project, self.decision)
-        ceiling = self._affordable(self.gate.first_ceiling(len(first)))
-        if ceiling < len(first) or not ceiling:
-            self._forgotten = True
-            self.flow.refuse_opening(self._exhausted_reason())
-            return
-        self._promise(ceiling)
-        record = self.flow.evidence.opening(ceiling, tcpinfo.cookie(self._upstream.sock))
-        self._gateway.ledger.append([record], lambda durable: self._opened(durable, ceiling, first))
+        cookie = tcpinfo.cookie(self._upstream.sock)
+        code = self.account.open(len(first), cookie, partial(self._opened, first))
+        if code:
+            self.ended = code
+            self.flow.refuse_opening(code)
 
     def forget(self) -> None:
         """The flow gave up before the ledger answered. Its open may be stored all the same."""
-        self._forgotten = True
-        self._promise(0)
         self._append_close("abandoned")
 
-    def _opened(self, durable: bool, ceiling: int, first: bytes) -> None:
-        if self._forgotten:
+    def _opened(self, first: bytes, durable: bool) -> None:
+        if self.ended:
             return
         if not durable:
-            self._forgotten = True
-            self._promise(0)
             self._append_close("ledger.unavailable")
             self.flow.refuse_opening("ledger.unavailable")
             return
         gateway = self._gateway
         self.relay = Relay(
-            gateway.reactor, gateway.pipes, self.flow.client, self._upstream, self.gate, self._relay_ended
+            gateway.reactor,
+            gateway.pipes,
+            self.flow.client,
+            self._upstream,
+            self.account.gate,
+            self._relay_ended,
         )
-        self._progressed = gateway.reactor.now()
         gateway.live(self)
         self.flow.opened()
-        self.gate.grant(ceiling)
         self._watch_client(self.relay)
         self.relay.start(first)
 
@@ -198,78 +175,16 @@ class Tunnel:
         if first.requests is not None and self.relay is not None:
             stream.watch(first.requests, self.relay)
 
-    # -- reservations and budgets
+    # -- what the account asks
 
     def counts(self) -> tuple[int, int]:
         """Payload bytes (out, in) delivered so far."""
         relay = self.relay
         return (relay.up.count, relay.down.count) if relay else (0, 0)
 
-    def charge(self) -> None:
-        """Charge what has passed since the last time."""
-        out, back = self.counts()
-        up, down = out - self._charged[0], back - self._charged[1]
-        if up or down:
-            self._charged = (out, back)
-            self._gateway.spending.charge_bytes(self.project, self.decision, up, down)
-            self._promise(self._ceiling)
-
-    def _promise(self, ceiling: int) -> None:
-        """Tell the others how much of `ceiling` (0: it is over) is held here and not used yet."""
-        self._ceiling = ceiling
-        held = max(0, ceiling - sum(self._charged))
-        self._gateway.spending.promise(self.project, self.decision, held - self._held)
-        self._held = held
-
-    def _affordable(self, ceiling: int) -> int:
-        """The part of a wished ceiling that leases and budgets allow now."""
-        found = self._gateway.spending.allowance(self._request.subject, self.decision)
-        if found is None:
-            return ceiling
-        # Near a limit, take a share only: others may be running on the same lease.
-        share = min(found.free, max(FIRST_STEP, found.free // 4))
-        return min(ceiling, self._ceiling + share)
-
-    def _reserve(self, ceiling: int) -> None:
-        """Gate's question. Called from inside the pump: whatever ends the tunnel happens later."""
-        self.charge()
-        ceiling = self._affordable(ceiling)
-        if ceiling > self.gate.reserved:
-            self._promise(ceiling)
-            record = self.flow.evidence.reserve(ceiling, *self.counts())
-            self._gateway.ledger.append([record], lambda durable: self._reserved(durable, ceiling))
-        elif self.gate.room > 0:
-            self.gate.exhaust()
-        else:
-            self._gateway.reactor.call_soon(self._out_of_budget)
-
-    def _reserved(self, durable: bool, ceiling: int) -> None:
-        if self.ended or self.relay is None:
-            return
-        if not durable:
-            self._gateway.reactor.call_later(RETRY_S, self._retry)
-            return
-        self.gate.grant(ceiling)
-        self.relay.kick()
-
-    def _retry(self) -> None:
-        if not self.ended:
-            self.gate.retry()
-
-    def _out_of_budget(self) -> None:
-        """All reserved bytes are used, none can be had: over, unless others still hold some."""
-        if self.ended:
-            return
-        found = self._gateway.spending.allowance(self._request.subject, self.decision)
-        undelivered = self.gate.taken - sum(self.counts())
-        if found is not None and found.left <= undelivered:
-            self.end(found.reason)
-        else:
-            self._gateway.reactor.call_later(RETRY_S, self._retry)
-
-    def _exhausted_reason(self) -> str:
-        found = self._gateway.spending.allowance(self._request.subject, self.decision)
-        return found.reason if found is not None else "budget.exceeded"
+    def granted(self) -> None:
+        if self.relay is not None:
+            self.relay.kick()
 
     # -- what the gateway's sweeps ask
 
@@ -278,33 +193,19 @@ class Tunnel:
         relay = self.relay
         if relay is None or self.ended:
             return
-        self.charge()
+        self.account.charge()
         if now - relay.activity > self._idle_s:
             self.end("idle")
         elif now > self._first_bytes_until:
             self.end("tls.timeout")
-        elif now - self._progressed >= PROGRESS_S:
-            self._progressed = now
-            record = self.flow.evidence.progress(self.gate.reserved, *self.counts())
-            self._gateway.ledger.append([record], lambda _: None)
+        else:
+            self.account.progress(now)
 
     def resume(self) -> bytes:
-        return self.flow.evidence.resume(self.gate.reserved, *self.counts())
+        return self.account.resume()
 
     def recheck(self) -> None:
-        """The snapshot changed: does it still allow what runs here?"""
-        if self.ended:
-            return
-        decision = self._gateway.decide(self._request)
-        # Used-up budgets and lease uses are judged where bytes are reserved, not here: the
-        # connection being judged has been paid for.
-        if decision.reason.startswith("budget."):
-            return
-        if self.lease:
-            if decision.verdict is Verdict.DENY and not decision.reason.startswith("posture."):
-                self.end("policy.changed")
-        elif not decision.allowed:
-            self.end("policy.changed")
+        self.account.recheck()
 
     # -- the end
 
@@ -317,8 +218,7 @@ class Tunnel:
         self.ended = reason
         if isinstance(self._watch, Exchange):
             self._watch.relay = None
-        self.charge()
-        self._promise(0)
+        self.account.stop()
         self._gateway.settling(self)
         if reason == "eof":
             self._settle_until = self._gateway.reactor.now() + SETTLE_S
@@ -408,12 +308,12 @@ class Tunnel:
         return client.without(self.flow.handshake_out, self._consumed + ahead + relay.undelivered_out)
 
     def _finish(self) -> None:
-        self.gate.stop()
         self._append_close(self.ended)
         self._gateway.closed(self)
 
     def _append_close(self, reason: str) -> None:
         self.ended = reason
-        record = self.flow.evidence.close(reason, self.gate.reserved, self.counts(), *self._final)
+        self.account.stop()
+        record = self.flow.evidence.close(reason, self.account.gate.reserved, self.counts(), *self._final)
         # Without a relay nobody knows whether the ledger has the open: then it may refuse the close.
         self._gateway.append_close(self, record, CLOSE_TRIES if self.relay is not None else 1)
