@@ -93,13 +93,13 @@ def _set_elements() -> int:
     return sum(len(each["set"].get("elem", [])) for each in found if "set" in each)
 
 
-def leaks(before: Sample, busy: Sample, late: Sample, after: Sample, load: Load) -> list[Check]:
-    """Judge four looks: none connected, the idle ones up, the end of the load, all gone again.
+def leaks(before: Sample, busy: Sample, late: Sample, after: Sample, passed: int) -> list[Check]:
+    """Judge four looks: none connected, half way, the end of the load, all gone again.
 
-    `passing` tunnels lie between `busy` and `late`, which differ in nothing else.
+    `passed` tunnels lie between `busy` and `late`, which differ in nothing else.
     """
     checks = []
-    room = int(KIB_SLACK + KIB_PER_TUNNEL * load.passing)
+    room = int(KIB_SLACK + KIB_PER_TUNNEL * passed)
     for name in PROCESSES:
         grown = late.kib[name] - busy.kib[name]
         checks.append(_at_most(f"{name}: KiB grown under load", grown, room))
@@ -113,7 +113,7 @@ def leaks(before: Sample, busy: Sample, late: Sample, after: Sample, load: Load)
     return checks
 
 
-def evidence(records: Iterable[Record], load: Load, verified: bool) -> list[Check]:
+def evidence(records: Iterable[Record], tunnels: int, verified: bool) -> list[Check]:
     """Judge the ledger: as many flows as there were tunnels, each opened, closed and counted once."""
     opened: Counter[bytes] = Counter()
     closed: Counter[bytes] = Counter()
@@ -127,7 +127,7 @@ def evidence(records: Iterable[Record], load: Load, verified: bool) -> list[Chec
         elif record.kind in (Kind.ORPHAN, Kind.GAP, Kind.DENY):
             lost += 1
     return [
-        _exactly("flows opened", len(opened), load.idle + load.passing),
+        _exactly("flows opened", len(opened), tunnels),
         _exactly("flows opened twice", opened.total() - len(opened), 0),
         _exactly("flows never closed", len(opened.keys() - closed.keys()), 0),
         _exactly("flows closed twice or never opened", (closed - opened).total(), 0),
@@ -149,58 +149,65 @@ def soak(loader: Loader, load: Load) -> list[Check]:
     core = (os.cpu_count() or 1) - 1
     with loader.origin(*ORIGIN), exeat_alone.started("connect", core) as exeat:
         say(f"warming up, then {load.idle:,} idle tunnels ...")
-        _pass(loader, exeat, Load(0, load.rate, 2))
+        passed = _pass(loader, exeat, load._replace(seconds=2))
         before = take(exeat)
         with loader.running("idle", exeat.tunnels(ECHO), load.idle, 0, size=BYTES) as idle:
             idle.wait_begin()
-            busy = take(exeat)
-            say(f"{load.rate} new tunnels a second for {load.seconds:g} s ...")
-            _pass(loader, exeat, load)
-            late = _settled(exeat, busy)
+            idling = take(exeat)
+            half = load._replace(seconds=load.seconds / 2)
+            say(f"{load.rate} new tunnels a second for {half.seconds:g} s, which fills what is bounded ...")
+            passed += _pass(loader, exeat, half)
+            busy = _settled(exeat, idling)
+            say(f"and for {half.seconds:g} s more ...")
+            passed += _pass(loader, exeat, half)
+            late = _settled(exeat, idling)
             still_up = idle.result()["up"]
         say("all clients are gone; waiting for what they held ...")
         after = _settled(exeat, before)
-        _show(before, busy, late, after)
+        _show(before, idling, busy, late, after)
         exeat.made.down()
         say("reading the ledger ...")
         state = exeat.made.base / "state"
         verified = exeat.made.exeat("ledger", "verify", "--state-dir", str(state)).returncode == 0
-        warmed = Load(load.idle, load.rate, load.seconds + 2)
         return [
             _exactly("idle tunnels that stayed", still_up, load.idle),
-            *leaks(before, busy, late, after, load),
-            *evidence(exeat.made.records(), warmed, verified),
+            *leaks(before, busy, late, after, half.passing),
+            *evidence(exeat.made.records(), passed + load.idle, verified),
         ]
 
 
-def _pass(loader: Loader, exeat: Exeat, load: Load) -> None:
-    """New tunnels at the load's rate, begun when due; LoadError when one fails."""
+def _pass(loader: Loader, exeat: Exeat, load: Load) -> int:
+    """New tunnels at the load's rate, begun when due: how many; LoadError when one fails."""
     with loader.running("rate", exeat.tunnels(ECHO), load.rate, load.seconds, size=BYTES) as running:
         running.wait_begin()
         found = running.result(load.seconds)
     if found["failed"]:
         raise LoadError(f"{found['failed']} of {load.passing} tunnels failed: {found['first_failure']}")
+    return int(found["done"])
 
 
 def _settled(exeat: Exeat, wanted: Sample) -> Sample:
-    """The first look at which the proxy holds no more descriptors than it did, or the last one."""
+    """The first look at which no more descriptors and sockets are held than there were, or the last one."""
     deadline = time.monotonic() + SETTLING_S
     while True:
         found = take(exeat)
-        if found.fds["proxy"] <= wanted.fds["proxy"] + SLACK or time.monotonic() > deadline:
+        given_back = (
+            found.fds["proxy"] <= wanted.fds["proxy"] + SLACK and found.sockets <= wanted.sockets + SLACK
+        )
+        if given_back or time.monotonic() > deadline:
             return found
         time.sleep(0.5)
 
 
 def _show(*samples: Sample) -> None:
     """How it went, for people: a row for each thing, a column for each look."""
-    heads = ("none", "idle up", "after the load", "all gone")
-    print(f"{'held':<26}" + "".join(f"{head:>16}" for head in heads))
+    heads = ("none", "idle up", "half way", "at the end", "all gone")
+    print(f"{'held':<26}" + "".join(f"{head:>14}" for head in heads))
     for name in PROCESSES:
-        print(f"{name + ', KiB':<26}" + "".join(f"{each.kib[name]:>16,}" for each in samples))
-        print(f"{name + ', descriptors':<26}" + "".join(f"{each.fds[name]:>16,}" for each in samples))
+        print(f"{name + ', KiB':<26}" + "".join(f"{each.kib[name]:>14,}" for each in samples))
+        print(f"{name + ', descriptors':<26}" + "".join(f"{each.fds[name]:>14,}" for each in samples))
     for what in ("sockets", "conntrack", "set_elements"):
-        print(f"{what.replace('_', ' '):<26}" + "".join(f"{getattr(each, what):>16,}" for each in samples))
+        print(f"{what.replace('_', ' '):<26}" + "".join(f"{getattr(each, what):>14,}" for each in samples))
     print()
 
 

@@ -14,6 +14,7 @@ from bench.loader import ECHO, POUR, SINK, LoadError, Tunnels
 from tests.support.proxy_world import HOME, Origin, in_namespace
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable
 
 pytestmark = pytest.mark.root
@@ -85,10 +86,13 @@ def test_idle_tunnels_stay_up_until_its_input_ends() -> None:
 
 
 def test_a_refusal_and_a_dead_end_are_failures() -> None:
-    refusing = b"HTTP/1.1 403 Forbidden\r\n\r\n"
+    def refuse(sock: socket.socket) -> None:
+        sock.sendall(b"HTTP/1.1 403 Forbidden\r\n\r\n")
+        while sock.recv(4096):  # else its end would be a reset, which takes the answer with it
+            pass
 
     def body(made: loader.Loader) -> None:
-        proxy = Origin(0, lambda sock: sock.sendall(refusing) or (sock.recv(9) and None))
+        proxy = Origin(0, refuse)
         refused = Tunnels("connect", f"{HOME}:{proxy.port}", f"{HOME}:{PORT}")
         nobody = Tunnels("direct", f"{HOME}:9", f"{HOME}:9")
         for way in (refused, nobody):
