@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from bench.soak import BYTES, PROCESSES, Check, Sample, evidence, leaks
+from bench.soak import BYTES, PROCESSES, REMEMBERED, Check, Sample, evidence, leaks
 
 from exeat.ledger.records import Kind, Record
 
-PASSED = 3
 HELD = Sample(dict.fromkeys(PROCESSES, 20_000), dict.fromkeys(PROCESSES, 20), 10, 0, 0)
 
 
@@ -15,16 +14,20 @@ def found(checks: list[Check]) -> list[str]:
     return [check.name for check in checks if not check.met]
 
 
+def judged(late: Sample, after: Sample, *, warmed: int = REMEMBERED, passed: int = 3) -> list[Check]:
+    return leaks(HELD, HELD, late, after, warmed=warmed, passed=passed)
+
+
 def test_nothing_leaks() -> None:
-    assert found(leaks(HELD, HELD, HELD, HELD, PASSED)) == []
+    assert found(judged(HELD, HELD)) == []
 
 
 @pytest.mark.parametrize("process", PROCESSES)
 def test_growth_under_load_is_a_leak(process: str) -> None:
     heavy = HELD._replace(kib={**HELD.kib, process: 30_000})
-    assert found(leaks(HELD, HELD, heavy, HELD, PASSED)) == [f"{process}: KiB grown under load"]
+    assert found(judged(heavy, HELD)) == [f"{process}: KiB grown under load"]
     many = HELD._replace(fds={**HELD.fds, process: 40})
-    assert found(leaks(HELD, HELD, many, many, PASSED)) == [
+    assert found(judged(many, many)) == [
         f"{process}: descriptors grown under load",
         f"{process}: descriptors kept",
     ]
@@ -34,13 +37,19 @@ def test_growth_that_a_long_run_may_show_is_small_beside_its_tunnels() -> None:
     """A kibibyte for each tunnel is found, however long the run."""
     passed = 60_000
     heavy = HELD._replace(kib={**HELD.kib, "proxy": 20_000 + passed})
-    assert found(leaks(HELD, HELD, heavy, HELD, passed)) == ["proxy: KiB grown under load"]
+    assert found(judged(heavy, HELD, passed=passed)) == ["proxy: KiB grown under load"]
+
+
+def test_the_ledger_may_grow_until_it_remembers_all_it_wants() -> None:
+    heavy = HELD._replace(kib={**HELD.kib, "ledger": 30_000})
+    assert found(judged(heavy, HELD, warmed=0, passed=20_000)) == []
+    assert found(judged(heavy, HELD, warmed=REMEMBERED, passed=20_000)) == ["ledger: KiB grown under load"]
 
 
 @pytest.mark.parametrize("what", ["sockets", "conntrack", "set_elements"])
 def test_what_the_kernel_keeps(what: str) -> None:
     kept = HELD._replace(**{what: 100})
-    assert found(leaks(HELD, HELD, HELD, kept, PASSED)) == [f"{what.replace('_', ' ')} kept"]
+    assert found(judged(HELD, kept)) == [f"{what.replace('_', ' ')} kept"]
 
 
 def flow(number: int) -> list[Record]:
