@@ -69,6 +69,8 @@ class Quick:
         types = tuple(map(type, self._defaults))
         self._types = types
         self._types_dest = tuple(dest if each is type(None) else each for each in types)
+        self._types_front = types[:_FRONT]
+        self._types_tail = tuple(types[_NODE:end] for end in range(_NODE, len(types) + 1))  # by length
         self._empty = tuple(_EMPTY[each] for each in types)
         self._fields = tuple((_CODES[each], cap) for each, cap in zip(types, self._caps, strict=True))
         self._who_fields = self._fields[_FRONT:_WHO]
@@ -124,8 +126,7 @@ class Quick:
         used = len(tail)
         while used and tail[used - 1] == self._defaults[_NODE + used - 1]:
             used -= 1
-        types = tuple(map(type, (*front, *tail)))
-        if not used or types != self._types[:_FRONT] + self._types[_NODE : _NODE + len(tail)]:
+        if not used or tuple(map(type, front)) != self._types_front or not self._fits(tail):
             return None
         try:
             parts = [_ARRAY_HEADS[_NODE + used + 2], self._front(kind, *front), heading]
@@ -133,6 +134,9 @@ class Quick:
         except (_Unusual, struct.error):
             return None
         return b"".join(parts)
+
+    def _fits(self, tail: tuple[Any, ...]) -> bool:
+        return tuple(map(type, tail)) == self._types_tail[len(tail)]
 
     def _front(
         self, kind: int, real: int, boot: int, flow: bytes, out: int, into: int, reserved: int
@@ -149,7 +153,12 @@ class Quick:
 
     def _append_items(self, parts: list[bytes], values: tuple[Any, ...], at: int) -> None:
         for value in values:
-            parts.append(self._item(value, at) if value else self._empty[at])
+            if not value:
+                parts.append(self._empty[at])
+            elif type(value) is int:  # most of what follows who and where
+                parts.append(_uint(value))
+            else:
+                parts.append(self._item(value, at))
             at += 1
 
     def _who(self, group: tuple[Any, ...]) -> bytes:

@@ -56,6 +56,7 @@ class Reactor:
         self._timers: list[tuple[float, int, Timer]] = []
         self._order = itertools.count()
         self._soon: list[Callable[[], None]] = []
+        self.woke = self.now()  # when the last wait ended; what happens in one turn is of one time
         self.stopped = False  # set by `stop`, for good
         self._on_error = on_error
 
@@ -109,7 +110,9 @@ class Reactor:
         """One round: wait for events (at most `max_wait` seconds), call back, run due timers."""
         wait = 0.0 if self._soon else self._wait(max_wait)
         self._new.clear()
-        for fd, events in self._epoll.poll(wait, 512):
+        happened = self._epoll.poll(wait, 512)
+        self.woke = self.now()
+        for fd, events in happened:
             callback = self._callbacks.get(fd)
             # An earlier callback of this round may have closed it, and another socket have its number.
             if callback is not None and fd not in self._new:

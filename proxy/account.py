@@ -89,7 +89,7 @@ class Account:
 
     def _opened(self, ceiling: int, opened: Callable[[bool], None], durable: bool) -> None:
         if durable and not self._holder.ended:
-            self._progressed = self._gateway.reactor.now()
+            self._progressed = self._gateway.reactor.woke
             self.gate.grant(ceiling)
         opened(durable)
 
@@ -108,6 +108,8 @@ class Account:
     def _promise(self, ceiling: int) -> None:
         """Tell the others how much of `ceiling` (0: it is over) is held here and not used yet."""
         self._ceiling = ceiling
+        if not self.decision.lease and not self.decision.budgets:
+            return  # nobody counts
         held = max(0, ceiling - sum(self._charged))
         self._gateway.spending.promise(self._request.subject.project, self.decision, held - self._held)
         self._held = held
@@ -196,6 +198,28 @@ class Account:
         self.charge()
         self._promise(0)
         self.gate.stop()
+
+    def leave(self) -> None:
+        """The flow's close is on its way: nobody is held on to, so that both can go."""
+        self._holder = _GONE
+
+
+class _Gone:
+    """In the place of a flow that is no more."""
+
+    ended = "gone"
+
+    def counts(self) -> tuple[int, int]:
+        return 0, 0
+
+    def granted(self) -> None:
+        return
+
+    def end(self, _reason: str) -> None:
+        return
+
+
+_GONE: Final = _Gone()
 
 
 def _whatever(_durable: bool) -> None:

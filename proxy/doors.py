@@ -7,7 +7,7 @@ own (a status line, a reply code).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, ClassVar, Final, Protocol
 
 from exeat.proxy import refusal, socks5
 from exeat.proxy.connect import HeadParser
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from exeat.proxy.connect import RequestHead
     from exeat.proxy.refusal import Refusal
 
+MAX_KNOWN: Final = 1024  # CONNECT heads
+MAX_KNOWN_HEAD: Final = 512  # bytes of each
 ESTABLISHED: Final = b"HTTP/1.1 200 Connection established\r\n\r\n"
 
 
@@ -64,20 +66,42 @@ class Door(Protocol):
 
 
 class HttpDoor:
+    """Clients say the same CONNECT again and again: what it means is remembered by its very bytes."""
+
+    _known: ClassVar[dict[bytes, Arrival]] = {}
+
     def __init__(self) -> None:
-        self._parser = HeadParser()
+        self._parser: HeadParser | None = None  # until something has been heard
 
     def feed(self, data: bytes) -> tuple[bytes, Arrival | None]:
+        if self._parser is not None:
+            return b"", self._parse(self._parser, data)
+        arrival = self._known.get(data)
+        if arrival is None:
+            self._parser = HeadParser()
+            arrival = self._parse(self._parser, data)
+            if arrival is not None and arrival.asked is None:
+                self._remember(data, arrival)
+        return b"", arrival
+
+    def _parse(self, parser: HeadParser, data: bytes) -> Arrival | None:
         try:
-            head = self._parser.feed(data)
+            head = parser.feed(data)
         except HttpError as error:
             raise DoorError(error.code) from None
         if head is None:
-            return b"", None
-        parser = self._parser
+            return None
         source = "connect" if head.connect else "http"
         asked = None if head.connect else head
-        return b"", Arrival(source, head.host, head.port, parser.rest, parser.consumed, asked)
+        return Arrival(source, head.host, head.port, parser.rest, parser.consumed, asked)
+
+    def _remember(self, data: bytes, arrival: Arrival) -> None:
+        """Not with what follows the head, and no secrets."""
+        if arrival.rest or len(data) > MAX_KNOWN_HEAD or b"authorization" in data.lower():
+            return
+        if len(self._known) >= MAX_KNOWN:
+            self._known.clear()
+        self._known[data] = arrival
 
     def established(self) -> bytes:
         return ESTABLISHED

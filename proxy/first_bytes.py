@@ -73,10 +73,13 @@ class FirstBytes:
 class FirstBytesJudge:
     """`feed` client bytes until it returns FirstBytes; raises TunnelError, then feed no more."""
 
+    __slots__ = ("_data", "_given", "_hello", "_host", "_port", "_requests")
+
     def __init__(self, host: str | Address, port: int) -> None:
+        self._host = host
         self._port = port
         self._data = bytearray()
-        self._requests = TunnelRequests(host, port)
+        self._requests: TunnelRequests | None = None  # once it may be HTTP
         self._given = 0  # bytes that `_requests` has had
         self._hello: HelloParser | None = HelloParser() if port in TLS_PORTS else None
 
@@ -122,6 +125,8 @@ class FirstBytesJudge:
             raise TunnelError("http.request_line")
         end = data.find(b"\r\n\r\n")
         upto = len(self._data) if end < 0 else end + 4
+        if self._requests is None:
+            self._requests = TunnelRequests(self._host, self._port)
         try:
             self._requests.take(bytes(self._data[self._given : upto]))
         except HttpError as error:

@@ -120,7 +120,7 @@ class Flow(NearSide):
         self.gateway.describe_policy(self.evidence)
         self.evidence.decision = decision
         self.evidence.shadow = self.gateway.shadow(request, decision)
-        self._decided_by, self._decided_at = self.gateway.snapshot, self.gateway.reactor.now()
+        self._decided_by, self._decided_at = self.gateway.snapshot, self.gateway.reactor.woke
         return decision
 
     def _still_allowed(self) -> Decision | None:

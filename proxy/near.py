@@ -52,7 +52,7 @@ class NearSide(ABC):
         self.jail = jail
         self.client = client
         self.evidence = Evidence(gateway.flow_id(), jail.subject, src)
-        self.deadline = gateway.reactor.now() + gateway.settings.head_timeout_s
+        self.deadline = gateway.reactor.woke + gateway.settings.head_timeout_s
         self.closed = False
         self.handshake_out = 0  # bytes we sent to the client that are not payload of this flow
         self.heard = 0  # bytes of the client that are not: what it asked before, and this asking
@@ -120,7 +120,7 @@ class NearSide(ABC):
         if before.ends:
             self._await_goodbye()
             return
-        self.deadline = self.gateway.reactor.now() + self.gateway.settings.keep_alive_s
+        self.deadline = self.gateway.reactor.woke + self.gateway.settings.keep_alive_s
         self._hear = NearSide._hear_next
         self._deaf = True
         self.gateway.reactor.call_soon(self._hear_early)
@@ -162,7 +162,7 @@ class NearSide(ABC):
         """All has been said: wait a little for the client to read it and to close."""
         self._before = None
         self._hear = NearSide._hear_nothing_more
-        self.deadline = self.gateway.reactor.now() + DRAIN_S
+        self.deadline = self.gateway.reactor.woke + DRAIN_S
         self._listen(wanted=True)
         with contextlib.suppress(OSError):
             # Close only after the client has read its answer and closed: closing with unread
@@ -179,5 +179,5 @@ class NearSide(ABC):
         return
 
     def _until(self, seconds: float, code: str) -> None:
-        self.deadline = self.gateway.reactor.now() + seconds
+        self.deadline = self.gateway.reactor.woke + seconds
         self._timeout_code = code

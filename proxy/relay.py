@@ -109,21 +109,19 @@ class _Direction:
             if self.eof and not self.unpaid:
                 self._finish()
                 return False
-            if not self.source.readable or self.gate.room <= 0 or self._sated:
+            intake = self.intake
+            if not self.source.readable or self.gate.room <= 0 or (intake is not None and intake.over):
                 self._release()
                 return False
             if budget <= 0:
                 return True
-            budget -= self._splice() if self.bulk and self.intake is None else self._copy()
-
-    @property
-    def _sated(self) -> bool:
-        return self.intake is not None and self.intake.over
+            budget -= self._splice() if self.bulk and intake is None else self._copy()
 
     @property
     def complete(self) -> bool:
         """The intake has seen all that is to pass, and it has passed."""
-        return self._sated and not self.undelivered
+        intake = self.intake
+        return intake is not None and intake.over and not self.undelivered
 
     def _pay(self) -> None:
         unpaid, self.unpaid = self.unpaid, b""
@@ -292,7 +290,7 @@ class Relay:
         self.client, self.upstream = client, upstream
         self.up = _Direction(client, upstream, gate, pipes)
         self.down = _Direction(upstream, client, gate, pipes)
-        self.activity = reactor.now()
+        self.activity = reactor.woke
         self.ended = False
         self.undelivered_out = self.undelivered_in = 0  # set at the end: read, but never written
 
@@ -301,7 +299,10 @@ class Relay:
         self.client.heard_by(self._on_client)
         self.upstream.heard_by(self._on_upstream)
         if first:
-            self._guarded(self.up.pass_on, first)
+            try:
+                self.up.pass_on(first)
+            except OSError:
+                self.end("reset")
         self.kick()
 
     def kick(self) -> None:
@@ -330,7 +331,7 @@ class Relay:
         self._event(self.upstream, events)
 
     def _event(self, end: End, events: int) -> None:
-        self.activity = self._reactor.now()
+        self.activity = self._reactor.woke
         end.note(events)
         self._turn()
         # What came before a reset has been moved by now; a direction that was finished before would
@@ -340,27 +341,21 @@ class Relay:
 
     def _turn(self) -> None:
         self._queued = False
-        if not self.ended:
-            self._guarded(self._pump)
-
-    def _pump(self) -> None:
-        more = self.up.pump(TURN_BYTES)
-        if not self.ended:
-            more = self.down.pump(TURN_BYTES) or more
         if self.ended:
             return
-        if (self.up.shut and self.down.shut) or self.down.complete:
-            self.end("eof")
-        elif more:
-            self.kick()
-
-    def _guarded(self, move: Callable[..., None], *what: bytes) -> None:
+        up, down = self.up, self.down
         try:
-            move(*what)
+            more = up.pump(TURN_BYTES)
+            more = down.pump(TURN_BYTES) or more
         except StopRelay as stop:
             self.end(stop.reason)
         except OSError:
             self.end("reset")
+        else:
+            if (up.shut and down.shut) or down.complete:
+                self.end("eof")
+            elif more:
+                self.kick()
 
 
 def _failed(sock: socket.SocketType) -> bool:

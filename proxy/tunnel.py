@@ -35,6 +35,7 @@ CLOSE_TRIES: Final = 30
 class _JudgeIntake:
     """The client's first bytes on a port that is not TLS by rule: the server may speak first."""
 
+    __slots__ = ("_judge", "_tunnel", "done")
     over = False
 
     def __init__(self, judge: FirstBytesJudge, tunnel: Tunnel) -> None:
@@ -168,7 +169,7 @@ class Tunnel:
     def expect_rest(self) -> None:
         """The client has begun something that must be complete within the hello time limit."""
         if self._first_bytes_until == float("inf"):
-            self._first_bytes_until = self._gateway.reactor.now() + self._gateway.settings.hello_timeout_s
+            self._first_bytes_until = self._gateway.reactor.woke + self._gateway.settings.hello_timeout_s
 
     def first_bytes_judged(self, first: FirstBytes) -> None:
         self._first_bytes_until = float("inf")
@@ -221,7 +222,7 @@ class Tunnel:
         self.account.stop()
         self._gateway.settling(self)
         if reason == "eof":
-            self._settle_until = self._gateway.reactor.now() + SETTLE_S
+            self._settle_until = self._gateway.reactor.woke + SETTLE_S
             if isinstance(self._watch, Exchange) and not self._watch.answer.switched:
                 self._leave_client(self._watch, stays=self._watch.reusable)
             self.settle()
@@ -266,7 +267,7 @@ class Tunnel:
         """True when both peers have acknowledged all (or time is up) and the close is written."""
         self._final = self._kernel()
         open_ends = any(count is not None and count.unacked for count in self._final)
-        if open_ends and self._gateway.reactor.now() < self._settle_until:
+        if open_ends and self._gateway.reactor.woke < self._settle_until:
             # Most have acknowledged by now or do so within a delayed ACK; asking costs as much as a flow.
             self._gateway.settle_later(self, self._settle_wait)
             self._settle_wait = min(2 * self._settle_wait, MAX_SETTLE_WAIT_S)
@@ -317,3 +318,4 @@ class Tunnel:
         record = self.flow.evidence.close(reason, self.account.gate.reserved, self.counts(), *self._final)
         # Without a relay nobody knows whether the ledger has the open: then it may refuse the close.
         self._gateway.append_close(self, record, CLOSE_TRIES if self.relay is not None else 1)
+        self.account.leave()

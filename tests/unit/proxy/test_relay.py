@@ -220,7 +220,7 @@ def test_a_reader_that_never_reads_stops_the_sender(bench: Bench) -> None:
             stuck += 1
         bench.reactor.turn(0.005)
     assert stuck == 20, "the origin could push without end"
-    assert pushed < 40_000_000  # two socket buffers and a pipe, however the kernel tunes them
+    assert pushed < 100_000_000  # two socket buffers and a pipe, however the kernel tunes them
     got = 0
     while got < pushed:
         bench.reactor.turn(0.005)
