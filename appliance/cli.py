@@ -25,6 +25,7 @@ COMMANDS = {
     "dns": "dns",
     "lab": "lab",
     "doctor": "doctor",
+    "identity": "identity",
     "config": "config",
     "env": "info",
     "completion": "info",

@@ -142,7 +142,7 @@ class Proxy(_Section):
     Each port speaks HTTP CONNECT, absolute-form HTTP and SOCKS5, told apart by the first byte;
     `listen_socks` is for clients that want a port of its own. `listen_unix` are socket paths.
     `transparent` takes connections that a packet filter redirected there.
-    `max_connections` bounds each identity.
+    `max_connections` bounds each identity. `credentials` is the file of `exeat identity`.
     """
 
     listen: Endpoints = ()
@@ -150,6 +150,7 @@ class Proxy(_Section):
     listen_unix: tuple[Path, ...] = ()
     transparent: Endpoints = ()
     max_connections: Annotated[int, Field(ge=1, le=1_000_000)] = 16_384
+    credentials: Path | None = None
 
     @field_validator("listen_unix")
     @classmethod
@@ -174,8 +175,9 @@ def _source_cidr(text: str) -> Cidr | None:
 class Identity(_Section):
     """Clients from `source` are this subject.
 
-    `source` is a CIDR, an address, `uid:N`, or the path of a socket in `[proxy] listen_unix`. The
-    most specific one wins. `uid:N` counts for Unix sockets only, where the kernel tells the uid.
+    `source` is a CIDR, an address, `uid:N`, the path of a socket in `[proxy] listen_unix`, or
+    `user:NAME` for a name in `[proxy] credentials`. The most specific one wins. `uid:N` counts for
+    Unix sockets only, where the kernel tells the uid; `user:NAME` for clients that no other knows.
     """
 
     source: str
@@ -187,11 +189,15 @@ class Identity(_Section):
     def _known_form(cls, value: str) -> str:
         if value.startswith("cgroup:"):
             raise ValueError(f"`{value}`: clients are not told apart by cgroup; use uid:N, a path or a CIDR")
-        if re.fullmatch(r"uid:(0|[1-9][0-9]{0,9})", value) or value.startswith("/"):
+        if re.fullmatch(r"uid:(0|[1-9][0-9]{0,9})|user:[A-Za-z0-9][A-Za-z0-9._-]{0,62}", value):
+            return value
+        if value.startswith("/"):
             return value
         if _source_cidr(value) is not None:
             return value
-        raise ValueError(f"`{value}` is neither an address, a CIDR without host bits, uid:N nor a path")
+        raise ValueError(
+            f"`{value}` is neither an address, a CIDR without host bits, uid:N, user:NAME nor a path"
+        )
 
     def place(self) -> Cidr | int | str:
         """The source as `policy.identity` takes it: a network, a uid or a path."""

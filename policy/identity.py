@@ -10,12 +10,14 @@ from exeat.policy.model import Address, Subject
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+USER: Final = "user:"  # before a name that a client proves with a password
+
 # The subject of a client that no identity knows: the core refuses it, `meta.attribution`.
 NOBODY: Final = Subject("", "")
 
 
 class Identity(NamedTuple):
-    """Clients from `source` are `subject`: a network, a uid, or a Unix socket's path."""
+    """Clients from `source` are `subject`: a network, a uid, a Unix socket's path, or `user:NAME`."""
 
     source: Cidr | int | str
     subject: Subject
@@ -27,10 +29,13 @@ class Identities:
     def __init__(self, identities: Iterable[Identity]) -> None:
         self._uids: dict[int, Subject] = {}
         self._paths: dict[str, Subject] = {}
+        self._users: dict[str, Subject] = {}
         networks: dict[tuple[int, int], dict[int, Subject]] = {}
         for source, subject in identities:
             if isinstance(source, int):
                 self._uids.setdefault(source, subject)
+            elif isinstance(source, str) and source.startswith(USER):
+                self._users.setdefault(source.removeprefix(USER), subject)
             elif isinstance(source, str):
                 self._paths.setdefault(source, subject)
             else:
@@ -49,6 +54,10 @@ class Identities:
             if subject is not None:
                 return subject
         return NOBODY
+
+    def of_user(self, name: str) -> Subject:
+        """The subject of a client that has proved to be `name`."""
+        return self._users.get(name, NOBODY)
 
     def of_peer(self, path: str, uid: int) -> Subject:
         """The subject behind a connection to the Unix socket `path`: its uid's, else the path's."""

@@ -139,6 +139,9 @@ TEXTS: dict[str, str] = {
     "socks.malformed": "malformed SOCKS request",
     "socks.method": "no SOCKS authentication method in common",
     "socks.version": "only SOCKS5 is spoken here",
+    "auth.required": "a name and password are needed here: exeat identity add makes them",
+    "auth.failed": "this name and password are not known here",
+    "auth.rate": "too many wrong passwords; wait a minute",
     "client.gone": "the client closed before its tunnel was there",
     "transparent.direct": "this port is for redirected connections; use the proxy's own",
     "jail.removed": "the job has ended",
@@ -156,7 +159,18 @@ TEXTS: dict[str, str] = {
 }
 
 # Nobody's permission would change these: the client or the far side has to.
-_NO_COMMAND = ("malformed.", "tls.", "http.", "socks.", "client.", "transparent.", "dial.", "dns.", "sni.")
+_NO_COMMAND = (
+    "auth.",
+    "malformed.",
+    "tls.",
+    "http.",
+    "socks.",
+    "client.",
+    "transparent.",
+    "dial.",
+    "dns.",
+    "sni.",
+)
 # Where a person's lease could open the door: what deny, meta and ceiling refuse, no lease can.
 _LEASABLE = frozenset(
     {"posture.default_deny", "posture.not_public_name", "posture.port", "ip_literal.denied"}

@@ -7,7 +7,8 @@ HTTP/1.0 goes on as one, so that no answer comes back chunked to a client that c
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from base64 import b64decode
+from dataclasses import dataclass, field
 
 from exeat.policy.addresses import format_address
 from exeat.policy.model import Address
@@ -30,7 +31,7 @@ class RequestHead:
     origin-form with our own Host. `length` is the body's Content-Length in bytes, None when it
     is chunked. `upgrade`: the client would go on with WebSocket. `persistent`: it may send
     another request on this connection. `expects`: it waits for `100 Continue` before its body.
-    `old`: it speaks HTTP/1.0.
+    `old`: it speaks HTTP/1.0. `credentials`: the name and password it gives for itself.
     """
 
     method: bytes
@@ -43,6 +44,7 @@ class RequestHead:
     persistent: bool = False
     expects: bool = False
     old: bool = False
+    credentials: tuple[bytes, bytes] | None = field(default=None, repr=False)
 
 
 class HeadParser:
@@ -98,7 +100,10 @@ class HeadParser:
         if method == b"CONNECT":
             if length != 0:
                 raise HttpError("http.connect_body")
-            return RequestHead(method, host, port, connect=True, upstream=b"", length=0)
+            credentials = basic_credentials(fields)
+            return RequestHead(
+                method, host, port, connect=True, upstream=b"", length=0, credentials=credentials
+            )
         if version == b"HTTP/1.1" and b"host" not in fields:
             raise HttpError("http.host_missing")
         return RequestHead(
@@ -113,7 +118,23 @@ class HeadParser:
             and b"close" not in fields.tokens(b"connection") | fields.tokens(b"proxy-connection"),
             expects=b"expect" in fields,
             old=version == b"HTTP/1.0",
+            credentials=basic_credentials(fields),
         )
+
+
+def basic_credentials(fields: Fields) -> tuple[bytes, bytes] | None:
+    """User-id and password of Proxy-Authorization (RFC 7617 section 2), None if they do not stand there."""
+    values = fields.all(b"proxy-authorization")
+    if len(values) != 1:
+        return None
+    scheme, _, token = values[0].partition(b" ")
+    if scheme.lower() != b"basic":
+        return None
+    try:
+        name, colon, password = b64decode(token.strip(b" "), validate=True).partition(b":")
+    except ValueError:
+        return None
+    return (name, password) if colon else None
 
 
 def request_line(line: bytes) -> tuple[bytes, bytes, bytes]:

@@ -6,7 +6,7 @@ own (a status line, a reply code).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Final, Protocol
 
 from exeat.proxy import refusal, socks5
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from exeat.policy.model import Address
     from exeat.proxy.connect import RequestHead
     from exeat.proxy.refusal import Refusal
+    from exeat.proxy.socks5 import Check
 
 MAX_KNOWN: Final = 1024  # CONNECT heads
 MAX_KNOWN_HEAD: Final = 512  # bytes of each
@@ -35,7 +36,7 @@ class DoorError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """Where the client wants to go.
+    """Where the client wants to go, and the name and password it gives for itself.
 
     `rest` is what it sent after asking. `asked` is the request of absolute-form HTTP, None for a
     tunnel.
@@ -47,6 +48,7 @@ class Arrival:
     rest: bytes
     consumed: int  # bytes of the client that were the asking itself
     asked: RequestHead | None = None
+    credentials: tuple[bytes, bytes] | None = field(default=None, repr=False)
 
     @property
     def tunnel(self) -> bool:
@@ -93,7 +95,9 @@ class HttpDoor:
             return None
         source = "connect" if head.connect else "http"
         asked = None if head.connect else head
-        return Arrival(source, head.host, head.port, parser.rest, parser.consumed, asked)
+        return Arrival(
+            source, head.host, head.port, parser.rest, parser.consumed, asked, head.credentials
+        )
 
     def _remember(self, data: bytes, arrival: Arrival) -> None:
         """Not with what follows the head, and no secrets."""
@@ -112,8 +116,8 @@ class HttpDoor:
 
 
 class SocksDoor:
-    def __init__(self) -> None:
-        self._parser = SocksParser()
+    def __init__(self, check: Check | None) -> None:
+        self._parser = SocksParser(check)
 
     def feed(self, data: bytes) -> tuple[bytes, Arrival | None]:
         try:
@@ -132,10 +136,13 @@ class SocksDoor:
         return refusal.socks_answer(why)
 
 
-def open_door(first: int) -> Door:
-    """By the first byte. Raises DoorError for what neither door takes (SOCKS4, TLS, noise)."""
+def open_door(first: int, check: Check | None = None) -> Door:
+    """By the first byte; `check` as in SocksParser.
+
+    Raises DoorError for what neither door takes (SOCKS4, TLS, noise).
+    """
     if first == socks5.VERSION:
-        return SocksDoor()
+        return SocksDoor(check)
     if first == 4:
         raise DoorError("socks.version", b"")
     if not 0x21 <= first <= 0x7E:

@@ -80,7 +80,7 @@ class Flow(NearSide):
 
     def next(self, before: Before) -> Flow:
         """The flow of what the client will ask next on this connection, if it stays."""
-        return Flow(self.gateway, self.jail, self.client, self.evidence.src, before)
+        return Flow(self.gateway, self.came_by, self.client, self.evidence.src, before)
 
     def _door_of_next(self) -> Door:
         return HttpDoor()
@@ -90,7 +90,7 @@ class Flow(NearSide):
     def _hear_request(self, data: bytes) -> None:
         try:
             if self._door is None:
-                self._door = open_door(data[0])
+                self._door = open_door(data[0], self._check_password if self._must_say_who() else None)
             out, arrival = self._door.feed(data)
         except DoorError as error:
             self._refuse(refusal.from_code(error.code), answer=error.answer)
@@ -100,13 +100,24 @@ class Flow(NearSide):
         if arrival is not None:
             self._arrived(arrival)
 
+    def _must_say_who(self) -> bool:
+        """Whether nothing tells who the client is, and a name and password could."""
+        return self.gateway.must_say_who(self.jail)
+
+    def _check_password(self, name: bytes, password: bytes) -> str:
+        return self.gateway.identify(self, (name, password))
+
     def _arrived(self, arrival: Arrival) -> None:
         self._arrival = arrival
         self.heard += arrival.consumed
         evidence = self.evidence
         evidence.name_source, evidence.host, evidence.port = arrival.source, arrival.host, arrival.port
+        code = self.gateway.identify(self, arrival.credentials) if self._must_say_who() else ""
         self._request = Request(self.jail.subject, arrival.host, arrival.port)
         self._listen(wanted=False)
+        if code:
+            self._refuse(self._own(code))
+            return
         if not arrival.tunnel and arrival.port in TLS_PORTS:
             self._refuse(self._own("tls.not_tls"))
             return

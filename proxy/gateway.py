@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from exeat.ledger.ipc import Message
     from exeat.policy.model import Subject
     from exeat.policy.snapshot import Snapshot
+    from exeat.proxy.credentials import Credentials
     from exeat.proxy.evidence import Evidence
     from exeat.proxy.exchange import Before
     from exeat.proxy.tunnel import Tunnel
@@ -82,6 +83,7 @@ class ProxySettings:
     transparent: tuple[tuple[str, socket.socket], ...] = ()
     identities: Identities = field(default_factory=lambda: Identities(()))
     max_connections: int = 16_384
+    credentials: Credentials | None = None
 
 
 class Gateway:
@@ -98,7 +100,7 @@ class Gateway:
         self._stale_at = 0.0  # reactor time
         self._jails: dict[str, Jail] = {}
         doors = (*settings.listeners, *settings.transparent)
-        self._outside = Outside(doors, settings.identities, settings.max_connections)
+        self._outside = Outside(doors, settings.identities, settings.max_connections, settings.credentials)
         self._waiting: set[Flow] = set()  # not (or no longer) a tunnel: they have a deadline
         self._tunnels: dict[Flow, Tunnel] = {}
         self._settling: set[Tunnel] = set()
@@ -254,6 +256,23 @@ class Gateway:
     def follow(self, flow: Flow, before: Before) -> None:
         """The client of `flow` stays, or has only to read its answer: another flow hears it now."""
         self._enter(flow.next(before))
+
+    # -- who a client says it is
+
+    def must_say_who(self, jail: Jail) -> bool:
+        return self._outside.must_say(jail)
+
+    def identify(self, flow: Flow, said: tuple[bytes, bytes] | None) -> str:
+        """Give `flow` the jail of the client that proves its name; else a reason code."""
+        jail = self._outside.named(said, flow.evidence.src, self.reactor.now())
+        if isinstance(jail, str):
+            return jail
+        if len(jail.flows) >= jail.limit:
+            return "limit.connections"
+        flow.jail.flows.discard(flow)
+        jail.flows.add(flow)
+        flow.belong_to(jail)
+        return ""
 
     # -- what flows ask
 

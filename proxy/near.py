@@ -37,6 +37,7 @@ class NearSide(ABC):
         "_drained",
         "_hear",
         "_timeout_code",
+        "came_by",
         "client",
         "closed",
         "deadline",
@@ -49,7 +50,7 @@ class NearSide(ABC):
 
     def __init__(self, gateway: Gateway, jail: Jail, client: End, src: str) -> None:
         self.gateway = gateway
-        self.jail = jail
+        self.jail = self.came_by = jail  # `came_by`: who it is by the kernel alone
         self.client = client
         self.evidence = Evidence(gateway.flow_id(), jail.subject, src)
         self.deadline = gateway.reactor.woke + gateway.settings.head_timeout_s
@@ -62,6 +63,11 @@ class NearSide(ABC):
         self._deaf = False
         self._hear: Callable[[Any, bytes], None] = NearSide._hear_nothing
         client.heard_by(self._on_client)
+
+    def belong_to(self, jail: Jail) -> None:
+        """The client has said who it is."""
+        self.jail = jail
+        self.evidence.subject = jail.subject
 
     # -- what Flow does with it
 

@@ -14,10 +14,13 @@ from exeat.ledger.ipc import peer_uid
 from exeat.policy.identity import NOBODY, Identities
 from exeat.policy.model import Address, Subject
 from exeat.proxy import jails
+from exeat.proxy.credentials import Attempts
 from exeat.proxy.jails import Jail
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from exeat.proxy.credentials import Credentials
 
 MAX_PATH: Final = 100  # bytes of a socket's path that go into a record's `src`
 
@@ -29,11 +32,17 @@ class Outside:
     """
 
     def __init__(
-        self, listeners: Sequence[tuple[str, socket.socket]], identities: Identities, limit: int
+        self,
+        listeners: Sequence[tuple[str, socket.socket]],
+        identities: Identities,
+        limit: int,
+        credentials: Credentials | None,
     ) -> None:
         self.listeners = list(listeners)
         self._identities = identities
         self._limit = limit
+        self._credentials = credentials
+        self._attempts = Attempts()
         self._jails: dict[Subject, Jail] = {}
 
     @property
@@ -53,12 +62,38 @@ class Outside:
         source = f"[{peer[0]}]:{peer[1]}" if sock.family == socket.AF_INET6 else f"{peer[0]}:{peer[1]}"
         return self._jail(subject), f"{source} {name}"
 
+    def must_say(self, jail: Jail) -> bool:
+        """Whether a client of this jail has to say who it is: the kernel's word is never overruled."""
+        return self._credentials is not None and jail.subject is NOBODY
+
+    def named(self, said: tuple[bytes, bytes] | None, src: str, now: float) -> Jail | str:
+        """The jail of a client that gives this name and password, or the reason code why not.
+
+        `src` is its way in as records call it, `now` the reactor's time.
+        """
+        if said is None or self._credentials is None:
+            return "auth.required"
+        peer = _without_port(src)
+        if self._attempts.barred(peer, now):
+            return "auth.rate"
+        name, password = said
+        if not self._credentials.knows(name, password):
+            self._attempts.failed(peer, now)
+            return "auth.failed"
+        return self._jail(self._identities.of_user(name.decode("ascii")))
+
     def _jail(self, subject: Subject) -> Jail:
         jail = self._jails.get(subject)
         if jail is None:
             limit = jails.MAX_CONNECTIONS if subject is NOBODY else self._limit
             jail = self._jails[subject] = Jail("", subject, None, {}, limit=limit)
         return jail
+
+
+def _without_port(src: str) -> str:
+    """A client's address, or the socket and uid it came by: what stays when it connects again."""
+    peer, _, _ = src.partition(" ")
+    return peer.rpartition(":")[0] if not src.startswith("/") else src
 
 
 def peer_address(family: int, text: str) -> Address:

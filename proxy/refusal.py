@@ -60,6 +60,9 @@ _OWN: Final[dict[str, tuple[int, str]]] = {
     "limit.connections": (503, "connection_limit_reached"),
     "limit.descriptors": (503, "connection_limit_reached"),
     "limit.asks": (503, "connection_limit_reached"),
+    "auth.required": (407, "http_request_denied"),
+    "auth.failed": (407, "http_request_denied"),
+    "auth.rate": (429, "http_request_denied"),
     "client.gone": (400, "http_request_error"),
     "policy.unavailable": (503, "proxy_internal_error"),
 }
@@ -137,7 +140,9 @@ def http_answer(refusal: Refusal, *, body: bool = True, stays: bool = False) -> 
     ]
     if not stays:
         lines.append("Connection: close")
-    if refusal.status == 503 or refusal.request or refusal.reason == "rule.ask":
+    if refusal.status == 407:
+        lines.append('Proxy-Authenticate: Basic realm="exeat", charset="UTF-8"')  # RFC 7617 section 2
+    if refusal.status in (429, 503) or refusal.request or refusal.reason == "rule.ask":
         lines.append(f"Retry-After: {_RETRY_AFTER_S}")
     return "\r\n".join(lines).encode("ascii") + b"\r\n\r\n" + (problem if body else b"")
 

@@ -1,12 +1,13 @@
 """SOCKS5 as a server reads it (RFC 1928, RFC 1929), sans-I/O.
 
-CONNECT only. A user name and password are taken and thrown away: who asks is known from the
-socket, never from what the client says. BIND and UDP ASSOCIATE get reply 07, SOCKS4 gets
+CONNECT only. Where the socket says who asks, a user name and password are taken and thrown away;
+where it does not, `check` is asked about them. BIND and UDP ASSOCIATE get reply 07, SOCKS4 gets
 nothing but a closed connection.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import TYPE_CHECKING
@@ -51,6 +52,9 @@ def reply(code: int) -> bytes:
     return bytes((VERSION, code, 0, IPV4, 0, 0, 0, 0, 0, 0))
 
 
+Check = Callable[[bytes, bytes], str]
+
+
 class _State(Enum):
     GREETING = auto()
     AUTH = auto()
@@ -65,7 +69,9 @@ class SocksParser:
     not be fed again.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, check: Check | None = None) -> None:
+        """`check` gives the reason code why a name and password are not accepted, or ""."""
+        self._check = check
         self._buffer = bytearray()
         self._state = _State.GREETING
         self.consumed = 0
@@ -97,7 +103,7 @@ class SocksParser:
             return b""
         methods = bytes(data[2 : 2 + data[1]])
         self._drop(2 + data[1])
-        if NO_AUTH in methods:
+        if NO_AUTH in methods and self._check is None:
             self._state = _State.REQUEST
             return bytes((VERSION, NO_AUTH))
         if USER_PASS in methods:
@@ -114,6 +120,10 @@ class SocksParser:
         end = 3 + data[1] + data[2 + data[1]]
         if len(data) < end:
             return b""
+        name, password = bytes(data[2 : 2 + data[1]]), bytes(data[3 + data[1] : end])
+        code = self._check(name, password) if self._check is not None else ""
+        if code:
+            raise SocksError(code, b"\x01\x01")
         self._drop(end)
         self._state = _State.REQUEST
         return b"\x01\x00"

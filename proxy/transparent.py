@@ -84,6 +84,9 @@ class TransparentFlow(Flow):
         self.evidence.name_source, self.evidence.host, self.evidence.port = "address", address, port
         return RedirectedDoor(address, port, again=True)
 
+    def _must_say_who(self) -> bool:
+        return False  # it does not know that there is a proxy
+
     def begin(self) -> None:
         found = original_destination(self.client.sock)
         if found is None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import argparse
 
     from exeat.appliance.config import Config
+    from exeat.proxy.credentials import Credentials
 
 _PR_SET_PDEATHSIG = 1
 
@@ -146,8 +147,20 @@ def _proxy(config: Config) -> int:
         transparent=tuple((each.name, each.sock) for each in doors if each.door == "transparent"),
         identities=_identities(config),
         max_connections=config.proxy.max_connections,
+        credentials=_credentials(config),
     )
     return serve(settings, notify_ready)
+
+
+def _credentials(config: Config) -> Credentials | None:
+    from exeat.proxy.credentials import CredentialError, Credentials
+
+    if config.proxy.credentials is None:
+        return None
+    try:
+        return Credentials(config.proxy.credentials)
+    except CredentialError as error:
+        raise NotReachableError(f"[proxy] credentials: {error}") from None
 
 
 def _control(config: Config) -> int:

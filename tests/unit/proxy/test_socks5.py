@@ -89,3 +89,22 @@ def test_no_auth_is_preferred() -> None:
 )
 def test_refused(data: bytes, out: bytes, code: str, step: int) -> None:
     assert trace(data, step)[:2] == (out, code)
+
+
+def test_where_a_name_is_needed_only_its_method_is_taken() -> None:
+    asked: list[tuple[bytes, bytes]] = []
+
+    def check(name: bytes, password: bytes) -> str:
+        asked.append((name, password))
+        return "" if password == b"pw" else "auth.failed"
+
+    parser = SocksParser(check)
+    assert parser.feed(b"\x05\x02\x00\x02") == (b"\x05\x02", None)
+    assert parser.feed(b"\x01\x02ci\x02pw") == (b"\x01\x00", None)
+    with pytest.raises(SocksError) as failed:
+        SocksParser(check).feed(b"\x05\x01\x02\x01\x02ci\x01x")
+    assert (failed.value.code, failed.value.answer) == ("auth.failed", b"\x05\x02\x01\x01")
+    with pytest.raises(SocksError) as without:
+        SocksParser(check).feed(b"\x05\x01\x00")
+    assert (without.value.code, without.value.answer) == ("socks.method", b"\x05\xff")
+    assert asked == [(b"ci", b"pw"), (b"ci", b"x")]
