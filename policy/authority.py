@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 from exeat.policy.addresses import embedded_v4
 from exeat.policy.meta import DNS_PORTS
-from exeat.policy.model import Address
+from exeat.policy.model import Address, Speech, permits
 from exeat.policy.places import Covers, Host
 from exeat.policy.portsets import ALL_PORTS, NO_PORTS, mask_of, ports_mask
 from exeat.policy.postures import Default, Posture, is_public_name
@@ -56,6 +56,8 @@ class Traits(NamedTuple):
     when: When | None
     budget: str
     private: bool
+    raw: bool
+    ech: bool
     approvals: int
     max_ttl_ms: int
 
@@ -131,6 +133,7 @@ class Who(NamedTuple):
     agent: str
     node: str
     at_ms: int
+    speech: Speech = Speech.JUDGED
 
 
 class _Filed(NamedTuple):
@@ -169,6 +172,8 @@ class Side:
                 rule.when,
                 rule.budget,
                 rule.private,
+                rule.raw,
+                rule.ech,
                 (rule.approvals or knobs.approvals) if asks else 0,
                 (rule.max_ttl_ms or knobs.max_ttl_ms) if asks else 0,
             )
@@ -244,7 +249,7 @@ class Side:
         """Most specific first, then in the order of the document, as `decide` attributes them; where
         all ask on the same terms the order says nothing."""
         number = self._tables.ports.number
-        terms = {self._tables.traits.values[each.traits][-2:] for each, _ in asks}
+        terms = {self._tables.traits.values[each.traits][-4:] for each, _ in asks}
         if len(terms) > 1:
             asks.sort(key=_attribution)
             return [(each.traits, number(ports)) for each, ports in asks if ports]
@@ -269,11 +274,13 @@ class Side:
         if not grantable:
             return NOTHING
         ask_all, allow_all = _union(asked), _union(allowed)
-        allow = _union(allowed, usable=place.public) & ~ask_all & grantable
-        terms = self._terms(asked, place, grantable & ~(ask_all | allow_all), grantable)
-        allow |= self._posture_allows(place, who.proto) & grantable & ~(ask_all | allow_all)
+        speaking = [held for held in allowed if permits(held[1], who.speech)]
+        allow = _union(speaking, usable=place.public) & ~ask_all & grantable
+        uncovered = grantable & ~(ask_all | allow_all)
+        terms = self._terms(asked, place, uncovered, grantable, who.speech)
+        allow |= self._posture_allows(place, who) & uncovered
         authority = Authority(allow, _union_terms(terms), grantable, terms, self._charged(asked, allowed))
-        return self._after_zero_budgets(authority)
+        return self._after_zero_budgets(authority, who.speech)
 
     def _applying(
         self, grips: tuple[Grip, ...], who: Who, kind: Kind = Kind.DENY
@@ -296,29 +303,35 @@ class Side:
             group.append((ports_of[ports_number], traits))
         return refusing, asking, allowing
 
-    def _terms(self, asked: list[_Held], place: Place, uncovered: int, grantable: int) -> tuple[Terms, ...]:
+    def _terms(
+        self, asked: list[_Held], place: Place, uncovered: int, grantable: int, speech: Speech
+    ) -> tuple[Terms, ...]:
         terms: list[Terms] = []
         left = grantable
         for ports, traits in asked:
             if (place.public or traits.private) and ports & left:
-                terms.append(Terms(ports & left, traits.approvals, traits.max_ttl_ms))
+                # The rule that asks says what the lease will permit, whatever others say.
+                if permits(traits, speech):
+                    terms.append(Terms(ports & left, traits.approvals, traits.max_ttl_ms))
                 left &= ~ports
         document = self.document
         if document.posture is Posture.CUSTOM and document.default is Default.ASK and place.public:
             knobs = document.knobs
-            if uncovered:
+            if uncovered and speech is Speech.JUDGED:
                 terms.append(Terms(uncovered, knobs.approvals, knobs.max_ttl_ms))
         return tuple(terms)
 
-    def _posture_allows(self, place: Place, proto: str) -> int:
+    def _posture_allows(self, place: Place, who: Who) -> int:
         """The ports that the posture opens where no rule speaks."""
         document = self.document
+        if who.speech is not Speech.JUDGED:
+            return NO_PORTS
         if document.posture is Posture.OFF:
             return ALL_PORTS
         public = document.posture is Posture.PUBLIC or (
             document.posture is Posture.CUSTOM and document.default is Default.PUBLIC
         )
-        opens = public and place.public_name and place.public and proto == "tcp"
+        opens = public and place.public_name and place.public and who.proto == "tcp"
         return self._public_ports if opens else NO_PORTS
 
     def _charged(self, *groups: list[_Held]) -> tuple[tuple[str, int], ...]:
@@ -331,7 +344,7 @@ class Side:
         charged |= {name: ALL_PORTS for name in ALWAYS if name in self.document.budgets}
         return tuple(sorted(charged.items()))
 
-    def _after_zero_budgets(self, authority: Authority) -> Authority:
+    def _after_zero_budgets(self, authority: Authority, speech: Speech) -> Authority:
         """A budget of zero is always used up: hard ones close, soft ones turn everything into an ask."""
         if not self._never and not self._asks_always:
             return authority
@@ -341,10 +354,12 @@ class Side:
         grantable &= ~shut
         asks &= grantable
         knobs = self.document.knobs
+        allow, ask = allow & grantable & ~asks, ask & grantable & ~asks
         kept = tuple(Terms(each.ports & grantable & ~asks, *each[1:]) for each in terms)
-        if asks:
+        if asks and speech is Speech.JUDGED:
+            ask |= asks
             kept = (*kept, Terms(asks, knobs.approvals, knobs.max_ttl_ms))
-        return Authority(allow & grantable & ~asks, ask & grantable | asks, grantable, kept, budgets)
+        return Authority(allow, ask, grantable, kept, budgets)
 
 
 _Held = tuple[int, Traits]

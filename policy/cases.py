@@ -171,7 +171,8 @@ class _Runner:
 
 
 def _shown(decision: Decision) -> dict[str, Any]:
-    return {"decision": str(decision.verdict), "reason": decision.reason, "rule": decision.rule}
+    spoken = {"raw": decision.raw, "ech": decision.ech}
+    return {"decision": str(decision.verdict), "reason": decision.reason, "rule": decision.rule, **spoken}
 
 
 def _agrees(key: str, value: object, got: Mapping[str, Any]) -> bool:
@@ -194,13 +195,15 @@ def case_request(fields: Mapping[str, Any], subject: Subject | None = None) -> R
     )
 
 
+_LEASE_FIELDS = (
+    *("id", "project", "private", "raw", "ech", "job"),
+    *("issuer", "epoch", "max_uses", "max_bytes", "budget"),
+)
+
+
 def case_lease(fields: Mapping[str, Any]) -> Lease:
     """A lease as the cases write it: instants as text, scopes alone or in lists."""
-    simple = {
-        name: fields[name]
-        for name in ("id", "project", "private", "job", "issuer", "epoch", "max_uses", "max_bytes", "budget")
-        if name in fields
-    }
+    simple = {name: fields[name] for name in _LEASE_FIELDS if name in fields}
     return Lease(
         **{"project": "p", **simple},
         to=_scopes(fields["to"]),
@@ -303,4 +306,6 @@ def _narrowing(step: Mapping[str, Any]) -> Narrowing:
         ttl_ms=parse_duration(step["ttl"]) if "ttl" in step else None,
         max_bytes=step.get("max_bytes"),
         max_uses=step.get("max_uses"),
+        raw=step.get("raw"),
+        ech=step.get("ech"),
     )

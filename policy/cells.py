@@ -11,6 +11,7 @@ from itertools import product
 from typing import TYPE_CHECKING
 
 from exeat.policy.authority import Who
+from exeat.policy.model import Speech, permits
 from exeat.policy.rules import DAY_MINUTES, PROTOCOLS, WEEK_MINUTES, When
 
 if TYPE_CHECKING:
@@ -24,13 +25,19 @@ WEEK_MS = WEEK_MINUTES * MINUTE_MS
 
 
 def cells(traits: Iterable[Traits], expiries: Iterable[int | None], now_ms: int) -> Iterator[Who]:
-    """One `Who` for every part of protocol x agent x node x time that these rules can tell apart."""
+    """One `Who` for every part of protocol x agent x node x time x speech that these rules can tell apart."""
     seen = list(traits)
     agents = _words("agent", (each.agents for each in seen))
     nodes = _words("node", (each.nodes for each in seen))
     times = instants((each.when for each in seen if each.when is not None), expiries, now_ms)
-    for at_ms, proto, agent, node in product(times, PROTOCOLS, agents, nodes):
-        yield Who(proto, agent, node, at_ms)
+    for at_ms, proto, agent, node, speech in product(times, PROTOCOLS, agents, nodes, _speeches(seen)):
+        yield Who(proto, agent, node, at_ms, speech)
+
+
+def _speeches(seen: Iterable[Traits]) -> list[Speech]:
+    """What some rule permits expressly; to the others it is all one."""
+    named = [speech for speech in (Speech.ECH, Speech.RAW) if any(permits(each, speech) for each in seen)]
+    return [Speech.JUDGED, *named]
 
 
 def _words(kind: str, groups: Iterable[frozenset[str]]) -> list[str]:

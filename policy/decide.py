@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from exeat.policy.document import Document, Endpoint
     from exeat.policy.index import Entry
     from exeat.policy.leases import Lease
+    from exeat.policy.model import Permits
 
 __all__ = ["CompiledPolicy", "compile_policy", "decide", "decide_lookup"]
 
@@ -138,7 +139,8 @@ def _decide(policy: CompiledPolicy, request: Request, now_ms: int, overlay: Over
         answer = _budget_answer(document, slot, now_ms, overlay)
         if answer is not None:
             return answer
-    return _grant(policy, request, slot, public)
+    answer = _grant(policy, request, slot, public)
+    return _spoken(slot, answer, public) if slot.speaks and answer.verdict is not Verdict.DENY else answer
 
 
 def _sni_refusal(rule: SniRule, request: Request) -> str:
@@ -254,6 +256,17 @@ def _grant(policy: CompiledPolicy, request: Request, slot: Slot, public: bool) -
     if slot.leases and answer.verdict is Verdict.DENY:
         return slot.answer(Verdict.DENY, "address.not_public", slot.leases[0].id)
     return answer
+
+
+def _spoken(slot: Slot, answer: Decision, public: bool) -> Decision:
+    """The answer with what may be spoken: by any grant that allows this, or by the rule that asks, on
+    whose terms a person will decide."""
+    grants: list[Permits] = [rule for rule in slot.ask if rule.id == answer.rule]
+    if answer.verdict is Verdict.ALLOW:
+        grants = [lease for lease in slot.leases if public or lease.private]
+        grants += [rule for rule in slot.allow if not slot.ask and (public or rule.private)]
+    raw, ech = any(grant.raw for grant in grants), any(grant.ech for grant in grants)
+    return replace(answer, raw=raw, ech=ech) if raw or ech else answer
 
 
 def _rule_answer(policy: CompiledPolicy, request: Request, slot: Slot, public: bool) -> Decision:

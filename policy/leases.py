@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from exeat.policy.admin import OK, Actor, authorize
 from exeat.policy.containment import excess
 from exeat.policy.errors import ScopeError
+from exeat.policy.model import Speech, permits
 from exeat.policy.postures import HOUR_MS, KNOBS, Preset
 from exeat.policy.rules import PROTOCOLS
 from exeat.policy.scopes import HTTPS, Ports, Scope, parse_ports, parse_scope, ports_text
@@ -93,6 +94,8 @@ class Lease:
     protocols: tuple[str, ...] = ("tcp",)
     except_: tuple[Scope, ...] = ()
     private: bool = False
+    raw: bool = False
+    ech: bool = False
     agents: frozenset[str] = frozenset()
     nodes: frozenset[str] = frozenset()
     job: str = ""
@@ -224,8 +227,9 @@ def _checked(lease: Lease) -> Lease:
     for limit in (lease.max_bytes, lease.max_uses):
         if limit is not None:
             _ms(limit)
-    if type(lease.private) is not bool:
-        raise TypeError("`private` is not true or false")
+    for name in ("private", "raw", "ech"):
+        if type(getattr(lease, name)) is not bool:
+            raise TypeError(f"`{name}` is not true or false")
     if not lease.id or not lease.project or not lease.ports:
         raise ValueError("not a lease: id, project and ports must not be empty")
     return lease
@@ -253,6 +257,8 @@ class Narrowing:
     ttl_ms: int | None = None
     max_bytes: int | None = None
     max_uses: int | None = None
+    raw: bool | None = None
+    ech: bool | None = None
 
 
 def request(draft: Lease, now_ms: int) -> Outcome:
@@ -389,12 +395,15 @@ def _narrow(lease: Lease, change: Narrowing) -> Lease | None:
         ttl_ms=lease.ttl_ms if change.ttl_ms is None else change.ttl_ms,
         max_bytes=lease.max_bytes if change.max_bytes is None else change.max_bytes,
         max_uses=lease.max_uses if change.max_uses is None else change.max_uses,
+        raw=lease.raw if change.raw is None else change.raw,
+        ech=lease.ech if change.ech is None else change.ech,
     )
     widened = (
         excess([lease], narrowed) is not None
         or not 0 < narrowed.ttl_ms <= lease.ttl_ms
         or _raises(change.max_bytes, lease.max_bytes)
         or _raises(change.max_uses, lease.max_uses)
+        or not all(permits(lease, speech) for speech in Speech if permits(narrowed, speech))
     )
     return None if widened or not narrowed.to else narrowed
 

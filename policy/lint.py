@@ -117,8 +117,10 @@ def _always(other: Rule, rule: Rule) -> bool:
 
 
 def _no_narrower(other: Rule, rule: Rule) -> bool:
-    """A budget of its own, or private addresses, are reasons for a rule to stand beside a wider one."""
-    return rule.budget in ("", other.budget) and (other.private or not rule.private)
+    """A budget of its own, private addresses or what may be spoken are reasons for a rule to stand
+    beside a wider one."""
+    spoken = (other.raw or not rule.raw) and (other.raw or other.ech or not rule.ech)
+    return rule.budget in ("", other.budget) and (other.private or not rule.private) and spoken
 
 
 def _equal(other: Rule, rule: Rule) -> bool:

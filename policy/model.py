@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 
 class Verdict(StrEnum):
@@ -47,6 +47,28 @@ class Sni(StrEnum):
     ABSENT = "absent"  # a complete ClientHello carried none
 
 
+class Speech(StrEnum):
+    """What a flow speaks, as far as a rule or lease must say that it may."""
+
+    JUDGED = "judged"  # what the proxy's judgement of the first bytes lets through anyway
+    ECH = "ech"  # TLS whose ClientHello hides the inner server name (the outer one is judged)
+    RAW = "raw"  # anything: the first bytes are not judged
+
+
+class Permits(Protocol):
+    """What rules, leases and decisions say about it."""
+
+    @property
+    def raw(self) -> bool: ...
+    @property
+    def ech(self) -> bool: ...
+
+
+def permits(grant: Permits, speech: Speech) -> bool:
+    """Whether `speech` is within the grant. Where anything may be spoken, ECH may too."""
+    return grant.raw or speech is Speech.JUDGED or (speech is Speech.ECH and grant.ech)
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """One question to the core: may `subject` reach `host`:`port` over `proto`?
@@ -68,7 +90,9 @@ class Decision:
     """The answer. `reason` is a stable code (docs/policy.md lists them all).
 
     `rule` is the id of the attributed rule, lease or budget ("" when none decided);
-    `matched` holds the ids of all matching rules; `budgets` those to charge if it goes ahead.
+    `matched` holds the ids of all matching rules; `budgets` those to charge if it goes ahead. `raw`
+    and `ech` are what may be spoken (`permits`): by any rule or lease that allows it, or by the ask
+    rule named.
     """
 
     verdict: Verdict
@@ -77,6 +101,8 @@ class Decision:
     matched: tuple[str, ...] = ()
     budgets: tuple[str, ...] = ()
     lease: str = ""
+    raw: bool = False
+    ech: bool = False
 
     @property
     def allowed(self) -> bool:

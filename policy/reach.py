@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from exeat.policy.authority import LEVELS, NOTHING, Level, Side, Who, new_tables
 from exeat.policy.cells import cells
 from exeat.policy.containment import Extent
+from exeat.policy.model import Speech
 from exeat.policy.portsets import lowest
 from exeat.policy.representatives import literals_of, names_of, refused
 from exeat.policy.witness import Witness, witness_of
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from exeat.policy.document import Document
+    from exeat.policy.leases import Lease
     from exeat.policy.places import Host
-    from exeat.policy.rules import Grantable
 
 __all__ = ["Reach", "Via", "reach"]
 
@@ -44,8 +45,8 @@ class Reach:
         return self.via is not None
 
 
-def reach(policy: Document, scope: Grantable, *, now_ms: int) -> Reach:
-    """The widest authority anywhere in `scope` (hosts, ports, protocols) at `now_ms` or later.
+def reach(policy: Document, scope: Lease, *, now_ms: int) -> Reach:
+    """The widest authority anywhere in `scope` (hosts, ports, protocols, speech) at `now_ms` or later.
 
     Names are taken to resolve to public addresses that no rule names: any other only gets less.
     """
@@ -60,10 +61,11 @@ def reach(policy: Document, scope: Grantable, *, now_ms: int) -> Reach:
     return Reach(Via.OPERATOR if best[0] is Level.GRANTABLE else Via.SELF_SERVICE, best[1])
 
 
-def _ways(policy: Document, scope: Grantable, now_ms: int) -> Iterator[tuple[Level, Callable[[], Witness]]]:
+def _ways(policy: Document, scope: Lease, now_ms: int) -> Iterator[tuple[Level, Callable[[], Witness]]]:
     tables = new_tables()
     side, extent = Side(policy, tables), Extent(scope)
     further = (*scope.to, *scope.except_)
+    wanted = Speech.RAW if scope.raw else Speech.ECH if scope.ech else Speech.JUDGED
     hosts: list[Host] = [*names_of((policy,), further), *literals_of((policy,), further)]
     for host in hosts:
         ports = extent.ports(host)
@@ -72,7 +74,10 @@ def _ways(policy: Document, scope: Grantable, now_ms: int) -> Iterator[tuple[Lev
         place = side.place(host)
         numbers = {number for number, _ in (*place.rules, *(place.ceiling or ()))}
         traits = [tables.traits.values[number] for number in sorted(numbers)]
-        for who in cells(traits, (policy.expires_ms,), now_ms):
+        for cell in cells(traits, (policy.expires_ms,), now_ms):
+            if cell.speech is not Speech.JUDGED:
+                continue
+            who = cell._replace(speech=wanted)
             authority = side.authority(place, who) if who.proto in scope.protocols else NOTHING
             for level in LEVELS:
                 if open_ := authority.at_least(level) & ports:

@@ -45,7 +45,7 @@ _T = TypeVar("_T")
 
 _COMMON = frozenset({"id", "to", "ports", "proto", "except", "why", "broad"})
 _WHO_WHEN = frozenset({"agent", "node", "when"})
-_GRANT = _COMMON | _WHO_WHEN | {"budget", "private"}
+_GRANT = _COMMON | _WHO_WHEN | {"budget", "private", "raw", "ech"}
 RULE_KEYS = {
     Kind.ALLOW: _GRANT,
     Kind.ASK: _GRANT | {"ttl", "max_ttl", "approvals"},
@@ -112,6 +112,8 @@ def load_rule(node: Node, kind: Kind, order: int, context: Context) -> Rule:
         when=_when(keys["when"]) if "when" in keys else None,
         budget=_budget_name(keys["budget"], context) if "budget" in keys else "",
         private="private" in keys and _boolean(keys["private"]),
+        raw="raw" in keys and _boolean(keys["raw"]),
+        ech="ech" in keys and _boolean(keys["ech"]),
         broad=broad,
         why=_why(keys["why"]) if "why" in keys else "",
         ttl_ms=ttl_ms,

@@ -123,6 +123,8 @@ class Rule:
     when: When | None = None
     budget: str = ""
     private: bool = False
+    raw: bool = False
+    ech: bool = False
     broad: bool = False
     why: str = ""
     ttl_ms: int | None = None  # ask rules only, like the next two
@@ -162,6 +164,8 @@ class Rule:
             "when": self.when.to_json() if self.when else None,
             "budget": self.budget,
             "private": self.private,
+            "raw": self.raw,
+            "ech": self.ech,
             "broad": self.broad,
             "why": self.why,
             "ttl": None if self.ttl_ms is None else f"{self.ttl_ms}ms",

@@ -42,6 +42,8 @@ _PROPERTIES: dict[str, dict[str, Any]] = {
     "when": {"$ref": "#/$defs/when"},
     "budget": _TEXT,
     "private": _BOOLEAN,
+    "raw": {**_BOOLEAN, "description": "Any bytes may be spoken: the first ones are not judged."},
+    "ech": {**_BOOLEAN, "description": "A ClientHello with ECH is accepted."},
     "why": {"type": "string", "maxLength": 500},
     "broad": _BOOLEAN,
     "ttl": _DURATION,

@@ -28,6 +28,7 @@ from exeat.policy.envelope import (
     verify,
 )
 from exeat.policy.leases import HOME, Lease, State
+from exeat.policy.model import Speech, permits
 from exeat.policy.rule_loader import is_too_broad
 from exeat.policy.scopes import ANY_PORT
 
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 
 MAX_DEPTH = 3
 _TRAVELS = (
-    *("id", "project", "to", "ports", "proto", "except", "private", "agents", "nodes", "job"),
+    *("id", "project", "to", "ports", "proto", "except", "private", "raw", "ech", "agents", "nodes", "job"),
     *("ttl_ms", "max_bytes", "max_uses", "budget", "approvals", "reason", "policy", "issuer", "epoch", "seq"),
 )
 _KEYS = frozenset({*_TRAVELS, "v", "nbf", "exp", "parent", "delegate"})
@@ -199,6 +200,7 @@ def _check_contained(parent: Lease, child: Lease) -> None:
         ("uses", _at_most(child.max_uses, parent.max_uses)),
         ("budget", parent.budget in ("", child.budget)),
         ("private", parent.private or not child.private),
+        ("speech", all(permits(parent, speech) for speech in Speech if permits(child, speech))),
     )
     for dimension, holds in tests:
         if not holds:
@@ -254,6 +256,8 @@ def _both(one: Lease, two: Lease) -> Lease:
         protocols=tuple(proto for proto in one.protocols if proto in two.protocols),
         except_=tuple(dict.fromkeys((*one.except_, *two.except_))),
         private=one.private and two.private,
+        raw=one.raw and two.raw,
+        ech=permits(one, Speech.ECH) and permits(two, Speech.ECH),
         agents=_meet_words(one.agents, two.agents),
         nodes=_meet_words(one.nodes, two.nodes),
         job=_meet_word(one.job, two.job),

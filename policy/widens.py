@@ -313,6 +313,8 @@ def _content(rule: Rule) -> tuple[Hashable, ...]:
         rule.when,
         rule.budget,
         rule.private,
+        rule.raw,
+        rule.ech,
         rule.approvals,
         rule.max_ttl_ms,
     )

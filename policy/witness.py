@@ -9,7 +9,7 @@ from exeat.policy.addresses import WIDTH, Cidr, embedded_v4, format_address
 from exeat.policy.authority import Level
 from exeat.policy.decide import compile_policy, decide
 from exeat.policy.leases import Lease
-from exeat.policy.model import Address, Request, Sni, Subject, Verdict
+from exeat.policy.model import Address, Request, Sni, Speech, Subject, Verdict, permits
 from exeat.policy.rules import PROTOCOLS
 from exeat.policy.scopes import ANY_PORT, Reach, Scope
 from exeat.policy.units import format_time
@@ -56,7 +56,8 @@ class Witness:
 
     `level` is what the second gives; `what` says how the first gives less. `before` and `after` are
     the rule ids (else reason codes) by which each decides. `spent` is a counter that must have
-    reached its limit for the difference to show. The request's project is left open.
+    reached its limit for the difference to show, `speech` what the flow must speak for it. The
+    request's project is left open.
     """
 
     level: Level
@@ -66,6 +67,7 @@ class Witness:
     spent: Spent | None = None
     before: str = ""
     after: str = ""
+    speech: Speech = Speech.JUDGED
 
     @property
     def host(self) -> str:
@@ -94,6 +96,8 @@ class Witness:
             out["resolved"] = [format_address(address) for address in request.resolved]
         if request.sni is not Sni.UNSEEN:
             out["sni"] = None if request.sni is Sni.ABSENT else str(request.sni)
+        if self.speech is not Speech.JUDGED:
+            out["speech"] = str(self.speech)
         if self.spent is not None:
             out["spent"] = {"budget": self.spent.budget, self.spent.counter: self.spent.amount}
         return out
@@ -103,6 +107,8 @@ class Witness:
         parts = [f"{self.level}: {self.host}:{request.port}/{request.proto}"]
         parts += [f"resolved to {format_address(address)}" for address in request.resolved]
         parts.append(f"for {request.subject.agent} on {request.subject.node} at {format_time(self.at_ms)}")
+        if self.speech is not Speech.JUDGED:
+            parts.append(f"speaking {self.speech}")
         if self.spent is not None:
             parts.append(f"with {self.spent.counter} of budget {self.spent.budget} used up")
         return f"{', '.join(parts)}: {self.what} ({self.before} -> {self.after})"
@@ -121,17 +127,21 @@ def level_of(document: Document, request: Request, now_ms: int, spent: Spent = U
 
 
 def judge(
-    document: Document, request: Request, now_ms: int, spent: Spent = UNSPENT
+    document: Document,
+    request: Request,
+    now_ms: int,
+    spent: Spent = UNSPENT,
+    speech: Speech = Speech.JUDGED,
 ) -> tuple[Level, Decision]:
     """`level_of`, and the decision without any lease."""
     request = replace(request, subject=request.subject._replace(project=document.project))
     policy = compile_policy(document)
     decision = decide(policy, request, now_ms, Overlay.of((), usage=spent))
-    if decision.verdict is not Verdict.DENY:
+    if decision.verdict is not Verdict.DENY and permits(decision, speech):
         return Level.ALLOW if decision.allowed else Level.ASK, decision
     lease = universal_lease(document.project, request.host)
-    granted = decide(policy, request, now_ms, Overlay.of((lease,), usage=spent)).allowed
-    return Level.GRANTABLE if granted else Level.NONE, decision
+    granted = decide(policy, request, now_ms, Overlay.of((lease,), usage=spent))
+    return Level.GRANTABLE if granted.allowed and permits(granted, speech) else Level.NONE, decision
 
 
 def universal_lease(project: str, host: Host) -> Lease:
@@ -147,6 +157,8 @@ def universal_lease(project: str, host: Host) -> Lease:
         ports=ANY_PORT,
         protocols=PROTOCOLS,
         private=True,
+        raw=True,
+        ech=True,
         exp_ms=_FOREVER,
     )
 
@@ -183,7 +195,10 @@ def witness_of(
     resolved = () if address is None else (address,)
     request = Request(Subject("", who.agent, node=who.node), host, port, who.proto, resolved, sni)
     hosts = [place for each in (host, *resolved) for place in _judged(each)]
-    said = [judge(relevant(document, hosts), request, who.at_ms, spent or UNSPENT)[1] for document in (a, b)]
+    said = [
+        judge(relevant(document, hosts), request, who.at_ms, spent or UNSPENT, who.speech)[1]
+        for document in (a, b)
+    ]
     return Witness(
         level=level,
         request=request,
@@ -192,6 +207,7 @@ def witness_of(
         spent=spent,
         before=_cause(said[0]),
         after=_cause(said[1]),
+        speech=who.speech,
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
 
-from exeat.policy.model import Decision, Request, Verdict
+from exeat.policy.model import Decision, Request, Verdict, permits
 from exeat.proxy.gate import FIRST_STEP, Gate
 
 if TYPE_CHECKING:
@@ -188,7 +188,7 @@ class Account:
         if self.decision.lease:
             if decision.verdict is Verdict.DENY and not decision.reason.startswith("posture."):
                 self._holder.end("policy.changed")
-        elif not decision.allowed:
+        elif not decision.allowed or not permits(decision, self.evidence.speech):
             self._holder.end("policy.changed")
 
     # -- the end

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from exeat.ledger.client import stamps
 from exeat.ledger.records import Dest, Kind, Record, compose, encode, heading
-from exeat.policy.model import Address, Decision, Sni, Verdict
+from exeat.policy.model import Address, Decision, Sni, Speech, Verdict
 from exeat.proxy.refusal import host_text
 from exeat.proxy.tcpinfo import KernelCount
 
@@ -40,6 +40,7 @@ class Evidence:
     posture: str = ""
     decision: Decision | None = None
     shadow: str = ""  # what the shadow policy says instead of `decision`
+    speech: Speech = Speech.JUDGED  # what the flow was let out as: it goes on while that is permitted
     request_id: str = ""
     started: int = field(default_factory=lambda: time.clock_gettime_ns(time.CLOCK_BOOTTIME))
 

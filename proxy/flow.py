@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from exeat.policy.model import Address, Decision, Request, Sni, Verdict
+from exeat.policy.model import Address, Decision, Request, Sni, Speech, Verdict, permits
 from exeat.proxy import refusal
 from exeat.proxy.asks import MAX_PER_JAIL, ask_key
 from exeat.proxy.body import BodyFramer
@@ -241,6 +241,10 @@ class Flow(NearSide):
         self._in_tunnel = True
         if self._door is None or not self._send(self._door.established()):
             return
+        if self._may_speak(Speech.RAW):
+            self.evidence.speech = Speech.RAW
+            self._open(arrival.rest, None)
+            return
         self._judge = FirstBytesJudge(arrival.host, arrival.port)
         if arrival.port in TLS_PORTS:
             self._until(self.gateway.settings.hello_timeout_s, "tls.timeout")
@@ -318,16 +322,24 @@ class Flow(NearSide):
             return
         self._open(passing, first.requests, self.evidence.decision if first.hello else None)
 
+    def _may_speak(self, speech: Speech) -> bool:
+        decision = self.evidence.decision
+        return decision is not None and permits(decision, speech)
+
     def judge_first_bytes(self, first: FirstBytes) -> str:
         """A reason code why these may not go out, "" if they may."""
         if first.hello is None:
             return ""
-        # No lease carries a permission for ECH yet, so every ECH, greased or real, ends here.
+        # Real or greased cannot be told apart. The outer server name is judged like any other.
         if first.hello.ech:
+            self.evidence.speech = Speech.ECH
+        if not self._may_speak(self.evidence.speech):
             return "tls.ech"
         self.evidence.sni = first.hello.sni or Sni.ABSENT
         self._request = dataclasses.replace(self._need_request(), sni=self.evidence.sni)
         decision = self.decide(self._request)
+        if decision.allowed and not permits(decision, self.evidence.speech):
+            return "tls.ech"
         return "" if decision.allowed else decision.reason
 
     # -- the ways out
@@ -355,6 +367,9 @@ class Flow(NearSide):
         upstream = self._upstream
         if not decision.allowed or upstream is None:
             self._refuse(self._denied(decision))
+            return
+        if not permits(decision, self.evidence.speech):
+            self._refuse(self._own("policy.changed"))
             return
         self._listen(wanted=False)
         self._hear = Flow._hear_nothing

@@ -27,10 +27,14 @@ def register(commands: Any) -> None:
     request.add_argument("--project", metavar="P")
     request.add_argument("--ttl", metavar="TIME", help="how long it shall last (for example 30m)")
     request.add_argument("--reason", default="", help="shown to the approver")
+    request.add_argument("--raw", action="store_true", help="any bytes may be spoken, TLS or not")
+    request.add_argument("--ech", action="store_true", help="TLS may hide its inner server name")
     request.add_argument("--as", dest="person", metavar="NAME", help="the person who asks")
     approve = _deciding(_verb(verbs, "approve", "let a pending request through", _approve))
     approve.add_argument("--ttl", metavar="TIME", help="shorter than was asked for")
     approve.add_argument("--to", action="append", metavar="SCOPE", help="narrower than was asked for")
+    approve.add_argument("--no-raw", action="store_true", help="without the raw bytes that were asked for")
+    approve.add_argument("--no-ech", action="store_true", help="without the ECH that was asked for")
     _deciding(_verb(verbs, "deny", "refuse a pending request for good", _deny))
     _deciding(_verb(verbs, "renew", "extend an active lease, up to its limit", _renew))
     revoke = _deciding(_verb(verbs, "revoke", "end a lease and its flows now", _revoke))
@@ -75,7 +79,7 @@ def _ls(args: argparse.Namespace) -> int:
 def _line(row: dict[str, Any]) -> str:
     to = ",".join(row["to"])
     ports = ",".join(str(port) for port in row["ports"])
-    scope = f"{to}:{ports}"
+    scope = " ".join([f"{to}:{ports}", *row["speech"]])
     who = f"{row['requester']} {_quoted(row)}"
     return f"{row['state']:<10} {row['id']:<28} {scope:<30} {_until(row):<15} {who}"
 
@@ -132,6 +136,8 @@ def _request(args: argparse.Namespace) -> int:
         project=args.project,
         ttl_ms=_ttl(args.ttl),
         reason=args.reason,
+        raw=args.raw or None,
+        ech=args.ech or None,
         **{"as": args.person},
     )
     return _print_one(args, reply["lease"])
@@ -144,6 +150,8 @@ def _approve(args: argparse.Namespace) -> int:
         lease=args.lease,
         ttl_ms=_ttl(args.ttl),
         to=args.to,
+        raw=False if args.no_raw else None,
+        ech=False if args.no_ech else None,
         why=args.why,
         **{"as": args.person},
     )

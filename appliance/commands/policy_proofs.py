@@ -40,6 +40,8 @@ def register(actions: Any) -> None:
     ways = actions.add_parser("reach", help="can anyone get there under this policy? (exit 1: nobody)")
     ways.add_argument("file", type=Path, metavar="FILE")
     ways.add_argument("scopes", nargs="+", metavar="SCOPE", help="like .example.org or 10.0.0.0/8:22")
+    ways.add_argument("--raw", action="store_true", help="speaking anything, TLS or not")
+    ways.add_argument("--ech", action="store_true", help="with a hidden server name")
     ways.set_defaults(handler=run_reach)
 
     trial = actions.add_parser("trial", help="replay recorded traffic: what would change? (exit 1: breaks)")
@@ -92,7 +94,15 @@ def run_reach(args: argparse.Namespace) -> int:
     except ScopeError as error:
         raise UsageError(str(error)) from None
     document = load_file(args.file, args.baseline)
-    wanted = Lease(id="wanted", project=document.project, to=scopes, ports=HTTPS, protocols=("tcp", "udp"))
+    wanted = Lease(
+        id="wanted",
+        project=document.project,
+        to=scopes,
+        ports=HTTPS,
+        protocols=("tcp", "udp"),
+        raw=args.raw,
+        ech=args.ech,
+    )
     found = reach(document, wanted, now_ms=_now_ms(args))
     if args.json:
         via = None if found.via is None else str(found.via)

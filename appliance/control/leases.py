@@ -142,6 +142,8 @@ class Leases:
                 requester=requester,
                 reason=str(message.get("reason", "")),
                 ttl_ms=ttl if isinstance(ttl, int) else None,
+                raw=message.get("raw") is True,
+                ech=message.get("ech") is True,
             )
         return self._row(lease)
 
@@ -156,6 +158,8 @@ class Leases:
         requester: str = "",
         reason: str = "",
         ttl_ms: int | None = None,
+        raw: bool = False,
+        ech: bool = False,
     ) -> Lease:
         if sum(1 for lease in self._all.values() if lease.state is State.REQUESTED) >= self._asks.max_pending:
             raise RefusedError("ask.limit", f"{self._asks.max_pending} requests are waiting already")
@@ -169,6 +173,8 @@ class Leases:
                 to=scope,
                 protocols=(proto,),
                 private=asked.private if asked else False,
+                raw=raw or (asked.raw if asked else False),
+                ech=ech or (asked.ech if asked else False),
                 agents=frozenset({agent} if agent else ()),
                 ttl_ms=ttl_ms or (asked.ttl_ms if asked and asked.ttl_ms else states.DEFAULT_TTL_MS),
                 max_ttl_ms=asked.max_ttl_ms if asked and asked.max_ttl_ms else knobs.max_ttl_ms,
@@ -191,6 +197,8 @@ class Leases:
         narrowing = Narrowing(
             to=_scopes(message["to"]) if message.get("to") else None,
             ttl_ms=message.get("ttl_ms") if isinstance(message.get("ttl_ms"), int) else None,
+            raw=False if message.get("raw") is False else None,
+            ech=False if message.get("ech") is False else None,
         )
         return await self._decide(
             message, person, lambda lease, actor, now: states.approve(lease, actor, now, narrowing)
@@ -246,7 +254,7 @@ class Leases:
             agent=",".join(sorted(lease.agents)),
             actor=actor,
             state=str(lease.state),
-            detail=" ".join([*map(str, lease.to), why]).strip(),
+            detail=" ".join([*map(str, lease.to), *_words(lease), why]).strip(),
         )
         ends = lease.state in _ENDS
         if not ends:
@@ -293,6 +301,7 @@ class Leases:
             "ports": sorted(
                 {text for scope in settled.to for text in ports_text(scope.ports or settled.ports)}
             ),
+            "speech": _words(settled),
             "requester": settled.requester,
             "reason": settled.reason,
             "exp": settled.exp_ms,
@@ -335,6 +344,11 @@ def _host_text(host: str | Address) -> str:
         return host
     text = format_address(host)
     return f"[{text}]" if host.family == 6 else text
+
+
+def _words(lease: Lease) -> list[str]:
+    """What may be spoken beside what the proxy judges, in the words of a policy."""
+    return [word for word in ("raw", "ech") if getattr(lease, word)]
 
 
 def _has_port(text: str) -> bool:

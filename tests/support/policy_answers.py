@@ -49,6 +49,8 @@ def in_words(decision: Decision) -> Answer:
         decision.matched,
         decision.budgets,
         decision.lease,
+        decision.raw,
+        decision.ech,
     )
 
 

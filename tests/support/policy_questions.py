@@ -247,6 +247,8 @@ def _rule(chance: random.Random, kind: str) -> dict[str, Any]:
     if kind in ("allow", "ask"):
         if chance.randrange(3) == 0:
             rule["private"] = "true"
+        if chance.randrange(5) == 0:
+            rule[chance.choice(["raw", "ech"])] = "true"
         if chance.randrange(3) == 0:
             rule["budget"] = chance.choice(["hard", "soft"])
     return rule
@@ -261,6 +263,8 @@ def _lease(chance: random.Random, name: str) -> Lease:
         protocols=_pick(chance, [("tcp",)], [("tcp", "udp"), ("udp",)], 4),
         except_=tuple(map(parse_scope, chance.sample(_SCOPES, chance.choice((0, 0, 0, 1))))),
         private=chance.random() < 0.4,
+        raw=chance.random() < 0.2,
+        ech=chance.random() < 0.2,
         agents=_pick(chance, [frozenset()], [frozenset({"a1"}), frozenset({"a1", "a2"})], 3),
         nodes=_pick(chance, [frozenset()], [frozenset({"n1"})], 5),
         job=_pick(chance, [""], ["j1"], 4),

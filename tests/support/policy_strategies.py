@@ -97,6 +97,8 @@ def rule_bodies(draw: st.DrawFn, kind: str) -> dict[str, Any]:
     if kind in ("allow", "ask"):
         if draw(st.integers(0, 3)) == 0:
             rule["private"] = "true"
+        if draw(st.integers(0, 5)) == 0:
+            rule[draw(st.sampled_from(["raw", "ech"]))] = "true"
         if draw(st.integers(0, 3)) == 0:
             rule["budget"] = draw(st.sampled_from(["hard", "soft"]))
     return rule
@@ -174,6 +176,8 @@ def _leases(draw: st.DrawFn, name: str) -> Lease:
         ports=parse_ports(draw(st.lists(st.sampled_from(PORTS), min_size=1, max_size=2))),
         except_=tuple(map(parse_scope, draw(st.lists(st.sampled_from(SCOPES), max_size=1)))),
         private=draw(st.booleans()),
+        raw=draw(st.sampled_from([False, False, True])),
+        ech=draw(st.sampled_from([False, False, True])),
         agents=draw(st.sampled_from([frozenset(), frozenset({"a1"})])),
         job=draw(st.sampled_from(["", "", "j1"])),
         issuer=draw(st.sampled_from(["home", "home", "home", "w1"])),

@@ -49,6 +49,8 @@ class Answer(NamedTuple):
     matched: tuple[str, ...] = ()
     budgets: tuple[str, ...] = ()
     lease: str = ""
+    raw: bool = False
+    ech: bool = False
 
 
 @dataclass(frozen=True)
@@ -146,13 +148,25 @@ def _decided(
 
     strangers = [address for address in request.resolved if address != request.host]
     public = all(around.classify(address) is AddressClass.PUBLIC for address in strangers)
+    raw, ech = ([item for item in _granting(all_, public) if getattr(item, word)] for word in ("raw", "ech"))
     for lease in all_.leases:
         if public or lease.private:
-            return Answer("allow", "lease.active", lease.id, lease=lease.id)
+            return Answer(
+                "allow", "lease.active", lease.id, lease=lease.id, raw=len(raw) > 0, ech=len(ech) > 0
+            )
     answer = _rules_or_posture(document, request, all_, public)
     if all_.leases and answer.verdict == "deny":
         return Answer("deny", "address.not_public", all_.leases[0].id)
-    return answer
+    if answer.verdict == "ask":  # on the terms of the one rule that asks
+        raw, ech = ([item for item in items if item.id == answer.rule] for items in (raw, ech))
+    return answer._replace(raw=len(raw) > 0, ech=len(ech) > 0) if answer.verdict != "deny" else answer
+
+
+def _granting(all_: _Matching, public: bool) -> list[Rule | Lease]:
+    """Whoever lets it out or, where somebody must be asked, asks."""
+    asked_for = all_.ask and not any(public or lease.private for lease in all_.leases)
+    rules = all_.ask if asked_for else [] if all_.ask else all_.allow
+    return [item for item in (*all_.leases, *rules) if public or item.private]
 
 
 def _rules_or_posture(document: Document, request: Request, all_: _Matching, public: bool) -> Answer:

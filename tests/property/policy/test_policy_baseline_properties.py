@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from hypothesis import HealthCheck, given, settings
@@ -12,7 +13,7 @@ from tests.support.reference_policy import Surroundings, reference
 
 from exeat.policy.baseline import under
 from exeat.policy.decide import compile_policy, decide
-from exeat.policy.model import Decision, Request, Sni, Verdict
+from exeat.policy.model import Decision, Request, Sni, Speech, Verdict
 from exeat.policy.usage import Overlay, Usage
 from exeat.policy.widens import widens
 from exeat.policy.witness import UNSPENT, Spent, judge
@@ -78,13 +79,15 @@ def test_a_baseline_never_widens_and_dropping_it_is_seen(
     witness = widens(both, document, now_ms=NOW_MS)
     if witness is not None:
         spent = witness.spent or UNSPENT
-        before, after = (judge(each, witness.request, witness.at_ms, spent)[0] for each in (both, document))
+        before, after = (
+            judge(each, witness.request, witness.at_ms, spent, witness.speech)[0] for each in (both, document)
+        )
         assert before.rank < after.rank
         return
     for request in asked:
         if request.subject.project == "p" and request.sni is Sni.UNSEEN:
-            for spent in spends(both):
-                before, after = (judge(each, request, NOW_MS, spent)[0] for each in (both, document))
+            for spent, speech in product(spends(both), Speech):
+                before, after = (judge(each, request, NOW_MS, spent, speech)[0] for each in (both, document))
                 assert after.rank <= before.rank, (request, spent)
 
 

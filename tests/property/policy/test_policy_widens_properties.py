@@ -17,7 +17,7 @@ from tests.support.policy_strategies import (
 )
 
 from exeat.policy.addresses import parse_address
-from exeat.policy.model import Request, Sni, Subject
+from exeat.policy.model import Request, Sni, Speech, Subject
 from exeat.policy.widens import Level, widens
 from exeat.policy.witness import UNSPENT, Spent, judge
 
@@ -95,8 +95,8 @@ def spends(document: Document) -> list[Spent]:
 
 def check_witness(a: Document, b: Document, witness: Witness) -> None:
     spent = witness.spent or UNSPENT
-    before, was = judge(a, witness.request, witness.at_ms, spent)
-    after, now = judge(b, witness.request, witness.at_ms, spent)
+    before, was = judge(a, witness.request, witness.at_ms, spent, witness.speech)
+    after, now = judge(b, witness.request, witness.at_ms, spent, witness.speech)
     assert witness.at_ms >= NOW_MS
     assert {now.rule, now.reason} & {witness.after}
     assert {was.rule, was.reason} & {witness.before}
@@ -118,10 +118,11 @@ def test_nothing_missed_and_no_false_witness(pair: tuple[Document, Document], da
     for _ in range(12):
         request = data.draw(flows())
         at_ms = NOW_MS + data.draw(st.integers(0, 2 * WEEK_MS))
-        before, _ = judge(a, request, at_ms)
-        after, _ = judge(b, request, at_ms)
+        speech = data.draw(st.sampled_from(Speech))
+        before, _ = judge(a, request, at_ms, speech=speech)
+        after, _ = judge(b, request, at_ms, speech=speech)
         assert after.rank <= before.rank, (request, before, after)
         spent = data.draw(st.sampled_from(spends(a)))
-        before, _ = judge(a, request, at_ms, spent)
-        after, _ = judge(b, request, at_ms, spent)
+        before, _ = judge(a, request, at_ms, spent, speech)
+        after, _ = judge(b, request, at_ms, spent, speech)
         assert before is Level.ALLOW or after is not Level.ALLOW, (request, spent)

@@ -86,11 +86,15 @@ def test_neighbour(case: dict[str, Any]) -> None:
     assert result.status == "passed", result
 
 
-BASELINES = (VECTORS / "policy-baseline.yaml").read_text(encoding="utf-8")
+OWN = [
+    result
+    for name in ("policy-baseline.yaml", "policy-speech.yaml")
+    for result in run_cases((VECTORS / name).read_text(encoding="utf-8"), bundled_suffixes())
+]
 
 
-@pytest.mark.parametrize("result", run_cases(BASELINES, bundled_suffixes()), ids=lambda result: result.id)
-def test_under_a_baseline(result: Any) -> None:
+@pytest.mark.parametrize("result", OWN, ids=lambda result: result.id)
+def test_baselines_and_speech(result: Any) -> None:
     assert result.status == "passed", result
 
 

@@ -222,6 +222,8 @@ def test_json_round_trip() -> None:
         {"exp_ms": -1},
         {"exp_ms": True},
         {"private": "yes"},
+        {"raw": 1},
+        {"ech": None},
         {"max_bytes": -5},
         {"approvals": [{"by": "x"}]},
         {"unknown": 1},

@@ -45,6 +45,7 @@ def test_the_examples_draw_no_warning(path: Path) -> None:
         ("allow: [{to: .a.org}, {to: b.a.org}]", ["rule.shadowed"]),
         ("allow: [{to: .a.org}, {to: b.a.org, ports: 22}]", []),
         ("allow: [{to: .a.org}, {to: b.a.org, private: true}]", []),
+        ("allow: [{to: .a.org}, {to: b.a.org, raw: true}, {to: c.a.org, ech: true}]", []),
         ("allow: [{to: .a.org, agent: x}, {to: b.a.org}]", []),
         ("allow: [{to: .a.org}, {to: b.a.org, agent: x}]", ["rule.shadowed"]),
         ("allow: [{to: b.a.org}]\ndeny: [{to: .a.org}]", ["rule.shadowed"]),

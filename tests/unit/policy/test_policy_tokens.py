@@ -91,12 +91,14 @@ def test_a_chain_of_three_is_the_and_of_its_links() -> None:
 
 
 def test_the_and_holds_even_where_a_child_is_wider() -> None:
-    wide = lease("L2", "*", ports=ANY_PORT, private=True, protocols=("tcp", "udp"), nodes=frozenset({"w9"}))
+    wide = lease(
+        "L2", "*", ports=ANY_PORT, private=True, raw=True, protocols=("tcp", "udp"), nodes=frozenset({"w9"})
+    )
     narrow = replace(ROOT[0], nodes=frozenset({"w1"}), job="j", agents=frozenset({"a"}), max_uses=3)
     for links in ((Link(narrow), Link(wide)), (Link(wide), Link(narrow))):
         got = effective(links)
         assert {(scope.name, scope.ports) for scope in got.to} == {("github.com", ((22, 22), (443, 443)))}
-        assert not got.private
+        assert (got.private, got.raw, got.ech) == (False, False, False)
         assert got.protocols == ("tcp",)
         assert (got.job, got.max_uses) == ("j", 3)
         assert not got.serves(Subject("p", "a", "j", node="w1"), "tcp", NOW_MS)
@@ -121,6 +123,8 @@ def test_the_and_holds_even_where_a_child_is_wider() -> None:
         ({"max_uses": 6}, "chain.uses"),
         ({"budget": ""}, "chain.budget"),
         ({"private": True}, "chain.private"),
+        ({"raw": True}, "chain.speech"),
+        ({"ech": True}, "ok"),
         ({}, "ok"),
         ({"to": (parse_scope("api.github.com"), parse_scope("github.com:22"))}, "ok"),
         ({"except_": (parse_scope("api.github.com"),)}, "ok"),
@@ -135,6 +139,7 @@ def test_every_dimension_is_contained(child: dict[str, Any], reason: str) -> Non
         "max_bytes": 100,
         "max_uses": 5,
         "budget": "b",
+        "ech": True,
     }
     parent = replace(ROOT[0], **limits)
     tokens = chain((parent, "home", "w1"), (replace(parent, **{"id": "L1.1", **child}), "w1", ""))
