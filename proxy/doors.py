@@ -95,9 +95,7 @@ class HttpDoor:
             return None
         source = "connect" if head.connect else "http"
         asked = None if head.connect else head
-        return Arrival(
-            source, head.host, head.port, parser.rest, parser.consumed, asked, head.credentials
-        )
+        return Arrival(source, head.host, head.port, parser.rest, parser.consumed, asked, head.credentials)
 
     def _remember(self, data: bytes, arrival: Arrival) -> None:
         """Not with what follows the head, and no secrets."""
