@@ -57,6 +57,11 @@ def question(name: str) -> bytes:
     return struct.pack("!6H", 0xE1EA, 0x0100, 1, 0, 0, 0) + labels + b"\0" + struct.pack("!2H", 1, 1)
 
 
+def request(key: str) -> bytes:
+    """An HTTP request with a Host of the probe's own (RFC 9112 section 3.2)."""
+    return f"GET / HTTP/1.1\r\nHost: {key}.{ZONE}\r\n\r\n".encode()
+
+
 def client_hello() -> bytes:
     """What a TLS client says first to an address, without a server name (RFC 8446 section 4.1.2)."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -90,7 +95,7 @@ def _addresses() -> tuple[Iterator[str], Iterator[str]]:
 
 
 def _as_job(four: Iterator[str], six: Iterator[str], unix: dict[str, str]) -> Iterator[Probe]:
-    hello, quic, http = client_hello(), quic_initial(), b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+    hello, quic = client_hello(), quic_initial()
 
     def probe(key: str, title: str, how: str, target: str = "", port: int = 0, data: bytes = b"") -> Probe:
         return Probe(key, title, JOB, how, target, port, data.hex())
@@ -108,6 +113,7 @@ def _as_job(four: Iterator[str], six: Iterator[str], unix: dict[str, str]) -> It
         yield asks("dns-tcp", "tcp", "DNS over TCP to another resolver")
         yield probe(f"dot{version}", f"DNS over TLS, {name}", "tcp", next(some), 853, hello)
         yield probe(f"doh{version}", f"DNS over HTTPS to an address, {name}", "tcp", next(some), 443, hello)
+        http = request(f"http{version}")
         yield probe(f"http{version}", f"HTTP to an address, {name}", "tcp", next(some), 80, http)
         yield probe(f"ssh{version}", f"TCP to port 22, {name}", "tcp", next(some), 22, b"SSH-2.0-x\r\n")
         yield probe(f"quic{version}", f"QUIC, {name}", "udp", next(some), 443, quic)
@@ -116,7 +122,7 @@ def _as_job(four: Iterator[str], six: Iterator[str], unix: dict[str, str]) -> It
         yield probe(f"connect{version}", f"CONNECT to an address, {name}", "connect", next(some), 443)
         yield probe(f"ping{version}", f"ICMP echo socket, {name}", "ping", next(some))
         yield probe(f"raw{version}", f"raw IP socket, {name}", "raw", next(some))
-    yield probe("metadata", "cloud metadata", "tcp", "169.254.169.254", 80, http)
+    yield probe("metadata", "cloud metadata", "tcp", "169.254.169.254", 80, request("metadata"))
     yield probe("mapped", "IPv4-mapped IPv6", "tcp", f"::ffff:{next(four)}", 443, hello)
     yield probe("link-local-tcp", "IPv6 link-local, TCP", "tcp", "fe80::e:a1", 443, hello)
     yield probe("link-local-udp", "IPv6 link-local, UDP", "udp", "fe80::e:a2", 9, b"x")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 from dataclasses import dataclass
 from enum import StrEnum
@@ -88,7 +89,9 @@ def refusals(records: Iterable[Record]) -> dict[str, str]:
 
 def refusal_of(probe: Probe, refused: Mapping[str, str]) -> str:
     """The reason code of the refusal of this very probe, "" where the ledger has none."""
-    names = (probe.packed.hex(), probe.target, f"{probe.key}.{ZONE}")
+    # As the packets had it: an IPv4-mapped address is an IPv4 address there.
+    address = str(ipaddress.ip_address(probe.packed)) if probe.packed else ""
+    names = (probe.packed.hex(), address, f"{probe.key}.{ZONE}")
     return next((refused[name] for name in names if name and name in refused), "")
 
 
@@ -137,7 +140,9 @@ def _answer(probe: Probe, answer: str | None) -> str:
         return "no answer"
     data = bytes.fromhex(answer)
     if data.startswith(b"HTTP/"):
-        return data.split(b"\r\n")[0].decode("latin-1")[9:60]
+        return data.split(b"\r\n")[0].decode("latin-1")[9:].partition(";")[0]
+    if data[:1] == b"\x15":
+        return "TLS alert"
     if probe.port == 53 and data:
         return "DNS refusal"
     return "answered" if data else "closed"

@@ -29,6 +29,19 @@ pytestmark = [pytest.mark.root, pytest.mark.slow]
 
 CONFIG = Config(sandbox=Sandbox(uid_base=720_000))
 
+WALLS = {
+    "packet": Wall.SECCOMP,
+    "ping4": Wall.SECCOMP,
+    "mark": Wall.KERNEL,
+    "routed": Wall.KERNEL,
+    "unix-warden": Wall.KERNEL,
+    "quic4": Wall.RULES,
+    "quic6": Wall.RULES,
+    "raw-fragments6": Wall.RULES,
+    **dict.fromkeys(("dns-udp4", "dns-tcp6", "dot4", "doh6", "http4", "ssh6"), Wall.GATEWAY),
+    **dict.fromkeys(("connect6", "metadata", "mapped", "link-local-tcp"), Wall.GATEWAY),
+}
+
 
 def quiet(_text: str) -> None:
     pass
@@ -70,15 +83,9 @@ def test_a_sound_jail(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mo
     assert code == (0 if document["ok"] else 1)
     by_key: dict[str, Any] = {each["key"]: each for each in document["probes"]}
     assert all(each["blocked"] for each in by_key.values())
-    walls = {key: by_key[key]["wall"] for key in ("packet", "mark", "quic4", "quic6", "dns-udp4", "connect6")}
-    assert walls == {
-        "packet": Wall.SECCOMP,
-        "mark": Wall.KERNEL,
-        "quic4": Wall.RULES,
-        "quic6": Wall.RULES,
-        "dns-udp4": Wall.GATEWAY,
-        "connect6": Wall.GATEWAY,
-    }
+    walls = {key: by_key[key]["wall"] for key in WALLS}
+    assert walls == WALLS
+    assert "ledger: meta.dns_bypass" in by_key["dot4"]["evidence"]
     assert "ledger: ip_literal.denied" in by_key["connect6"]["evidence"]
     assert "rules 1 in, 0 out; outside 0" in by_key["quic4"]["evidence"]
     assert sum(each["as"] == "root" for each in by_key.values()) == 19

@@ -93,6 +93,8 @@ def test_a_refusal_is_found_by_address_by_literal_and_by_name() -> None:
     ]
     found = verdict.refusals(records)
     by = {probe.key: verdict.refusal_of(probe, found) for probe in (TCP, RAW, DNS, DNS_TCP, PORTS)}
+    mapped = Probe("mapped", "mapped", JOB, "tcp", "::ffff:192.0.2.12", 443)
+    assert verdict.refusal_of(mapped, found) == "by.host"
     assert by == {"dot4": "by.ip", "raw-dns4": "by.host", "dns-udp4": "by.name", "dns-tcp4": "", "ports4": ""}
 
 
