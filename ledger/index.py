@@ -161,7 +161,14 @@ def _decoded(data: bytes) -> Outline:
         )
     )
     return Outline(
-        record.kind, record.t_real_ns, record.flow, record.bytes_out, record.bytes_in, who, record.count
+        record.kind,
+        record.t_real_ns,
+        record.flow,
+        record.bytes_out,
+        record.bytes_in,
+        record.reserved,
+        who,
+        record.count,
     )
 
 

@@ -51,6 +51,7 @@ class Outline(NamedTuple):
     flow: bytes
     bytes_out: int
     bytes_in: int
+    reserved: int
     who: bytes
     times: int  # the record's `count`
 
@@ -74,6 +75,7 @@ class Quick:
         self._empty = tuple(_EMPTY[each] for each in types)
         self._fields = tuple((_CODES[each], cap) for each, cap in zip(types, self._caps, strict=True))
         self._who_fields = self._fields[_FRONT:_WHO]
+        self._nobody = b"".join((*self._empty[_FRONT:_WHO], *self._empty[_SRC:_NODE]))
         self._no_more = self._defaults[_FRONT:]
         self._dest_at = types.index(type(None))
         self._flow_kinds, self._kinds = flow_kinds, kinds
@@ -215,7 +217,9 @@ class Quick:
     def outline(self, data: bytes) -> Outline | None:
         """What an index needs of a record that was judged before it was stored; None: not for here."""
         try:
-            kind, real, flow, out, into, _, at, used = self._head(data)
+            kind, real, flow, out, into, reserved, at, used = self._head(data)
+            if used == _FRONT:
+                return Outline(kind, real, flow, out, into, reserved, self._nobody, 0)
             if used <= _WHO:
                 return None
             who = self._who_at(data, at)[0]
@@ -225,7 +229,7 @@ class Quick:
             count = _number(data, end)[0] if used > _NODE else 0
         except (_Unusual, struct.error, IndexError, UnicodeDecodeError):
             return None
-        return Outline(kind, real, flow, out, into, who, count)
+        return Outline(kind, real, flow, out, into, reserved, who, count)
 
     def _head(self, data: bytes) -> tuple[int, int, bytes, int, int, int, int, int]:
         """kind, t_real_ns, flow, the three counts; offset of `job`; how many fields there are."""

@@ -9,11 +9,11 @@ stands, and by what it had reserved by then.
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from exeat.ledger import flows, segment
 from exeat.ledger.reader import Follower, ReaderError, find_segments, segment_of
-from exeat.ledger.records import Kind, Record, decode
+from exeat.ledger.records import Kind, Record, decode, outline
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,20 +21,61 @@ if TYPE_CHECKING:
 
 # Clocks are set back a little all the time; a moment is taken to be this much earlier than it is said to be.
 _SLACK_NS: Final = 5_000_000_000
+_REMEMBERED: Final = 4096  # records by who, where and why
 
 
-def records_since(root: Path, since_ns: int) -> Iterator[Record]:
-    """Records of every ledger in `root` (the folder `ledger` of a state directory), oldest first.
+class Gist(NamedTuple):
+    """What counts of a record. `who` is it, or another that says the same from `job` to `node`, but `src`."""
+
+    kind: Kind
+    t_real_ns: int
+    flow: bytes
+    bytes_out: int
+    bytes_in: int
+    reserved: int
+    times: int  # the record's `count`
+    who: Record
+
+    @classmethod
+    def of(cls, record: Record) -> Gist:
+        """Of a record that is decoded already."""
+        counts = record.bytes_out, record.bytes_in, record.reserved, record.count
+        return cls(record.kind, record.t_real_ns, record.flow, *counts, record)
+
+
+class _Reading:
+    """Decodes what has not been seen yet, which is little: jobs do the same things again and again."""
+
+    def __init__(self) -> None:
+        self._known: dict[bytes, Record] = {}
+
+    def gist(self, data: bytes) -> Gist:
+        found = outline(data)
+        if found is None:
+            return Gist.of(decode(data))
+        who = self._known.get(found.who)
+        if who is None:
+            who = decode(data)
+            if len(self._known) >= _REMEMBERED:
+                self._known.clear()
+            self._known[found.who] = who
+        kind, real, flow, out, into, reserved, _, count = found
+        return Gist(Kind(kind), real, flow, out, into, reserved, count, who)
+
+
+def gists_since(root: Path, since_ns: int) -> Iterator[Gist]:
+    """The records of every ledger in `root` (the folder `ledger` of a state directory), oldest first.
 
     All that arrived at `since_ns` (CLOCK_REALTIME) or later, and others before them. A flow that was
     open before the first of them is one `open` and one `reserve` with its counts so far. Raises
     OSError; ValueError or ReaderError on damage.
     """
+    reading = _Reading()
     for directory in sorted(path.parent for path in root.glob("*/seg")):
         index = first_segment(directory, since_ns)
-        yield from _open_before(directory, index)
+        yield from map(Gist.of, _open_before(directory, index))
         for _, data in Follower(directory, index=index).poll():
-            yield decode(data)
+            yield reading.gist(data)
 
 
 def first_segment(directory: Path, since_ns: int) -> int:

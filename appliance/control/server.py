@@ -29,7 +29,7 @@ from exeat.appliance.control.time import TrustedClock
 from exeat.appliance.errors import RefusedError
 from exeat.appliance.listeners import wanted
 from exeat.ledger.reader import ReaderError
-from exeat.ledger.since import records_since
+from exeat.ledger.since import gists_since
 from exeat.policy.admin import Actor, authorize
 from exeat.policy.lint import lint
 from exeat.policy.model import Subject
@@ -165,8 +165,8 @@ class Control:
                 await asyncio.sleep(SPENT_RETRY_S)
 
     def _replay(self, snapshot: Snapshot, since_ms: int, earliest_ms: int, role: str) -> Message:
-        records = records_since(self._config.state_dir / "ledger", earliest_ms * 1_000_000)
-        return replay(records, snapshot, since_ms).message(role)
+        found = gists_since(self._config.state_dir / "ledger", earliest_ms * 1_000_000)
+        return replay(found, snapshot, since_ms).message(role)
 
     def _publish(self) -> None:
         self._generation += 1

@@ -11,7 +11,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from exeat.ledger.records import Kind, Record
+from exeat.ledger.records import Kind
 from exeat.policy.addresses import from_packed
 from exeat.policy.errors import MalformedError
 from exeat.policy.model import Request, Subject
@@ -22,6 +22,7 @@ from exeat.policy.usage import Usage
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from exeat.ledger.since import Gist
     from exeat.policy.snapshot import Snapshot
 
 GRAIN_MS = 1000  # no budget counts in a shorter window
@@ -87,7 +88,7 @@ def longest_window_ms(snapshot: Snapshot) -> int:
     )
 
 
-def replay(records: Iterable[Record], snapshot: Snapshot, since_ms: int) -> Spent:
+def replay(records: Iterable[Gist], snapshot: Snapshot, since_ms: int) -> Spent:
     """Sum up `records` (oldest first); those of budgets from `since_ms` on, those of leases all.
 
     Records from before `since_ms` may be left out but for the flows that went on (`ledger.since`),
@@ -104,8 +105,8 @@ def replay(records: Iterable[Record], snapshot: Snapshot, since_ms: int) -> Spen
                 spent.leases[flow.lease]["uses"] += 1
             if at_ms >= since_ms:
                 spent.add(flow, at_ms, connections=1)
-        elif record.kind is Kind.DNS and record.decision == "allow" and at_ms >= since_ms:
-            spent.add(_opened(record, snapshot, at_ms), at_ms, lookups=max(1, record.count))
+        elif record.kind is Kind.DNS and record.who.decision == "allow" and at_ms >= since_ms:
+            spent.add(_opened(record, snapshot, at_ms), at_ms, lookups=max(1, record.times))
         elif record.flow in flows:
             _follow(spent, flows, record, at_ms, since_ms)
     for flow in flows.values():
@@ -113,7 +114,7 @@ def replay(records: Iterable[Record], snapshot: Snapshot, since_ms: int) -> Spen
     return spent
 
 
-def _follow(spent: Spent, flows: dict[bytes, _Open], record: Record, at_ms: int, since_ms: int) -> None:
+def _follow(spent: Spent, flows: dict[bytes, _Open], record: Gist, at_ms: int, since_ms: int) -> None:
     flow = flows[record.flow]
     flow.reserved = max(flow.reserved, record.reserved)
     flow.bytes_in = max(flow.bytes_in, record.bytes_in)
@@ -130,19 +131,20 @@ def _settle(spent: Spent, flow: _Open, up: int, down: int, at_ms: int, since_ms:
         spent.add(flow, at_ms, bytes_up=up, bytes_down=down)
 
 
-def _opened(record: Record, snapshot: Snapshot, at_ms: int) -> _Open:
+def _opened(record: Gist, snapshot: Snapshot, at_ms: int) -> _Open:
     """Which budgets the policy in force now would charge for it."""
-    flow = _Open(record.project, (), record.lease_id, at_ms, reserved=record.reserved)
-    if record.dest is None:
+    who, dest = record.who, record.who.dest
+    flow = _Open(who.project, (), who.lease_id, at_ms, reserved=record.reserved)
+    if dest is None:
         return flow
-    subject = Subject(record.project, record.agent, record.job, record.episode, record.node)
+    subject = Subject(who.project, who.agent, who.job, who.episode, who.node)
     try:
-        host = parse_host(record.dest.host)
+        host = parse_host(dest.host)
     except MalformedError:
         return flow
     if record.kind is not Kind.DNS:
-        resolved = (from_packed(record.dest.ip),) if record.dest.ip else ()
-        request = Request(subject, host, record.dest.port, record.dest.protocol or "tcp", resolved)
+        resolved = (from_packed(dest.ip),) if dest.ip else ()
+        request = Request(subject, host, dest.port, dest.protocol or "tcp", resolved)
         flow.budgets = snapshot.decide(request, at_ms, Usage()).budgets
     elif isinstance(host, str):
         flow.budgets = snapshot.decide_lookup(subject, host, at_ms, Usage()).budgets

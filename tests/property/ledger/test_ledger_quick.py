@@ -201,12 +201,13 @@ def test_an_outline_is_of_its_record(one: Record, other: Record) -> None:
         found = records.outline(data) if data is not None else None
         if found is None:
             return
-        assert found[:5] == (
+        assert found[:6] == (
             record.kind,
             record.t_real_ns,
             record.flow,
             record.bytes_out,
             record.bytes_in,
+            record.reserved,
         )
         assert found.times == record.count
         outlines.append(found)

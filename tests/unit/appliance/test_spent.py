@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 
-from exeat.appliance.control.spent import longest_window_ms, replay
+from exeat.appliance.control import spent
+from exeat.appliance.control.spent import Spent, longest_window_ms
 from exeat.appliance.public_suffixes import bundled_suffixes
 from exeat.ledger.records import Dest, Kind, Record
+from exeat.ledger.since import Gist
 from exeat.policy.document import load_policy
 from exeat.policy.snapshot import Snapshot
 from exeat.policy.usage import Usage
@@ -34,6 +36,10 @@ def snapshot() -> Snapshot:
         generation=1, fresh_ms=HOUR, documents=[document], projects={"p": document.digest}
     )
     return Snapshot.load(message)
+
+
+def replay(records: list[Record], snapshot: Snapshot, since_ms: int) -> Spent:
+    return spent.replay(map(Gist.of, records), snapshot, since_ms)
 
 
 def record(kind: Kind, flow: int, at_ms: int = NOW, host: str = "api.example.org", **fields: Any) -> Record:
@@ -132,7 +138,7 @@ def test_a_flow_under_a_lease_counts_in_the_default_budget(snapshot: Snapshot) -
 
 def test_lookups_are_the_guards_to_count(snapshot: Snapshot) -> None:
     records = [record(Kind.DNS, 0, count=3), record(Kind.DNS, 0, host="web.example.org")]
-    spent = replay(records, snapshot, 0)
-    assert spent.message("proxy")["rows"] == []
-    counters = usage(spent.message("guard"), snapshot)
+    found = replay(records, snapshot, 0)
+    assert found.message("proxy")["rows"] == []
+    counters = usage(found.message("guard"), snapshot)
     assert counters.used("p", "default", "lookups", HOUR, NOW) == 4

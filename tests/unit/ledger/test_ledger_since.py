@@ -13,7 +13,7 @@ from exeat.ledger import records, segment
 from exeat.ledger.flows import TRACKED, FlowTable, step
 from exeat.ledger.reader import ReaderError, find_segments, read
 from exeat.ledger.records import Kind, Record
-from exeat.ledger.since import first_segment, records_since
+from exeat.ledger.since import Gist, first_segment, gists_since
 from exeat.ledger.store import Store
 
 if TYPE_CHECKING:
@@ -48,17 +48,24 @@ class History:
         )
 
     def add(self, kind: Kind, number: int, **fields: int) -> None:
-        record = Record(kind, self.now, self.now, ledgers.flow_id(number), job=f"job-{number}", **fields)
+        # Of some kinds every record says who it is about, of others none does.
+        who = {} if kind is Kind.RESERVE else {"job": f"job-{number % 5}", "src": f"127.0.0.1:{number}"}
+        record = Record(kind, self.now, self.now, ledgers.flow_id(number), **who, **fields)
         if kind in TRACKED:
             state, _ = step(self.table.state(record.flow), record, self.store.size, 1)
             self.table.put(record.flow, state)
         self.store.append([records.encode(record)], self.now)
 
-    def since(self, moment: int) -> list[Record]:
-        return list(records_since(self.root, moment))
+    def since(self, moment: int) -> list[Gist]:
+        return [plain(found) for found in gists_since(self.root, moment)]
 
-    def all(self) -> list[Record]:
-        return [records.decode(data) for _, data in read(self.directory)]
+    def all(self) -> list[Gist]:
+        return [plain(Gist.of(records.decode(data))) for _, data in read(self.directory)]
+
+
+def plain(gist: Gist) -> Gist:
+    """With a `who` that says nothing else."""
+    return gist._replace(who=Record(Kind.OPEN, job=gist.who.job))
 
 
 @pytest.fixture
@@ -86,7 +93,7 @@ def live(history: History, chance: random.Random, count: int) -> None:
             history.add(Kind.CLOSE, opened.pop(chance.randrange(len(opened))), bytes_out=number)
 
 
-def account(found: list[Record], moment: int) -> tuple[list[Record], dict[bytes, tuple[int, int]]]:
+def account(found: list[Gist], moment: int) -> tuple[list[Gist], dict[bytes, tuple[int, int]]]:
     """What counts: the records from `moment` on, and what is known of each flow that they leave open."""
     late = [record for record in found if record.t_real_ns >= moment]
     known: dict[bytes, tuple[int, int]] = {}
@@ -142,7 +149,7 @@ def test_a_ledger_of_one_segment_is_read_whole(history: History) -> None:
 
 
 def test_no_ledger_is_no_records(tmp_path: Path) -> None:
-    assert list(records_since(tmp_path / "none", 0)) == []
+    assert list(gists_since(tmp_path / "none", 0)) == []
 
 
 def test_an_open_record_that_is_gone_is_an_error(history: History) -> None:
