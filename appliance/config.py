@@ -15,17 +15,28 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
-    ConfigDict,
     Field,
     ValidationError,
     ValidationInfo,
     field_validator,
 )
 
-from exeat.policy.addresses import Cidr, format_address, parse_address, parse_cidr
+from exeat.appliance.routing import Routing, parse_uids
+from exeat.appliance.sections import (
+    LABEL,
+    Agent,
+    Endpoints,
+    Project,
+    Section,
+    endpoint,
+    endpoints,
+    source_cidr,
+)
+from exeat.policy.addresses import Cidr, parse_cidr
 from exeat.policy.errors import MalformedError
-from exeat.policy.names import parse_authority, parse_host
+from exeat.policy.identity import CgroupPath, Uids
+from exeat.policy.names import parse_host
+from exeat.sandbox.rules import Cgroup
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -35,23 +46,19 @@ _ENV_PREFIX = "EXEAT_"
 _RESERVED_ENV = {"EXEAT_CONFIG"}
 
 
+_USER_SOURCE = re.compile(r"user:[A-Za-z0-9][A-Za-z0-9._-]{0,62}", re.ASCII)
 _MAX_SOCKET_PATH = 107  # bytes, unix(7)
-_LABEL = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
 
 
 class ConfigError(Exception):
     """The configuration cannot be used; the message is one line that says where and why."""
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class Node(Section):
+    name: Annotated[str, Field(pattern=LABEL)] = "node"
 
 
-class Node(_Section):
-    name: Annotated[str, Field(pattern=_LABEL)] = "node"
-
-
-class Paths(_Section):
+class Paths(Section):
     state_dir: Path = Path("/var/lib/exeat")
     run_dir: Path = Path("/run/exeat")
 
@@ -63,7 +70,7 @@ class Paths(_Section):
         return value
 
 
-class Users(_Section):
+class Users(Section):
     """Names of the service users; `./dev setup` and the sysusers file make them."""
 
     gateway: str = "exeat"
@@ -71,36 +78,10 @@ class Users(_Section):
     control: str = "exeat-control"
 
 
-def _endpoint(text: str) -> tuple[str, int]:
-    """ADDRESS:PORT as (address text, port); a name is refused, for nothing here may be looked up."""
-    try:
-        host, port = parse_authority(text.encode())
-    except MalformedError as error:
-        raise ValueError(f"`{text}` is not ADDRESS:PORT ({error})") from None
-    if isinstance(host, str):
-        raise ValueError(f"`{text}`: an address, never a name")
-    return format_address(host), port
-
-
-def _checked_endpoints(value: tuple[str, ...]) -> tuple[str, ...]:
-    for text in value:
-        _endpoint(text)
-    return value
-
-
-# ADDRESS:PORT, checked; `_endpoint` takes it apart.
-Endpoints = Annotated[tuple[str, ...], AfterValidator(_checked_endpoints)]
-
-
-def endpoints(texts: Endpoints) -> tuple[tuple[str, int], ...]:
-    """(address text, port) of each."""
-    return tuple(_endpoint(text) for text in texts)
-
-
 def _upstream(text: str) -> tuple[str, int, str]:
     """ADDRESS:PORT or tls://ADDRESS:PORT#NAME as (address text, port, name or "")."""
     if "://" not in text:
-        return *_endpoint(text), ""
+        return *endpoint(text), ""
     scheme, _, rest = text.partition("://")
     place, _, name = rest.partition("#")
     if scheme != "tls" or not name:
@@ -111,7 +92,7 @@ def _upstream(text: str) -> tuple[str, int, str]:
         raise ValueError(f"`{text}`: `{name}` is not a host name ({error})") from None
     if not isinstance(host, str):
         raise ValueError(f"`{text}`: after # comes the name in the server's certificate, not an address")
-    return *_endpoint(place), host
+    return *endpoint(place), host
 
 
 def _checked_upstreams(value: tuple[str, ...]) -> tuple[str, ...]:
@@ -120,7 +101,7 @@ def _checked_upstreams(value: tuple[str, ...]) -> tuple[str, ...]:
     return value
 
 
-class Dns(_Section):
+class Dns(Section):
     """`upstream`: resolvers in order of preference, all in the clear or all over TLS.
 
     `upstream_ca`: a PEM file with the roots for tls:// upstreams, in place of the system's.
@@ -136,7 +117,7 @@ class Dns(_Section):
         return tuple(_upstream(text) for text in self.upstream)
 
 
-class Proxy(_Section):
+class Proxy(Section):
     """Doors for clients outside jails; who they are is `[[identity]]`'s to say.
 
     Each port speaks HTTP CONNECT, absolute-form HTTP and SOCKS5, told apart by the first byte;
@@ -161,59 +142,52 @@ class Proxy(_Section):
         return value
 
 
-def _source_cidr(text: str) -> Cidr | None:
-    """A CIDR, or an address as the CIDR that holds only it."""
-    if "/" in text:
-        return parse_cidr(text)
-    try:
-        address = parse_address(text)
-    except MalformedError:
-        return None
-    return Cidr(address.family, address.value, 32 if address.family == 4 else 128)
-
-
-class Identity(_Section):
+class Identity(Section):
     """Clients from `source` are this subject.
 
-    `source` is a CIDR, an address, `uid:N`, the path of a socket in `[proxy] listen_unix`, or
-    `user:NAME` for a name in `[proxy] credentials`. The most specific one wins. `uid:N` counts for
-    Unix sockets only, where the kernel tells the uid; `user:NAME` for clients that no other knows.
+    `source` is a CIDR, an address, `uid:N`, `uid:LOW-HIGH`, `cgroup:PATH` below the v2 root, the path
+    of a socket in `[proxy] listen_unix`, or `user:NAME` for a name in `[proxy] credentials`. The most
+    specific one wins; `user:NAME` counts for clients that no other knows.
     """
 
     source: str
-    project: Annotated[str, Field(pattern=_LABEL)]
-    agent: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")] = "client"
+    project: Project
+    agent: Agent = "client"
 
     @field_validator("source")
     @classmethod
     def _known_form(cls, value: str) -> str:
-        if value.startswith("cgroup:"):
-            raise ValueError(f"`{value}`: clients are not told apart by cgroup; use uid:N, a path or a CIDR")
-        if re.fullmatch(r"uid:(0|[1-9][0-9]{0,9})|user:[A-Za-z0-9][A-Za-z0-9._-]{0,62}", value):
+        if value.startswith("/") or _USER_SOURCE.fullmatch(value) or source_cidr(value) is not None:
             return value
-        if value.startswith("/"):
-            return value
-        if _source_cidr(value) is not None:
-            return value
-        raise ValueError(
-            f"`{value}` is neither an address, a CIDR without host bits, uid:N, user:NAME nor a path"
-        )
+        kind, _, rest = value.partition(":")
+        if kind == "uid":
+            parse_uids(rest)
+        elif kind == "cgroup":
+            Cgroup(rest)
+        else:
+            raise ValueError(
+                f"`{value}` is no address, CIDR without host bits, uid:N, cgroup:PATH, user:NAME or path"
+            )
+        return value
 
-    def place(self) -> Cidr | int | str:
-        """The source as `policy.identity` takes it: a network, a uid or a path."""
-        if self.source.startswith("uid:"):
-            return int(self.source.removeprefix("uid:"))
-        return _source_cidr(self.source) or self.source
+    def place(self) -> Cidr | Uids | CgroupPath | str:
+        """The source as `policy.identity` takes it."""
+        kind, _, rest = self.source.partition(":")
+        if kind == "uid":
+            return Uids(*parse_uids(rest))
+        if kind == "cgroup":
+            return CgroupPath(rest)
+        return source_cidr(self.source) or self.source
 
 
-class Policy(_Section):
+class Policy(Section):
     """`dir` holds the policies in force, `shadow` (if set) those judged beside them, never enforced."""
 
     dir: Path = Path("/etc/exeat/policies")
     shadow: Path | None = None
 
 
-class Sandbox(_Section):
+class Sandbox(Section):
     """`roots`: folders below which `--rw` and `--ro` mounts may lie."""
 
     roots: tuple[Path, ...] = (Path("/srv"), Path("/home"))
@@ -230,14 +204,14 @@ class Sandbox(_Section):
         return value
 
 
-class Asks(_Section):
+class Asks(Section):
     """How long a request stays open, and how many may wait. How long a flow waits is the policy's."""
 
     request_ttl_s: Annotated[int, Field(ge=60, le=86_400)] = 3600
     max_pending: Annotated[int, Field(ge=1, le=10_000)] = 256
 
 
-class Lab(_Section):
+class Lab(Section):
     """Only for test networks; while it is set every status shows a warning."""
 
     treat_as_public: tuple[str, ...] = ()
@@ -254,7 +228,7 @@ class Lab(_Section):
         return tuple(cidr for entry in self.treat_as_public if (cidr := parse_cidr(entry)) is not None)
 
 
-class Config(_Section):
+class Config(Section):
     """The whole configuration, frozen."""
 
     node: Node = Node()
@@ -267,6 +241,17 @@ class Config(_Section):
     sandbox: Sandbox = Sandbox()
     asks: Asks = Asks()
     lab: Lab = Lab()
+    routing: Routing = Routing()
+
+    @field_validator("routing")
+    @classmethod
+    def _one_guard(cls, value: Routing, info: ValidationInfo) -> Routing:
+        listening = endpoints(info.data.get("dns", Dns()).listen)
+        if value.members and len({port for _, port in listening}) > 1:
+            raise ValueError("lookups are redirected to one port: [dns] listen has several")
+        if value.members and any(host in ("0.0.0.0", "::") for host, _ in listening):  # noqa: S104
+            raise ValueError("an answer must come from the address that was asked: name each in [dns] listen")
+        return value
 
     @field_validator("identity")
     @classmethod
@@ -361,7 +346,7 @@ def _line_of(text: str, path: tuple[str, ...]) -> int:
         stripped = line.strip()
         if header := re.match(r"\[\[?\s*([^\]]+?)\s*\]", stripped):
             section = tuple(part.strip().strip("\"'") for part in header.group(1).split("."))
-            if section == path:
+            if section[: len(path)] == path:
                 return number
         elif (key := re.match(r"([A-Za-z0-9_.\"'-]+)\s*=", stripped)) and (
             *section,

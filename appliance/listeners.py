@@ -14,7 +14,7 @@ import socket
 import stat
 from typing import TYPE_CHECKING, NamedTuple
 
-from exeat.appliance.config import endpoints
+from exeat.appliance.sections import endpoints
 from exeat.ledger import ipc
 
 if TYPE_CHECKING:

@@ -119,8 +119,9 @@ class Guard:
         """There is a policy: clients outside jails may ask."""
         doors, self._closed_doors = self._closed_doors, []
         for sock in doors:
-            door = UdpDoor if sock.type == socket.SOCK_DGRAM else TcpDoor
-            who = partial(self._outside.who, sock.family)
+            udp = sock.type == socket.SOCK_DGRAM
+            door = UdpDoor if udp else TcpDoor
+            who = partial(self._outside.who, sock.family, socket.IPPROTO_UDP if udp else socket.IPPROTO_TCP)
             self._open_doors.append(door(self._reactor, self._responder, who, sock))
 
     def on_jail(

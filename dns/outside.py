@@ -1,4 +1,4 @@
-"""Clients outside every jail: the address they ask from says who they are.
+"""Clients outside every jail: the address they ask from, or their cgroup or uid, says who they are.
 
 All clients of one identity share one `Jail`, so that limits and remembered replies work as they do
 for a job. Clients that no identity knows share one too, whose subject the policy core refuses.
@@ -6,11 +6,10 @@ for a job. Clients that no identity knows share one too, whose subject the polic
 
 from __future__ import annotations
 
-import socket
 from typing import TYPE_CHECKING, Any
 
 from exeat.dns.responder import Jail
-from exeat.policy.model import Address
+from exeat.ledger.local_clients import LocalClients
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,7 +24,7 @@ class Outside:
     """Finds the jail of a peer. `now` is seconds of CLOCK_BOOTTIME."""
 
     def __init__(self, identities: Identities, now: Callable[[], float]) -> None:
-        self._identities = identities
+        self._clients = LocalClients(identities)
         self._now = now
         self._jails: dict[Subject, Jail] = {}
         self._peers: dict[str, Jail] = {}
@@ -34,12 +33,14 @@ class Outside:
     def jails(self) -> list[Jail]:
         return list(self._jails.values())
 
-    def who(self, family: int, peer: Any) -> Jail:
+    def who(self, family: int, proto: int, peer: Any) -> Jail:
         """The jail that stands for the client at `peer`, an address as the socket module gives it."""
+        if not self._clients.by_address:
+            return self._jail(self._clients.of_port(family, proto, peer))
         text: str = peer[0]
         jail = self._peers.get(text)
         if jail is None:
-            jail = self._jail(self._identities.of_address(_address(family, text)))
+            jail = self._jail(self._clients.of_port(family, proto, peer))
             if len(self._peers) >= MAX_PEERS:  # a source address in UDP is easily varied
                 self._peers.clear()
             self._peers[text] = jail
@@ -50,8 +51,3 @@ class Outside:
         if jail is None:
             jail = self._jails[subject] = Jail.new("", subject, self._now())
         return jail
-
-
-def _address(family: int, text: str) -> Address:
-    packed = socket.inet_pton(family, text.partition("%")[0])
-    return Address(4 if family == socket.AF_INET else 6, int.from_bytes(packed))

@@ -1,4 +1,4 @@
-"""Clients outside every jail: the address or uid that the kernel names says who they are.
+"""Clients outside every jail: the address, cgroup or uid that the kernel names says who they are.
 
 Their doors exist from the start, but nothing is accepted before there is a policy. All clients of
 one identity share one `Jail`, so limits, holds and cuts work as they do for a job; clients that no
@@ -11,8 +11,8 @@ import socket
 from typing import TYPE_CHECKING, Any, Final
 
 from exeat.ledger.ipc import peer_uid
+from exeat.ledger.local_clients import LocalClients
 from exeat.policy.identity import NOBODY, Identities
-from exeat.policy.model import Address, Subject
 from exeat.proxy import jails
 from exeat.proxy.credentials import Attempts
 from exeat.proxy.jails import Jail
@@ -20,6 +20,7 @@ from exeat.proxy.jails import Jail
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from exeat.policy.model import Subject
     from exeat.proxy.credentials import Credentials
 
 MAX_PATH: Final = 100  # bytes of a socket's path that go into a record's `src`
@@ -40,6 +41,7 @@ class Outside:
     ) -> None:
         self.listeners = list(listeners)
         self._identities = identities
+        self._clients = LocalClients(identities)
         self._limit = limit
         self._credentials = credentials
         self._attempts = Attempts()
@@ -58,7 +60,7 @@ class Outside:
         if sock.family == socket.AF_UNIX:
             uid = peer_uid(sock)
             return self._jail(self._identities.of_peer(name, uid)), f"{name[-MAX_PATH:]} uid {uid}"
-        subject = self._identities.of_address(peer_address(sock.family, peer[0]))
+        subject = self._clients.of_tcp(sock, peer)
         source = f"[{peer[0]}]:{peer[1]}" if sock.family == socket.AF_INET6 else f"{peer[0]}:{peer[1]}"
         return self._jail(subject), f"{source} {name}"
 
@@ -94,10 +96,3 @@ def _without_port(src: str) -> str:
     """A client's address, or the socket and uid it came by: what stays when it connects again."""
     peer, _, _ = src.partition(" ")
     return peer.rpartition(":")[0] if not src.startswith("/") else src
-
-
-def peer_address(family: int, text: str) -> Address:
-    """The client's address as the kernel gave it (IPv6 with or without a zone)."""
-    if family == socket.AF_INET:
-        return Address(4, int.from_bytes(socket.inet_pton(family, text)))
-    return Address(6, int.from_bytes(socket.inet_pton(family, text.partition("%")[0])))

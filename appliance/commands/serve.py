@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 from exeat.appliance import listeners
 from exeat.appliance.client import load_config
 from exeat.appliance.errors import NotReachableError
-from exeat.policy.identity import Identities, Identity
-from exeat.policy.model import Subject
+from exeat.appliance.routing import host_table, identities
 
 if TYPE_CHECKING:
     import argparse
@@ -79,14 +78,6 @@ def _uid(name: str) -> int:
     return pwd.getpwnam(name).pw_uid
 
 
-def _identities(config: Config) -> Identities:
-    """Who the clients outside jails are. They have no job and no episode."""
-    node = config.node.name
-    return Identities(
-        Identity(each.place(), Subject(each.project, each.agent, "", "", node)) for each in config.identity
-    )
-
-
 # The imports stand in the functions so that each process loads only what it runs.
 
 
@@ -94,9 +85,15 @@ def _warden(config: Config) -> int:
     from exeat.sandbox.spec import WardenSettings
     from exeat.sandbox.warden import serve
 
+    own = map(_uid, (config.users.gateway, config.users.ledger, config.users.control))
+    try:
+        table = host_table(config, own)
+    except ValueError as error:
+        raise NotReachableError(f"warden: {error}") from None
     settings = WardenSettings(
         run_dir=config.run_dir,
         state_dir=config.state_dir,
+        table=table,
         control_uid=_uid(config.users.control),
         uid_base=config.sandbox.uid_base,
         uid_count=config.sandbox.uid_count,
@@ -130,7 +127,7 @@ def _guard(config: Config) -> int:
         control_uid=_uid(config.users.control),
         proxy_uid=_uid(config.users.gateway),
         listeners=tuple(door.sock for door in listeners.take(config, listeners.GUARD_DOORS)),
-        identities=_identities(config),
+        identities=identities(config),
     )
     return serve(settings, notify_ready)
 
@@ -145,7 +142,7 @@ def _proxy(config: Config) -> int:
         control_uid=_uid(config.users.control),
         listeners=tuple((each.name, each.sock) for each in doors if each.door != "transparent"),
         transparent=tuple((each.name, each.sock) for each in doors if each.door == "transparent"),
-        identities=_identities(config),
+        identities=identities(config),
         max_connections=config.proxy.max_connections,
         credentials=_credentials(config),
     )

@@ -15,7 +15,6 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from exeat.appliance.config import endpoints
 from exeat.appliance.control.addresses import doors, host_addresses, not_public
 from exeat.appliance.control.aio import Link, Requester, Server
 from exeat.appliance.control.evidence import Evidence
@@ -28,6 +27,7 @@ from exeat.appliance.control.store import Store, StoreError
 from exeat.appliance.control.time import TrustedClock
 from exeat.appliance.errors import RefusedError
 from exeat.appliance.listeners import wanted
+from exeat.appliance.sections import endpoints
 from exeat.ledger.reader import ReaderError
 from exeat.ledger.since import gists_since
 from exeat.policy.admin import Actor, authorize

@@ -13,6 +13,7 @@ from exeat.appliance import listeners
 from exeat.appliance.config import Config, ConfigError, load
 from exeat.policy.addresses import Cidr
 from exeat.policy.document import load_policy
+from exeat.policy.identity import CgroupPath, Uids
 
 PAGE = (Path(__file__).parents[3] / "docs" / "gateway.md").read_text(encoding="utf-8")
 IDENTITY = '[[identity]]\nproject = "p"\nsource = '
@@ -45,8 +46,10 @@ def test_the_documented_example_loads(tmp_path: Path) -> None:
         ("10.0.0.0/8", Cidr(4, 10 << 24, 8)),
         ("127.0.0.1", Cidr(4, (127 << 24) + 1, 32)),
         ("::1", Cidr(6, 1, 128)),
-        ("uid:0", 0),
-        ("uid:1000", 1000),
+        ("uid:0", Uids(0, 0)),
+        ("uid:1000", Uids(1000, 1000)),
+        ("uid:61184-65519", Uids(61184, 65519)),
+        ("cgroup:agents.slice/a", CgroupPath("agents.slice/a")),
     ],
 )
 def test_sources(tmp_path: Path, source: str, place: object) -> None:
@@ -57,12 +60,13 @@ def test_sources(tmp_path: Path, source: str, place: object) -> None:
     ("source", "words"),
     [
         ("10.0.0.1/8", "without host bits"),
-        ("localhost", "neither an address"),
-        ("uid:-1", "neither an address"),
-        ("uid:01", "neither an address"),
-        ("cgroup:/system.slice", "not told apart by cgroup"),
+        ("localhost", "is no address"),
+        ("uid:-1", "neither a uid"),
+        ("uid:01", "neither a uid"),
+        ("uid:9-8", "neither a uid"),
+        ("cgroup:/system.slice", "cannot be used in a rule"),
         ("/run/nowhere.sock", "not in [proxy] listen_unix"),
-        ("", "neither an address"),
+        ("", "is no address"),
     ],
 )
 def test_sources_that_are_refused(tmp_path: Path, source: str, words: str) -> None:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exeat.policy.addresses import WIDTH, Cidr
-from exeat.policy.identity import NOBODY, Identities, Identity
+from exeat.policy.identity import NOBODY, CgroupPath, Identities, Identity, Uids
 from exeat.policy.model import Address, Subject
 
 
@@ -38,7 +38,7 @@ def test_the_longest_prefix_wins_and_the_first_of_equals(found: list[Cidr], addr
 
 
 def test_a_uid_says_more_than_the_socket_it_came_by() -> None:
-    known = Identities([Identity("/a", subject("any")), Identity(7, subject("seven"))])
+    known = Identities([Identity("/a", subject("any")), Identity(Uids(7, 7), subject("seven"))])
     assert known.of_peer("/a", 7) == subject("seven")
     assert known.of_peer("/a", 8) == subject("any")
     assert known.of_peer("/b", 7) == subject("seven")
@@ -46,7 +46,29 @@ def test_a_uid_says_more_than_the_socket_it_came_by() -> None:
 
 
 def test_a_uid_is_no_address_and_an_address_no_uid() -> None:
-    known = Identities([Identity(0, subject("root")), Identity(Cidr(4, 0, 0), subject("all"))])
+    known = Identities([Identity(Uids(0, 0), subject("root")), Identity(Cidr(4, 0, 0), subject("all"))])
     assert known.of_address(Address(6, 0)) == NOBODY
     assert known.of_address(Address(4, 0)) == subject("all")
     assert known.of_peer("/a", 1) == NOBODY
+
+
+def test_the_deepest_cgroup_wins_and_a_cgroup_says_more_than_a_uid() -> None:
+    known = Identities(
+        [
+            Identity(CgroupPath("agents.slice"), subject("agents")),
+            Identity(CgroupPath("agents.slice/a"), subject("a")),
+            Identity(Uids(1, 9), subject("users")),
+            Identity(Uids(5, 5), subject("five")),
+        ]
+    )
+    assert known.of_process(5, "/agents.slice/a/b") == subject("a")
+    assert known.of_process(5, "/agents.slice/ab") == subject("agents")
+    assert known.of_process(5, "/agents.slices") == subject("five")
+    assert known.of_process(6, "/") == subject("users")
+    assert known.of_process(10, "/x/agents.slice") is None
+
+
+def test_only_users_and_cgroups_need_a_look_at_the_process() -> None:
+    assert not Identities([Identity("/a", subject("a")), Identity(Cidr(4, 0, 0), subject("b"))]).by_process
+    assert Identities([Identity(Uids(1, 1), subject("a"))]).by_process
+    assert Identities([Identity(CgroupPath("a"), subject("a"))]).by_process
