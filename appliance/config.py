@@ -247,8 +247,11 @@ class Config(Section):
     @classmethod
     def _one_guard(cls, value: Routing, info: ValidationInfo) -> Routing:
         listening = endpoints(info.data.get("dns", Dns()).listen)
-        if value.members and len({port for _, port in listening}) > 1:
-            raise ValueError("lookups are redirected to one port: [dns] listen has several")
+        redirected = endpoints(info.data.get("proxy", Proxy()).transparent)
+        if value.members and any(len({port for _, port in each}) > 1 for each in (listening, redirected)):
+            raise ValueError(
+                "[dns] listen and [proxy] transparent have one port each: what is redirected goes there"
+            )
         if value.members and any(host in ("0.0.0.0", "::") for host, _ in listening):  # noqa: S104
             raise ValueError("an answer must come from the address that was asked: name each in [dns] listen")
         return value

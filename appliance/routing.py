@@ -114,7 +114,7 @@ def host_table(config: Config, own_uids: Iterable[int] = ()) -> Table:
             for uid in own_uids:
                 if low <= uid <= high:
                     raise ValueError(f"[[routing.host]] {member.label}: uid {uid} is exeat's own")
-    guard = endpoints(config.dns.listen)
+    guard, redirected = endpoints(config.dns.listen), endpoints(config.proxy.transparent)
     doors = [*_places((*config.proxy.listen, *config.proxy.listen_socks), "tcp")]
     doors += [*_places(config.dns.listen, "tcp"), *_places(config.dns.listen, "udp")]
     never = [*_places(config.routing.never, "tcp"), *_places(config.routing.never, "udp")]
@@ -122,6 +122,7 @@ def host_table(config: Config, own_uids: Iterable[int] = ()) -> Table:
     return Table(
         members=members,
         doors=tuple(doors),
+        transparent=redirected[0][1] if redirected else 0,
         dns=guard[0][1] if guard else 0,
         never=tuple(never),
         prefix="unified/" if hybrid else "",

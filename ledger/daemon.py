@@ -59,6 +59,7 @@ ROLES: Final[dict[str, frozenset[Kind]]] = {
             Kind.BOOT,
             Kind.KEY,
             Kind.WITNESS,
+            Kind.ANOMALY,
         }
     ),
     "root": frozenset(),

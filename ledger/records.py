@@ -48,6 +48,7 @@ class Kind(IntEnum):
     WITNESS = 13  # a witness countersigned a checkpoint
     ORPHAN = 14  # a flow nobody closed: counts are the lower bound, `reserved` the upper
     RESUME = 15  # the owner of an open flow is back after a restart
+    ANOMALY = 16  # somebody went around what confines, or changed it
 
     @property
     def label(self) -> str:

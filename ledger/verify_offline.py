@@ -26,7 +26,7 @@ from typing import Any, Final, NamedTuple
 KINDS: Final = (
     "",
     *("open", "reserve", "progress", "close", "deny", "dns", "lease", "policy"),
-    *("reconcile", "gap", "boot", "key", "witness", "orphan", "resume"),
+    *("reconcile", "gap", "boot", "key", "witness", "orphan", "resume", "anomaly"),
 )
 # Types of the fields behind schema and kind: unsigned, bytes, text, destination.
 TYPES: Final = "uubuuu" + "tttd" + "ttttub" + "ttttt" + "ubt" + "tuuuuuuuuuuttbtb"

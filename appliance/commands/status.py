@@ -9,6 +9,7 @@ from exeat.appliance.client import Client, load_config
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Iterator
 
 
 def register(commands: Any) -> None:
@@ -21,6 +22,8 @@ def run(args: argparse.Namespace) -> int:
     reply = Client(load_config(args)).call("status")
     gateway = set(reply["gateway"]) == {"guard", "proxy"}
     whole = gateway and reply["clock_trusted"] and not (reply["policy_error"] or reply["down"])
+    routing = reply["routing"]
+    whole = whole and not routing.get("failed")
     if args.json:
         print(json.dumps({key: value for key, value in reply.items() if key not in ("id", "ok")}))
         return 0 if whole else 1
@@ -36,6 +39,8 @@ def run(args: argparse.Namespace) -> int:
         print(f"shadow     {', '.join(reply['shadows'])}: judged beside the policy, not enforced")
     print(f"jobs       {reply['jobs']} running")
     print(f"leases     {leases}")
+    for line in _routing_lines(routing):
+        print(line)
     if reply["down"]:
         print(f"DOWN       {', '.join(reply['down'])}: nothing new opens")
     if not reply["clock_trusted"]:
@@ -45,6 +50,17 @@ def run(args: argparse.Namespace) -> int:
     if reply["lab"]:
         print(f"WARNING    test network: {', '.join(reply['lab'])} count as public")
     return 0 if whole else 1
+
+
+def _routing_lines(routing: dict[str, Any]) -> Iterator[str]:
+    """Who is confined by the host's table, and what has happened to it."""
+    if routing.get("members"):
+        labels = ", ".join(member["label"] for member in routing["members"])
+        yield f"confined   {labels}, by table {routing['digest'][:12]}"
+    if routing.get("repairs"):
+        yield f"ROUTING    repaired {routing['repairs']} times, last: {routing['note']}"
+    if routing.get("failed"):
+        yield f"ROUTING    CANNOT BE KEPT: {routing['failed']}"
 
 
 def _by_door(listeners: list[dict[str, str]]) -> dict[str, list[str]]:

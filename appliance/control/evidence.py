@@ -35,6 +35,11 @@ class Evidence:
         said = self._record(Kind.POLICY, project, actor, verdict, detail)
         return encode(replace(said, policy_digest=bytes.fromhex(digest)))
 
+    def anomaly(self, *, project: str, agent: str, what: str, detail: str, count: int) -> bytes:
+        """The record of something that should not be: `what` is repaired, failed or attempts."""
+        said = self._record(Kind.ANOMALY, project, "", what, detail)
+        return encode(replace(said, agent=agent, count=count))
+
     def _record(self, kind: Kind, project: str, actor: str, decision: str, detail: str) -> Record:
         real, boot = stamps()
         return Record(

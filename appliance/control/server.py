@@ -22,6 +22,7 @@ from exeat.appliance.control.hub import Hub
 from exeat.appliance.control.jobs import Jobs
 from exeat.appliance.control.leases import Leases
 from exeat.appliance.control.policies import Change, Policies
+from exeat.appliance.control.routing import Routing
 from exeat.appliance.control.spent import longest_window_ms, replay
 from exeat.appliance.control.store import Store, StoreError
 from exeat.appliance.control.time import TrustedClock
@@ -79,6 +80,7 @@ class Control:
         )
         self.jobs = Jobs(config.node.name, warden, self.hub, self.policies, store, self.spawn)
         self.jobs.recall()
+        self.routing = Routing(config, warden, self._evidence)
         self._server = Server(config.run_dir / "control" / "control.sock", {ROOT}, self._accepted)
         self._verbs: dict[str, Any] = {
             "status": self._status,
@@ -104,6 +106,7 @@ class Control:
         await self._load_policies()
         self.spawn(self.jobs.adopt())
         self.spawn(self._tick())
+        self.spawn(self.routing.watch())
 
     async def _load_policies(self) -> None:
         """What stands in the folder when the process starts is in force; changes are reviewed."""
@@ -210,6 +213,7 @@ class Control:
             "listeners": [{"door": door, "at": name} for door, name, _ in wanted(self._config)],
             "lab": list(self._config.lab.treat_as_public),
             "clock_trusted": self._clock.trusted,
+            "routing": self.routing.state,
             "down": [name for name in ("warden", "ledger") if not self._answers(name)],
         }
 

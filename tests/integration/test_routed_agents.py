@@ -13,6 +13,7 @@ import pytest
 from tests.support.dns_servers import name_server, zone_handler
 from tests.support.host_world import UNIFIED
 from tests.support.proxy_world import HOME, Origin, in_namespace, read_head
+from tests.support.running import wait_for
 from tests.support.standalone import Standalone
 
 from exeat.ledger.records import Kind
@@ -143,5 +144,20 @@ def test_lookups_sent_to_another_server_are_answered_by_the_guard_for_whoever_as
     def body(_made: Standalone) -> None:
         _, looked_up, _ = client(UNIFIED / SLICE, 61_205, "203.0.113.2")
         assert looked_up == [0, 3, 3]
+
+    routed(body)
+
+
+def test_a_table_that_was_changed_is_repaired_and_everybody_hears_of_it() -> None:
+    def body(made: Standalone) -> None:
+        before = made.exeat("status")
+        assert "confined   agents/host, by table " in before.stdout
+        subprocess.run(["nft", "flush", "ruleset"], check=True)
+        wait_for(
+            lambda: "ROUTING    repaired 1 times, last: the table is gone" in made.exeat("status").stdout
+        )
+        assert client(UNIFIED / SLICE, 61_205)[2] == "EHOSTUNREACH"
+        repaired = wait_for(lambda: [r for r in made.records() if r.decision == "repaired"])
+        assert [(r.kind, r.detail) for r in repaired] == [(Kind.ANOMALY, "1 times: the table is gone")]
 
     routed(body)

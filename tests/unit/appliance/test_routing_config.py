@@ -18,7 +18,8 @@ GOOD = """
 [dns]
 listen = ["127.0.0.1:5353", "[::1]:5353"]
 [proxy]
-listen = ["127.0.0.1:3128", "0.0.0.0:3129"]
+listen = ["127.0.0.1:3128", "0.0.0.0:3127"]
+transparent = ["127.0.0.1:3129"]
 listen_socks = ["[::1]:1080"]
 [routing]
 never = ["10.0.0.9:6379"]
@@ -53,7 +54,7 @@ def test_members_doors_and_places_out_of_bounds(tmp_path: Path) -> None:
             ),
         ),
     )
-    assert table.dns == 5353
+    assert (table.transparent, table.dns) == (3129, 5353)
     assert Target(parse_address("::1"), "tcp", 1080) in table.doors
     assert Target(parse_address("::1"), "udp", 5353) in table.doors
     assert {place.proto for place in table.never} == {"tcp", "udp"}
@@ -88,7 +89,7 @@ USER = '[[routing.host]]\nproject = "a"\nuid = "9"\n'
         ('\n[routing]\nnever = ["redis:6379"]\n', 3, "an address, never a name"),
         (USER + USER, 1, "stand in two"),
         ('[dns]\nlisten = ["0.0.0.0:53"]\n' + USER, 3, "name each in"),
-        ('[dns]\nlisten = ["[::1]:5", "[::1]:6"]\n' + USER, 3, "several"),
+        ('[dns]\nlisten = ["[::1]:5", "[::1]:6"]\n' + USER, 3, "one port each"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_used_is_one_line_with_its_place(
