@@ -31,7 +31,7 @@ egress: v1
 project: {project}
 posture: allowlist
 allow:
-  - {{id: site, to: {host}, ports: 7000}}
+  - {{id: site, to: {host}, ports: [80, 7000]}}
 """
 ROUTING = f"""
 [[identity]]
@@ -75,7 +75,18 @@ print(json.dumps([[ask(name) for name in names], [lookup(name, sys.argv[1]) for 
 """
 
 
-def client(cgroup: Path, uid: int, server: str = "127.0.0.1") -> Any:
+# Knows of no proxy.
+PLAIN = """
+import json, socket, sys
+def get(name):
+    with socket.create_connection(("203.0.113.1", 80), 10) as sock:
+        sock.sendall(b"GET / HTTP/1.1\\r\\nHost: %s\\r\\n\\r\\n" % name)
+        return sock.makefile("rb").readline().split()[1].decode()
+print(json.dumps([get(name + b".example.org") for name in (b"agents", b"people", b"inner")]))
+"""
+
+
+def client(cgroup: Path, uid: int, server: str = "127.0.0.1", program: str = CLIENT) -> Any:
     def enter() -> None:
         (cgroup / "cgroup.procs").write_text("0")
         os.setgroups([])
@@ -83,7 +94,7 @@ def client(cgroup: Path, uid: int, server: str = "127.0.0.1") -> Any:
         os.setuid(uid)
 
     done = subprocess.run(
-        [sys.executable, "-I", "-c", CLIENT, server],
+        [sys.executable, "-I", "-c", program, server],
         capture_output=True, text=True, timeout=60, preexec_fn=enter, check=False,
     )  # fmt: skip
     assert not done.returncode, done.stderr
@@ -95,14 +106,14 @@ def answer_once(sock: socket.socket) -> None:
     sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi")
 
 
-def routed(body: Callable[[Standalone], None]) -> None:
+def routed(body: Callable[[Standalone], None], proxy: str = "") -> None:
     """A started appliance that confines SLICE, and an origin on every name."""
 
     def run() -> None:
         policies = {name: POLICY.format(project=name, host=f"{name}.example.org") for name in
                     ("agents", "people", "inner")}  # fmt: skip
         with name_server(zone_handler(ZONE)) as server:
-            made = Standalone(server.address, policies, ROUTING)
+            made = Standalone(server.address, policies, proxy + ROUTING)
             try:
                 Origin(7000, answer_once)
                 made.up()
@@ -161,3 +172,14 @@ def test_a_table_that_was_changed_is_repaired_and_everybody_hears_of_it() -> Non
         assert [(r.kind, r.detail) for r in repaired] == [(Kind.ANOMALY, "1 times: the table is gone")]
 
     routed(body)
+
+
+def test_what_knows_of_no_proxy_is_redirected_to_it_and_is_still_who_it_is() -> None:
+    def body(made: Standalone) -> None:
+        Origin(80, answer_once)
+        assert client(UNIFIED / SLICE, 61_205, program=PLAIN) == ["200", "403", "403"]
+        assert client(UNIFIED, 61_205, program=PLAIN) == ["200", "403", "403"]
+        opens = [(r.project, r.agent, r.dest.host) for r in made.records() if r.kind is Kind.OPEN and r.dest]
+        assert opens == [("agents", "host", "agents.example.org")] * 2
+
+    routed(body, 'transparent = ["127.0.0.1:3129", "[::1]:3129"]\n')
