@@ -26,7 +26,7 @@ def config_of(tmp_path: Path, text: str) -> Config:
 
 
 def test_the_documented_example_loads(tmp_path: Path) -> None:
-    (toml,) = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)
+    toml = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)[0]
     (yaml,) = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
     config = config_of(tmp_path, toml)
     assert [door for door, _, _ in listeners.wanted(config)] == [
