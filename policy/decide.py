@@ -222,7 +222,7 @@ def _has_room(usage: Counters, peeks: Iterable[Peek], now_ms: int) -> bool:
 def _budget_answer(document: Document, slot: Slot, now_ms: int, overlay: Overlay) -> Decision | None:
     """Deny or ask for an exhausted budget, hard ones and `ALWAYS` first; None while all have room."""
     budgets = [document.budgets.get(name) or Budget(name, ()) for name in slot.budgets]
-    budgets.sort(key=lambda budget: (budget.soft, budget.name not in ALWAYS, budget.name))
+    budgets.sort(key=lambda budget: (budget.soft, budget.name not in ALWAYS))  # and by name, as they were
     states = [(_budget_state(document.project, budget, now_ms, overlay), budget) for budget in budgets]
     for code in ("state", "exceeded"):
         for state, budget in states:
@@ -315,7 +315,6 @@ def _public_answer(policy: CompiledPolicy, request: Request, public: bool) -> tu
 
 
 _GRANTS = (Kind.ALLOW, Kind.ASK)
-_BEST = {Verdict.ALLOW: 0, Verdict.ASK: 1, Verdict.DENY: 2}
 
 
 def decide_lookup(
@@ -330,7 +329,7 @@ def decide_lookup(
 
     Exact, not sampled: a decision only changes at the edges of port ranges that some rule, lease or
     built-in names for this host, so one port per range is asked. With `resolved`, every address is
-    judged too. For a plain deny the answer is that of 443/tcp.
+    judged too. Where it allows, and for a plain deny, the answer is that of 443/tcp.
     """
     first = decide(policy, Request(subject, host, 443, "tcp", resolved), now_ms, overlay)
     if first.verdict is Verdict.ALLOW or not _may_differ(policy, subject, host, overlay):
@@ -341,7 +340,7 @@ def decide_lookup(
             answer = decide(policy, Request(subject, host, port, proto, resolved), now_ms, overlay)
             if answer.verdict is Verdict.ALLOW:
                 return answer
-            if _BEST[answer.verdict] < _BEST[best.verdict]:
+            if best.verdict is Verdict.DENY and answer.verdict is Verdict.ASK:
                 best = answer
     return best
 
@@ -382,7 +381,7 @@ def _edge_ports(
     # A port that a meta rule takes out of a range must not stand for the rest of it.
     closed = DNS_PORTS | {port for _, port in policy.meta.control}
     starts |= {_first_open(start, closed) for start in starts}
-    return sorted(port for port in starts - DNS_PORTS if port <= 65535)
+    return sorted(starts)
 
 
 def _first_open(port: int, closed: frozenset[int]) -> int:

@@ -41,7 +41,7 @@ class Cell(Generic[ItemT]):
         self.table: Any = None
 
     def entries(self) -> Iterator[Entry[ItemT]]:
-        """Everything that covers this place, except and ports aside."""
+        """Everything that covers this place, from narrow to wide, except and ports aside."""
         cell: Cell[ItemT] | None = self
         while cell is not None:
             yield from cell.own

@@ -155,10 +155,6 @@ class MetaRules:
     def _control_ports(self) -> frozenset[int]:
         return frozenset(port for _, port in self.control)
 
-    def refusal(self, request: Request) -> str:
-        """The code of the first meta rule that refuses, or ''."""
-        return self.judge(request)[0]
-
     def judge(self, request: Request) -> tuple[str, bool]:
         """The code of the first meta rule that refuses, or ''; and whether all that a name
         resolved to is public."""

@@ -50,7 +50,7 @@ class Slot:
         *,
         loose: tuple[Hit, ...] = (),
         leases: Sequence[Lease] = (),
-        ceiling: bool = True,
+        ceiling: bool,
     ) -> None:
         """`ceiling`: whether there is one that has to be met by a rule among the hits."""
         self.hits = tuple(sorted(hits))
@@ -188,8 +188,6 @@ def best_hits(entries: Iterable[Entry[Rule]], port: int) -> Iterator[Hit]:
     best: dict[int, Entry[Rule]] = {}
     for entry in entries:
         if port_in(entry.ports, port):
-            known = best.get(id(entry.item))
-            if known is None or known.specificity < entry.specificity:
-                best[id(entry.item)] = entry
+            best.setdefault(id(entry.item), entry)  # from narrow to wide: the first scope is the best
     for rule, _, (exact, length) in best.values():
         yield (-exact, -length, rule.order, rule.id), rule

@@ -8,32 +8,35 @@ from tests.support.policy_questions import Counted
 from tests.support.policy_strategies import NOW_MS
 from tests.support.reference_policy import Answer
 
+from exeat.policy.baseline import under
 from exeat.policy.decide import CompiledPolicy, compile_policy, decide, decide_lookup
 from exeat.policy.usage import Overlay, Usage
 
 if TYPE_CHECKING:
     from tests.support.policy_questions import Setting
 
+    from exeat.policy.document import Document
     from exeat.policy.model import Decision, Request
 
 
 def compiled(setting: Setting) -> tuple[CompiledPolicy, Overlay]:
     around = setting.around
     policy = compile_policy(
-        setting.document,
+        under(setting.document, around.baseline),
         treat_as_public=around.treat_as_public,
         control=around.control,
         host_local=around.host_local,
     )
-    usage = _charged(setting) if setting.honest else Counted(around)
+    usage = _charged(setting, policy.document) if setting.honest else Counted(around)
     return policy, Overlay.of(around.leases, usage=usage, revoked=around.revoked, min_epoch=around.min_epoch)
 
 
-def _charged(setting: Setting) -> Usage:
-    """Real counters that hold what the surroundings say. `default` counts the bytes of `hard`."""
+def _charged(setting: Setting, document: Document) -> Usage:
+    """Real counters that hold what the surroundings say. The defaults count the bytes of `hard`."""
     usage, used = Usage(), setting.around.used
-    usage.define("p", setting.document.budgets)
-    usage.charge("p", ["hard", "default"], now_ms=NOW_MS, bytes_up=used["hard", "bytes_up"])
+    usage.define("p", document.budgets)
+    bytes_up = used["hard", "bytes_up"]
+    usage.charge("p", ["hard", "default", "baseline/default"], now_ms=NOW_MS, bytes_up=bytes_up)
     usage.charge("p", ["soft"], now_ms=NOW_MS, connections=used["soft", "connections"])
     for lease in setting.around.leases:
         uses, amount = setting.around.lease_uses[lease.id], setting.around.lease_bytes[lease.id]

@@ -110,7 +110,8 @@ class Setting:
 
     def lookups(self, count: int) -> Iterator[tuple[Request, int, set[Answer]]]:
         """Requests whose port does not count, when they come, and the answers of which one is right:
-        the best over every port at which something in here changes. A refusal is that of 443/tcp."""
+        that of 443/tcp if it allows, or nothing is better than its refusal; else one of the best over
+        every port at which something in here changes."""
         chance = random.Random(self.seed)
         for _ in range(count):
             host, now_ms = _pick(chance, _NAMES, NAMES, 8), chance.choice(_TIMES)
@@ -118,7 +119,8 @@ class Setting:
             first = Request(_pick(chance, _SUBJECTS, _ODD_SUBJECTS, 40), host, 443, "tcp", tuple(resolved))
             best = self._right(first, now_ms)
             found = {best}
-            for port, proto in product(_EDGES, ("tcp", "udp")):
+            ports = () if best.verdict == "allow" else _EDGES
+            for port, proto in product(ports, ("tcp", "udp")):
                 answer = self._right(replace(first, port=port, proto=proto), now_ms)
                 if _OPENNESS[answer.verdict] > _OPENNESS[best.verdict]:
                     best, found = answer, {answer}
@@ -151,7 +153,7 @@ def _as_on_the_wire(request: Request, chance: random.Random) -> Request:
     """The same request, now and then in a form that has to be made canonical first."""
     if chance.random() < 0.8:
         return request
-    resolved = tuple(_mapped(address) for address in request.resolved)
+    resolved = tuple(chance.choice((_mapped(address), address)) for address in request.resolved)
     if isinstance(request.host, Address):
         return replace(request, host=_mapped(request.host), resolved=resolved)
     host = chance.choice([request.host.upper(), request.host + ".", request.host])
@@ -172,7 +174,7 @@ def setting_of(seed: int) -> Setting:
     lab = chance.random() < 0.3
     around = Surroundings(
         leases=leases,
-        used=_used(chance, document, honest),
+        used=_used(chance, honest),
         lease_uses={lease.id: chance.choice((0, 1, 1, 2, 3)) for lease in leases},
         lease_bytes={lease.id: chance.choice((0, 9, 9, 10, 11)) for lease in leases},
         revoked=frozenset(lease.id for lease in leases if chance.random() < 0.1),
@@ -180,12 +182,13 @@ def setting_of(seed: int) -> Setting:
         treat_as_public=tuple(filter(None, map(parse_cidr, ("203.0.113.0/24", "fd00::/16")))) if lab else (),
         control=frozenset({("c.b.a.org", 22), (parse_address("10.1.2.3"), 443)}) if lab else frozenset(),
         host_local=frozenset({parse_address("8.8.8.8")}) if lab else frozenset(),
+        baseline=document_of(_tree(chance)) if chance.random() < 0.2 else None,
     )
     return Setting(document, around, honest, chance.randrange(2**32))
 
 
-def _used(chance: random.Random, document: Document, honest: bool) -> dict[tuple[str, str], Any]:
-    """Spent so far. Honest counters count the same bytes in `hard` and in `default`."""
+def _used(chance: random.Random, honest: bool) -> dict[tuple[str, str], Any]:
+    """Spent so far. Honest counters count the same bytes in `hard` and in the defaults."""
     sent: list[Any] = [0, 0, 98, 99, 99, 100, 101]
     opened: list[Any] = [0, 0, 3, 4, 4, 5, 6]
     corrupt: list[Any] = [] if honest else [-1, None, True, "5", 5.0]
@@ -193,9 +196,9 @@ def _used(chance: random.Random, document: Document, honest: bool) -> dict[tuple
         ("hard", "bytes_up"): chance.choice([*sent, *sent, *corrupt]),
         ("soft", "connections"): chance.choice([*opened, *opened, *corrupt]),
     }
-    if "default" in document.budgets:
+    for name in ("default", "baseline/default"):
         more = used["hard", "bytes_up"] if honest else chance.choice((0, 0, 999, 999, 1000, 1001, -1))
-        used["default", "bytes"] = more
+        used[name, "bytes"] = more
     return used
 
 
@@ -223,7 +226,8 @@ def _tree(chance: random.Random) -> dict[str, Any]:
         "soft": {"connections": "5/1h", "on_exceed": "ask"},
     }
     if chance.randrange(2):
-        tree["budgets"]["default"] = {"bytes": "1000/1h"}
+        limit = chance.choice(("99/1h", "100/1h", "1000/1h"))
+        tree["budgets"]["default"] = {"bytes": limit, "on_exceed": chance.choice(("deny", "ask"))}
     return tree
 
 
