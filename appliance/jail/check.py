@@ -19,7 +19,7 @@ from exeat.appliance.doctor import Check, fail, ok, warn
 from exeat.appliance.jail import verdict
 from exeat.appliance.jail.probes import JOB, ROOT, every_probe
 from exeat.appliance.jail.rig import UPSTREAM, Rig, RigError
-from exeat.appliance.jail.verdict import SERVED, Result, Seen, judge
+from exeat.appliance.jail.verdict import DOORS, Result, Seen, judge
 from exeat.appliance.jail.watch import Capture, Counters, asked_outside, outside
 
 if TYPE_CHECKING:
@@ -124,14 +124,14 @@ def _doors(said: Mapping[str, Mapping[str, Any]]) -> Check:
     shut = []
     for version in "46":
         found = verdict.open_ports(said.get(f"ports{version}", {}))
-        shut += [f"TCP {port} (IPv{version})" for port in sorted(SERVED - found)]
+        shut += [f"TCP {port} (IPv{version})" for port in sorted(DOORS - found)]
         if not said.get(f"dns-udp{version}", {}).get("data"):
             shut.append(f"UDP 53 (IPv{version})")
     if shut:
         return fail(
             "jail doors", f"not reachable inside: {', '.join(shut)}", "check that lo and nftables work"
         )
-    return ok("jail doors", f"all {2 * len(SERVED) + 2} lead to the gateway")
+    return ok("jail doors", f"all {2 * len(DOORS) + 2} lead to the gateway")
 
 
 def _walls(results: Sequence[Result]) -> Check:

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from exeat.ledger.records import Record
 
 DOORS: Final = frozenset(port for _, _, _, port in INET_SOCKETS.values())
-# Doors that a job may knock at by their port; the transparent one is for what was redirected there.
-SERVED: Final = DOORS - {INET_SOCKETS["trans4"][3]}
 _REFUSING_RCODES: Final = {3, 5}  # NXDOMAIN and REFUSED, RFC 1035 section 4.1.1
 
 
