@@ -11,7 +11,7 @@ import os
 import re
 import tomllib
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from pydantic import (
     AfterValidator,
@@ -36,6 +36,7 @@ from exeat.policy.addresses import Cidr, parse_cidr
 from exeat.policy.errors import MalformedError
 from exeat.policy.identity import CgroupPath, Uids
 from exeat.policy.names import parse_host
+from exeat.policy.scopes import parse_scope
 from exeat.sandbox.rules import Cgroup
 
 if TYPE_CHECKING:
@@ -76,6 +77,9 @@ class Users(Section):
     gateway: str = "exeat"
     ledger: str = "exeat-ledger"
     control: str = "exeat-control"
+
+
+_HTTP: Final = "http://"
 
 
 def _upstream(text: str) -> tuple[str, int, str]:
@@ -124,6 +128,9 @@ class Proxy(Section):
     `listen_socks` is for clients that want a port of its own. `listen_unix` are socket paths.
     `transparent` takes connections that a packet filter redirected there.
     `max_connections` bounds each identity. `credentials` is the file of `exeat identity`.
+
+    `upstream` is a proxy that all connections are made through, but for the scopes in `no_upstream`;
+    `upstream_credentials` a file with NAME:PASSWORD for it. With `upstream_resolves` it gets names.
     """
 
     listen: Endpoints = ()
@@ -132,6 +139,35 @@ class Proxy(Section):
     transparent: Endpoints = ()
     max_connections: Annotated[int, Field(ge=1, le=1_000_000)] = 16_384
     credentials: Path | None = None
+    upstream: str = ""
+    upstream_credentials: Path | None = None
+    upstream_resolves: bool = False
+    no_upstream: tuple[str, ...] = ()
+
+    @field_validator("upstream")
+    @classmethod
+    def _upstream_proxy(cls, value: str) -> str:
+        if value and not value.startswith(_HTTP):
+            raise ValueError(f"`{value}` is not http://ADDRESS:PORT")
+        if value:
+            endpoint(value.removeprefix(_HTTP))
+        return value
+
+    @field_validator("no_upstream")
+    @classmethod
+    def _scopes(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for text in value:
+            try:
+                scope = parse_scope(text)
+            except MalformedError as error:
+                raise ValueError(f"`{text}` is no scope ({error})") from None
+            if scope.ports is not None:
+                raise ValueError(f"`{text}`: a scope without ports")
+        return value
+
+    def upstream_proxy(self) -> tuple[str, int] | None:
+        """(address text, port) of the upstream proxy."""
+        return endpoint(self.upstream.removeprefix(_HTTP)) if self.upstream else None
 
     @field_validator("listen_unix")
     @classmethod

@@ -28,13 +28,14 @@ class End:
     was seen, because no further edge would announce the end of the stream behind the data.
     """
 
-    __slots__ = ("_reactor", "fd", "hangup", "readable", "sock", "writable")
+    __slots__ = ("_reactor", "fd", "hangup", "lead_in", "lead_out", "readable", "sock", "writable")
 
     def __init__(self, reactor: Reactor, sock: socket.SocketType) -> None:
         self._reactor = reactor
         self.sock = sock
         self.fd = sock.fileno()
         self.readable = self.hangup = False
+        self.lead_out = self.lead_in = 0  # bytes that a proxy on the way was told, and said
         self.writable = True
         reactor.add(self.fd, EDGES, self.note)
 

@@ -15,6 +15,7 @@ from exeat.policy.model import Address, Decision, Request, Sni, Speech, Verdict,
 from exeat.proxy import refusal
 from exeat.proxy.asks import MAX_PER_JAIL, ask_key
 from exeat.proxy.body import BodyFramer
+from exeat.proxy.chain import ChainDialer
 from exeat.proxy.dial import Dialer
 from exeat.proxy.doors import Arrival, Door, DoorError, HttpDoor, open_door
 from exeat.proxy.exchange import Before, Exchange
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from exeat.policy.snapshot import Snapshot
+    from exeat.proxy.chain import Upstream
     from exeat.proxy.connect import RequestHead
     from exeat.proxy.ends import End
     from exeat.proxy.gateway import Gateway
@@ -179,6 +181,10 @@ class Flow(NearSide):
         if isinstance(request.host, Address):
             self._resolved((request.host,))
             return
+        chain = self.gateway.settings.upstream
+        if chain is not None and chain.resolves and chain.takes(request.host):
+            self._dial_through(chain, (request.host,))
+            return
         self._question = (request.subject, request.host, request.port, decision.lease)
         known = self.gateway.guard.known(self._question)
         if known is not None:
@@ -213,11 +219,21 @@ class Flow(NearSide):
         return self._denied(decision)
 
     def _dial(self, addresses: tuple[Address, ...]) -> None:
+        chain = self.gateway.settings.upstream
+        if chain is not None and chain.takes(self._need_request().host, addresses):
+            self._dial_through(chain, addresses)
+            return
         self._until(self.gateway.settings.dial_timeout_s, "dial.timeout")
         dialer = Dialer(
             self.gateway.reactor, addresses, self.evidence.port, self._connected, self._dial_failed
         )
         self._cancel = dialer.cancel
+
+    def _dial_through(self, chain: Upstream, targets: tuple[Address, ...] | tuple[str]) -> None:
+        self._until(self.gateway.settings.dial_timeout_s, "dial.timeout")
+        self._cancel = ChainDialer(
+            self.gateway.reactor, chain, targets, self.evidence.port, self._connected, self._dial_failed
+        ).cancel
 
     def _dial_failed(self, code: str) -> None:
         self._cancel = None
@@ -230,7 +246,7 @@ class Flow(NearSide):
         if self._question is not None:
             self.gateway.guard.drop(self._question)
 
-    def _connected(self, upstream: End, address: Address) -> None:
+    def _connected(self, upstream: End, address: Address | None) -> None:
         self._cancel = None
         self._upstream = upstream
         self.evidence.address = address

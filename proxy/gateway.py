@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from exeat.ledger.ipc import Message
     from exeat.policy.model import Subject
     from exeat.policy.snapshot import Snapshot
+    from exeat.proxy.chain import Upstream
     from exeat.proxy.credentials import Credentials
     from exeat.proxy.evidence import Evidence
     from exeat.proxy.exchange import Before
@@ -84,6 +85,7 @@ class ProxySettings:
     identities: Identities = field(default_factory=lambda: Identities(()))
     max_connections: int = 16_384
     credentials: Credentials | None = None
+    upstream: Upstream | None = None
 
 
 class Gateway:

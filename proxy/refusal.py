@@ -56,6 +56,11 @@ _OWN: Final[dict[str, tuple[int, str]]] = {
     "dial.refused": (502, "connection_refused"),
     "dial.timeout": (504, "connection_timeout"),
     "dial.unreachable": (502, "destination_ip_unroutable"),
+    "upstream.unavailable": (502, "destination_unavailable"),
+    "upstream.unreachable": (502, "destination_unavailable"),
+    "upstream.refused": (502, "http_request_denied"),
+    "upstream.credentials": (502, "proxy_configuration_error"),
+    "upstream.malformed": (502, "http_protocol_error"),
     "ledger.unavailable": (503, "proxy_internal_error"),
     "limit.connections": (503, "connection_limit_reached"),
     "limit.descriptors": (503, "connection_limit_reached"),
@@ -168,7 +173,7 @@ def socks_answer(refusal: Refusal) -> bytes:
     codes = {"dial.refused": socks5.CONNECTION_REFUSED}
     if refusal.reason.startswith("dns."):
         code = socks5.HOST_UNREACHABLE
-    elif refusal.reason.startswith(("ledger.", "limit.", "policy.", "internal.")):
+    elif refusal.reason.startswith(("ledger.", "limit.", "policy.", "internal.", "upstream.")):
         code = socks5.GENERAL_FAILURE
     elif refusal.reason.startswith("dial."):
         code = codes.get(refusal.reason, socks5.HOST_UNREACHABLE)

@@ -293,7 +293,8 @@ class Tunnel:
         # What we read and did not pass on was not delivered: neither book counts it.
         if upstream is not None:
             withheld = self._watch.withheld if isinstance(self._watch, Exchange) else 0
-            upstream = upstream.without(0, relay.undelivered_in + withheld)
+            end = self._upstream
+            upstream = upstream.without(end.lead_out, end.lead_in + relay.undelivered_in + withheld)
         return upstream, self._near or self._client_count()
 
     def _client_count(self) -> KernelCount | None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import argparse
 
     from exeat.appliance.config import Config
+    from exeat.proxy.chain import Upstream
     from exeat.proxy.credentials import Credentials
 
 _PR_SET_PDEATHSIG = 1
@@ -145,6 +146,7 @@ def _proxy(config: Config) -> int:
         identities=identities(config),
         max_connections=config.proxy.max_connections,
         credentials=_credentials(config),
+        upstream=_upstream(config),
     )
     return serve(settings, notify_ready)
 
@@ -158,6 +160,23 @@ def _credentials(config: Config) -> Credentials | None:
         return Credentials(config.proxy.credentials)
     except CredentialError as error:
         raise NotReachableError(f"[proxy] credentials: {error}") from None
+
+
+def _upstream(config: Config) -> Upstream | None:
+    from exeat.policy.addresses import parse_address
+    from exeat.policy.scopes import parse_scope
+    from exeat.proxy.chain import Upstream, authorization
+
+    place = config.proxy.upstream_proxy()
+    if place is None:
+        return None
+    path = config.proxy.upstream_credentials
+    try:
+        said = authorization(path) if path is not None else b""
+    except ValueError as error:
+        raise NotReachableError(f"[proxy] upstream_credentials: {path}: {error}") from None
+    scopes = tuple(parse_scope(text) for text in config.proxy.no_upstream)
+    return Upstream(parse_address(place[0]), place[1], said, config.proxy.upstream_resolves, scopes)
 
 
 def _control(config: Config) -> int:

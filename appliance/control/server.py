@@ -63,7 +63,9 @@ class Control:
             config.proxy.transparent,
             config.dns.listen,
         )
+        upstream = config.proxy.upstream_proxy()
         self._listening = endpoints(tuple(place for places in doors_outside for place in places))
+        self._listening += (upstream,) if upstream else ()  # no client's business either
         self._clock = TrustedClock(store)
         self._evidence = Evidence(config.run_dir / "ledger" / "ledger.sock", config.node.name)
         warden = Requester(config.run_dir / "warden" / "warden.sock", "warden")
