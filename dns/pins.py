@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from exeat.policy.model import Address, Subject
 
 LEAST_S: Final = 60.0  # clients use an answer for longer than its time to live says
-MAX_ADDRESSES: Final = 4096  # of one subject; the oldest goes first
+MAX_ADDRESSES: Final = 1024  # of one subject; the oldest goes first
 MAX_NAMES: Final = 4  # of one address: more than one is ambiguous, however many there are
 
 

@@ -141,7 +141,7 @@ def test_ledger_killed_flows_stop_at_their_reservation_and_go_on_after_it_is_bac
 
 
 def test_warden_killed_the_job_stays_confined_and_is_adopted(running: Running) -> None:
-    direct = f"{CURL} 2 --noproxy '*' http://203.0.113.10/ || echo confined"
+    direct = f"{CURL} 2 -f --noproxy '*' http://203.0.113.10/ || echo confined"
     script = f"{CURL} 3 '{SLOW}'; {CURL} 5 {QUICK} && echo allowed; {direct}; exit 9"
     job = running.job("sh", "-c", script)
     flowing(running)

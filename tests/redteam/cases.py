@@ -60,7 +60,7 @@ class Case:
 
     @property
     def doors(self) -> frozenset[str]:
-        """What the proxy must offer for this case: of proxy, socks, dns."""
+        """What the proxy must offer for this case: of proxy, socks, dns, direct."""
         return frozenset(step["to"] for step in self.steps if step["op"] == "open")
 
 
@@ -154,6 +154,9 @@ def _step(step: dict[str, Any]) -> list[dict[str, Any]]:
         return _connect(step["connect"], step)
     if "socks" in step:
         return _socks(step["socks"])
+    if "direct" in step:
+        host, _, port = step["direct"].rpartition(":")
+        return [{"op": "open", "to": "direct", "at": [host.strip("[]"), int(port)]}]
     if "open" in step:
         return [_open(step["open"])]
     if "hello" in step or "send" in step:

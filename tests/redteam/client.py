@@ -55,7 +55,7 @@ class Attempt:
 
     def _do_open(self, step: dict[str, Any]) -> None:
         self._close()
-        host, port = self._endpoints[step["to"]]
+        host, port = step.get("at") or self._endpoints[step["to"]]
         if step["to"] == "dns":
             self._sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
             self._sock.connect((host, port))

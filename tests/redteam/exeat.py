@@ -122,6 +122,8 @@ class Exeat:
         """`jail`: the client is a job of exeat's own. `alone`: it is a process of the namespace."""
         proxy, socks, dns = _ALONE
         doors = Endpoints.of(proxy=proxy, socks=socks, dns=dns)
+        if form == "jail":  # where whatever is connected to is redirected
+            doors = Endpoints({**doors.doors, "direct": ("", 0)})
         if form == "alone":
             return score(self._arena, corpus, doors, self._arena.enter, HERE / "client.py")
         run = self._command("run", "--quiet", "--project", "redteam", "--ro", str(self._job), "--")

@@ -39,7 +39,9 @@ def asked(name: str) -> dict[str, Any]:
 
 def test_the_corpus_covers_every_class_with_many_cases() -> None:
     groups = {case.group for case in CORPUS.values()}
-    assert groups == {"names", "ports", "literals", "resolve", "http", "tls", "socks", "dns", "controls"}
+    assert groups == {
+        *("names", "ports", "literals", "resolve", "http", "tls", "socks", "dns", "redirected", "controls")
+    }
     assert len(CORPUS) >= 200
     assert all(case.source and case.title and case.steps for case in CORPUS.values())
     assert sum(case.expect == "allowed" for case in CORPUS.values()) >= 30

@@ -33,7 +33,8 @@ def test_exeat_passes_all_of_it_in_both_forms_with_a_restart_between() -> None:
     """From a jail; after a restart, as a client on loopback; at last the controls from a jail again."""
     corpus = cases.load()
     with Arena("t") as arena, Exeat(arena) as appliance:
-        for form, part in (("jail", corpus), ("alone", corpus), ("jail", chosen(["controls/*"]))):
+        asked = [case for case in corpus if "direct" not in case.doors]
+        for form, part in (("jail", corpus), ("alone", asked), ("jail", chosen(["controls/*"]))):
             result = appliance.score(form, part)
             assert result.failures == [], form
             assert len(result.verdicts) == len(part)
