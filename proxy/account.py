@@ -167,7 +167,8 @@ class Account:
     # -- what the gateway's sweeps ask
 
     def progress(self, now: float) -> None:
-        """A record for a flow that lasts."""
+        """Once a second: a record for a flow that lasts."""
+        self.evidence.rest()
         if now - self._progressed >= PROGRESS_S:
             self._progressed = now
             record = self.evidence.progress(self.gate.reserved, *self._holder.counts())

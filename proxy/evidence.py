@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 Counts = tuple[int, int, int]  # bytes_out, bytes_in, reserved
 
 _NOTHING: Final = KernelCount()
+_NO_HEADING: Final[tuple[tuple[object, ...], bytes | None]] = ((), None)
 _NOT_ENDED: Final = (0,) * 8  # duration_ms and the kernel's counts
 _UNPRICED: Final = (0, "", "", b"")  # cost_nano_usd to boot_id
 _UNDECIDED: Final = Decision(Verdict.DENY, "")
@@ -44,7 +45,7 @@ class Evidence:
     request_id: str = ""
     started: int = field(default_factory=lambda: time.clock_gettime_ns(time.CLOCK_BOOTTIME))
 
-    _heading: tuple[tuple[object, ...], bytes | None] = ((), None)  # what it was made of, and it
+    _heading: tuple[tuple[object, ...], bytes | None] = _NO_HEADING  # what it was made of, and it
 
     def begin(self) -> None:
         """The client's next request is here: what it did not say before took no time of this flow."""
@@ -91,6 +92,10 @@ class Evidence:
         known = self._heading[1]
         composed = compose(kind, front, known, tail) if known is not None else None
         return composed or encode(Record(kind, *front, *self._who(), *tail))
+
+    def rest(self) -> None:
+        """Give up what is kept to write the next record fast: the flow lasts, and there are many."""
+        self._heading = _NO_HEADING
 
     def _brief(self, kind: Kind, counts: Counts) -> bytes:
         """A record of a flow whose `open` says the rest."""

@@ -9,7 +9,7 @@ answer because nobody is there.
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from exeat.policy.model import Address, Decision, Request, Sni, Speech, Verdict, permits
 from exeat.proxy import refusal
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from exeat.proxy.gateway import Gateway
     from exeat.proxy.jails import Jail
     from exeat.proxy.tunnel_requests import TunnelRequests
+
+NEVER: Final = float("inf")  # reactor time
 
 
 class Flow(NearSide):
@@ -398,8 +400,8 @@ class Flow(NearSide):
 
     def opened(self) -> None:
         """The tunnel's open record is durable: the sockets are the tunnel's from here."""
-        self._cancel = self._upstream = self._door = self._arrival = self._judge = None
-        self.deadline = float("inf")
+        self._cancel = self._upstream = self._door = self._arrival = self._judge = self._question = None
+        self.deadline = NEVER
         self.gateway.promote(self)
 
     def refuse_opening(self, code: str) -> None:

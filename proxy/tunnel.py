@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from exeat.proxy.flow import Flow
 
 SETTLE_S: Final = 2.0
+NEVER: Final = float("inf")  # reactor time
 FIRST_SETTLE_WAIT_S: Final = 0.01
 MAX_SETTLE_WAIT_S: Final = 0.1
 CLOSE_TRIES: Final = 30
@@ -113,7 +114,7 @@ class Tunnel:
         self.ended = ""  # why, once it has
         self._settle_until = 0.0
         self._settle_wait = FIRST_SETTLE_WAIT_S
-        self._first_bytes_until = float("inf")
+        self._first_bytes_until = NEVER
         self._final: tuple[KernelCount | None, KernelCount | None] = (None, None)
         self._near: KernelCount | None = None  # the client's side, once the client has moved on
 
@@ -168,11 +169,11 @@ class Tunnel:
 
     def expect_rest(self) -> None:
         """The client has begun something that must be complete within the hello time limit."""
-        if self._first_bytes_until == float("inf"):
+        if self._first_bytes_until == NEVER:
             self._first_bytes_until = self._gateway.reactor.woke + self._gateway.settings.hello_timeout_s
 
     def first_bytes_judged(self, first: FirstBytes) -> None:
-        self._first_bytes_until = float("inf")
+        self._first_bytes_until = NEVER
         if first.requests is not None and self.relay is not None:
             stream.watch(first.requests, self.relay)
 
