@@ -29,46 +29,48 @@ if TYPE_CHECKING:
     from exeat.sandbox.spec import Request
 
 CGROUPS: Final = "/sys/fs/cgroup"
-WATCH_S: Final = 2.0  # seconds between two looks at what is loaded
+WATCH_S: Final = 1.0  # seconds between two looks at what is loaded
 MAX_NOTE: Final = 200  # characters of a drift's first line
 
 _LIST: Final = f"nft -s -n list table {TABLE}"  # stateless and numeric
 _SOCKETS: Final = ("ss", "-H", "-n", "-t", "-u")
-_TIMED: Final = re.compile(r"(flags timeout\s+)elements = \{([^}]*)\}")
+_TIMED: Final = re.compile(r"flags timeout\s+elements = \{([^}]*)\}")
 _SOCKET: Final = re.compile(r"(?:tcp|udp) +\S+ +\d+ +\d+ +(\S+) +(\S+) (.*)")
 
 
 class Listing(NamedTuple):
     """A table as nft prints it: what must be equal, and the elements that may end by themselves."""
 
-    text: str
-    timed: frozenset[tuple[int, str]]
+    blocks: tuple[str, ...]  # sorted: the kernel lists what was added later at the end
+    timed: frozenset[str]  # set: element
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the blocks, in hex."""
+        return hashlib.sha256("\n".join(self.blocks).encode()).hexdigest()
 
     def drift(self, live: Listing) -> str:
         """What `live` has that it should not, or lacks; "" when it is as it should be."""
-        if live.text != self.text:
-            return _difference(self.text, live.text)
-        strange = sorted(live.timed - self.timed)
-        return f"unexpected element: {strange[0][1]}" if strange else ""
+        if not live.blocks:
+            return "the table is gone"
+        lacking = [block for block in self.blocks if block not in live.blocks]
+        strange = [block for block in live.blocks if block not in self.blocks]
+        strange += sorted(live.timed - self.timed)
+        said = [f"not wanted: {block}" for block in strange] + [f"gone: {block}" for block in lacking]
+        return said[0][:MAX_NOTE] if said else ""
 
 
 def parse_listing(text: str) -> Listing:
     """What `nft -s -n list table` printed; "" is a table that is not there."""
-    timed: set[tuple[int, str]] = set()
-
-    def take(match: re.Match[str]) -> str:
-        which = text.count("\n\tset ", 0, match.start())
-        timed.update((which, " ".join(element.split())) for element in match[2].split(","))
-        return match[1].rstrip()
-
-    return Listing(re.sub(r"\s+", " ", _TIMED.sub(take, text)).strip(), frozenset(timed))
-
-
-def _difference(wanted: str, live: str) -> str:
-    if not live:
-        return "the table is gone"
-    start = next((n for n, (a, b) in enumerate(zip(wanted, live, strict=False)) if a != b), len(live))
-    return f"changed at: {live[max(0, start - 40) : start + 80]}"[:MAX_NOTE]
+    blocks: list[str] = []
+    timed: set[str] = set()
+    for block in text.partition("{")[2].split("\n\t}"):
+        name = " ".join(block.partition("{")[0].split())
+        match = _TIMED.search(block)
+        if match:
+            timed.update(f"{name}: {' '.join(element.split())}" for element in match[1].split(","))
+        blocks.append(" ".join(_TIMED.sub("flags timeout", block).split()))
+    return Listing(tuple(sorted(block for block in blocks if block not in ("", "}"))), frozenset(timed))
 
 
 def parse_pinholes(raw: object) -> tuple[Pinhole, ...]:
@@ -121,7 +123,7 @@ class Routing:
         self.note = ""  # what the last repair found
         self.failed = ""  # why the table could not be looked at or loaded
         self._base, self._memory = base, memory
-        self._expected = Listing("", frozenset())
+        self._expected = Listing((), frozenset())
         self._counts: dict[str, list[int]] = {}
         self._ended: set[int] = set()  # pinholes whose connections have been ended
 
@@ -170,7 +172,7 @@ class Routing:
         """
         if not self._base.members:
             return
-        if not self._expected.text:
+        if not self._expected.blocks:
             yield from self._start(now)
             return
         try:
@@ -207,7 +209,7 @@ class Routing:
     def report(self, now: float) -> dict[str, Any]:
         """The reply to `routing.status` (docs/architecture.md); counters as of the last `count`."""
         return {
-            "digest": hashlib.sha256(self._expected.text.encode()).hexdigest(),
+            "digest": self._expected.digest,
             "repairs": self.repairs,
             "note": self.note,
             "failed": self.failed,

@@ -218,7 +218,7 @@ class World:
         self, *attempts: tuple[str, str, int], uid: int = AGENT_UID, cgroup: Path | None = None
     ) -> list[str]:
         """What a process of this uid in the agents' cgroup (or another) gets out of each attempt."""
-        return self._probe(attempts, [], self._enter(uid, cgroup or self.slice))
+        return self._probe(attempts, [], self.entering(uid, cgroup or self.slice))
 
     def container(self, *attempts: tuple[str, str, int]) -> list[str]:
         return self._probe(attempts, ["nsenter", f"--net={self.inside}"], None)
@@ -232,7 +232,9 @@ class World:
         found: list[str] = json.loads(done.stdout)
         return found
 
-    def _enter(self, uid: int, cgroup: Path) -> Callable[[], None]:
+    def entering(self, uid: int, cgroup: Path) -> Callable[[], None]:
+        """For a child before its program starts: be this uid in this cgroup."""
+
         def enter() -> None:
             (cgroup / "cgroup.procs").write_text("0")
             os.setgroups([])
