@@ -28,6 +28,7 @@ IP_TRANSPARENT = 19  # linux/in.h; not in Python's socket module before 3.14
 KEPT_BYTES = 64 * 1024  # of one connection
 BODY = b"served by the red-team origin\n"
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: %d\r\n\r\n%b" % (len(BODY), BODY)
+SWITCH = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
 A, NS, CNAME, TXT, AAAA, HTTPS = 1, 2, 5, 16, 28, 65
 TYPES = {"A": A, "AAAA": AAAA, "CNAME": CNAME, "TXT": TXT, "HTTPS": HTTPS}
 
@@ -298,6 +299,7 @@ class Speaker:
         self._sock = sock
         self._seen = seen
         self._text = b""
+        self._switched = False  # to WebSocket: an echo from there on
         self.reply: Callable[[bytes], bytes] | None = None
         self._tls: ssl.SSLObject | None = None
         if context is not None:
@@ -341,10 +343,15 @@ class Speaker:
             return self.reply(data)
         if self._seen.port not in (80, 443, 8080, 8443):
             return data
+        if self._switched:
+            return data
         self._text += data
         answer = b""
         while b"\r\n\r\n" in self._text:
-            _, _, self._text = self._text.partition(b"\r\n\r\n")
+            head, _, self._text = self._text.partition(b"\r\n\r\n")
+            if b"\r\nupgrade: websocket" in head.lower():
+                self._switched = True
+                return answer + SWITCH + self._text
             answer += ANSWER
         return answer
 
