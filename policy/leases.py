@@ -174,30 +174,14 @@ class Lease:
             raise ValueError(f"not a lease: {error}") from None
 
 
-_INTEGERS = [
-    "nbf_ms",
-    "exp_ms",
-    "ttl_ms",
-    "max_ttl_ms",
-    "request_ttl_ms",
-    "requested_ms",
-    "activated_ms",
-    "approvals_needed",
-    "epoch",
-    "seq",
-]
-_TEXTS = [
-    "id",
-    "project",
-    "job",
-    "budget",
-    "requester",
-    "on_behalf_of",
-    "ended_by",
-    "reason",
-    "policy",
-    "issuer",
-]
+_INTEGERS = (
+    *("nbf_ms", "exp_ms", "ttl_ms", "max_ttl_ms", "request_ttl_ms"),
+    *("requested_ms", "activated_ms", "approvals_needed", "epoch", "seq"),
+)
+_TEXTS = (
+    *("id", "project", "job", "budget", "requester"),
+    *("on_behalf_of", "ended_by", "reason", "policy", "issuer"),
+)
 
 
 def _text(value: object) -> str:

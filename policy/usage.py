@@ -93,11 +93,11 @@ class Usage:
         return 0 if now_ms - now_ms % window_ms > start else amount
 
     def has_room(self, peeks: Iterable[Peek], now_ms: int) -> bool:
-        """Whether `used` is below the limit for each."""
+        """Whether `used` is below the limit for each. A negative counter is corrupt: never room."""
         spent = self._spent
         for key, limit in peeks:
             start, amount = spent.get(key, _UNSPENT)
-            if amount >= limit and (limit <= 0 or now_ms - now_ms % key[1] <= start):
+            if not 0 <= amount < limit and (amount < 0 or limit <= 0 or now_ms - now_ms % key[1] <= start):
                 return False
         return True
 

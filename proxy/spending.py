@@ -70,12 +70,12 @@ class Spending:
         snapshot = self._snapshot()
         lease = snapshot.leases.get(decision.lease) if snapshot and decision.lease else None
         if lease is not None and lease.max_bytes is not None:
-            left = lease.max_bytes - self.usage.lease_bytes(lease.id)
+            left = _left(lease.max_bytes, self.usage.lease_bytes(lease.id))
             found.append(self._free(("", lease.id), left, "lease.exhausted"))
         now_ms = self._now_ms()
         for budget, limit in self._limits(subject, decision):
             used = self.usage.used(subject.project, budget, limit.counter, limit.window_ms, now_ms)
-            left = limit.amount - used
+            left = _left(limit.amount, used)
             if limit.counter == _EXACT:
                 found.append(self._free((subject.project, budget), left, "budget.exceeded"))
             elif limit.counter in _DIRECTED:
@@ -95,6 +95,11 @@ class Spending:
             budget = document.budgets.get(name)
             for limit in budget.limits if budget else ():
                 yield name, limit
+
+
+def _left(amount: int, used: object) -> int:
+    """What is not spent; nothing where the counter is no count."""
+    return amount - used if type(used) is int and used >= 0 else 0
 
 
 def _keys(project: str, decision: Decision) -> Iterator[tuple[str, str]]:

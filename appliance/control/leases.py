@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from exeat.policy.snapshot import Snapshot
 
 PEOPLE_ROLE = "admin"  # only root reaches control.sock; roles come with the API
+KEEP_ENDED_MS = 7 * 24 * 3_600_000  # `exeat lease ls --all` shows ended leases for so long
 _ENDS = states.TERMINAL | {State.REVOKING}
 DAY_MS = 86_400_000
 _LIVE = (State.REQUESTED, State.ACTIVE, State.REVOKING)
@@ -205,15 +206,21 @@ class Leases:
         )
 
     async def deny(self, message: Message, person: str) -> dict[str, Any]:
-        return await self._decide(message, person, states.deny)
+        """Ends a request, so it waits for no clock."""
+        return await self._decide(message, person, states.deny, opens=False)
 
     async def renew(self, message: Message, person: str) -> dict[str, Any]:
         return await self._decide(message, person, states.renew)
 
     async def _decide(
-        self, message: Message, person: str, step: Callable[[Lease, Actor, int], states.Outcome]
+        self,
+        message: Message,
+        person: str,
+        step: Callable[[Lease, Actor, int], states.Outcome],
+        *,
+        opens: bool = True,
     ) -> dict[str, Any]:
-        if not self._clock.trusted:
+        if opens and not self._clock.trusted:
             raise RefusedError("clock.untrusted", "the clock stands before a time already seen: set it first")
         async with self._changing:
             lease = self._get(message.get("lease"))
@@ -278,13 +285,20 @@ class Leases:
                 key: name for key, name in self._pending.items() if self._all[name].state is State.REQUESTED
             }
 
+            for lease in [lease for lease in self._all.values() if _forgettable(lease, now)]:
+                self._store.delete_lease(lease.id)
+                del self._all[lease.id]
+
     def _get(self, name: object) -> Lease:
         text = str(name)
         if text in self._all:
             return self._all[text]
         found = [lease for lease in self._all.values() if lease.id.endswith(f"/{text}")]
         if len(found) != 1:
-            raise RefusedError("lease.unknown", f"no lease `{text}`: `exeat lease ls --all` lists them")
+            raise RefusedError(
+                "lease.unknown",
+                f"no lease `{text}`: `exeat lease ls --all` lists them, `exeat ledger tail` those of old",
+            )
         return found[0]
 
     def _now(self) -> int:
@@ -344,6 +358,12 @@ def _host_text(host: str | Address) -> str:
         return host
     text = format_address(host)
     return f"[{text}]" if host.family == 6 else text
+
+
+def _forgettable(lease: Lease, now_ms: int) -> bool:
+    """Whether it has ended, and its time would have been over for long. The ledger keeps it."""
+    over_ms = max(lease.exp_ms, lease.requested_ms + lease.request_ttl_ms)
+    return lease.state in states.TERMINAL and now_ms >= over_ms + KEEP_ENDED_MS
 
 
 def _words(lease: Lease) -> list[str]:

@@ -69,6 +69,9 @@ class Store:
     def save_lease(self, lease: str, body: str) -> None:
         self._put("lease", "id", lease, body)
 
+    def delete_lease(self, name: str) -> None:
+        self._db.execute("DELETE FROM lease WHERE id = ?", (name,))
+
     def load_leases(self) -> Iterator[tuple[str, str]]:
         yield from self._db.execute("SELECT id, body FROM lease ORDER BY rowid")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from tests.support import ledgers
 
 from exeat.appliance.config import Config
 from exeat.appliance.control.evidence import Evidence
-from exeat.appliance.control.leases import DAY_MS, Leases
+from exeat.appliance.control.leases import DAY_MS, KEEP_ENDED_MS, Leases
 from exeat.appliance.control.policies import Policies
 from exeat.appliance.control.store import Store
 from exeat.appliance.control.time import TrustedClock
@@ -30,6 +31,7 @@ project: p
 ask:
   - {id: gh, to: .github.com, ttl: 30m, max_ttl: 1h}
   - {id: two, to: two.example.org, approvals: 2}
+  - {id: spoken, to: raw.example.org, raw: true, ech: true}
 """
 AS_CONTROL: dict[str, Any] = {"writers": {os.getuid(): "control"}}
 ASK = {
@@ -205,3 +207,55 @@ def test_a_lease_can_be_named_by_its_last_part(desk: Desk) -> None:
     assert desk.leases.row(lease.rpartition("/")[2])["id"] == lease
     with pytest.raises(RefusedError, match="no lease"):
         desk.leases.row("nothing")
+
+
+@pytest.mark.usefixtures("ledger")
+def test_a_request_can_be_denied_whatever_the_clock_says(desk: Desk) -> None:
+    lease, other = desk.ask(), desk.ask(key="other", host="x.github.com")
+    store = Store(desk.folder / "c.sqlite")
+    store.keep_latest_ms(time.time_ns() // 1_000_000 + 600_000)
+    store.close()
+    desk.restart()
+    with pytest.raises(RefusedError) as refused:
+        desk.do("approve", other)
+    assert refused.value.code == "clock.untrusted"
+    assert desk.do("deny", lease)["state"] == "denied"
+
+
+@pytest.mark.usefixtures("ledger")
+def test_ended_leases_are_forgotten_and_stay_on_the_ledger(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    revoked, denied, live, waiting = (desk.ask(key=str(n), host=f"h{n}.github.com") for n in range(4))
+    for lease in (revoked, live):
+        desk.do("approve", lease)
+    desk.do("revoke", revoked)
+    desk.do("deny", denied)
+    asyncio.run(desk.leases.tick())
+    assert len(desk.leases.rows(None, everything=True)) == 4
+    now = desk.leases._now()
+    monkeypatch.setattr(desk.leases, "_now", lambda: now + KEEP_ENDED_MS + 30 * 60_000 - 1000)
+    asyncio.run(desk.leases.tick())  # a request would have been open for an hour
+    assert {row["id"] for row in desk.leases.rows(None, everything=True)} == {revoked, denied, live, waiting}
+    monkeypatch.setattr(desk.leases, "_now", lambda: now + KEEP_ENDED_MS + 2 * 3_600_000)
+    asyncio.run(desk.leases.tick())
+    assert desk.leases.rows(None, everything=True) == []
+    desk.restart()
+    assert desk.leases.rows(None, everything=True) == []
+    with pytest.raises(RefusedError, match="ledger tail"):
+        desk.leases.row(revoked)
+    assert states(desk.folder).count("revoked") == 1
+
+
+@pytest.mark.usefixtures("ledger")
+def test_what_may_be_spoken_is_asked_for_shown_and_taken_away(desk: Desk) -> None:
+    asked = desk.ask(key="raw", host="raw.example.org", rule="spoken")
+    assert desk.leases.row(asked)["speech"] == ["raw", "ech"]
+    assert desk.do("approve", asked, raw=False)["speech"] == ["ech"]
+    request = asyncio.run(
+        desk.leases.request({"project": "p", "to": "a.org", "raw": True, "ech": "yes"}, requester="ann")
+    )
+    assert request["speech"] == ["raw"]
+    assert desk.do("approve", request["id"])["speech"] == ["raw"]
+    with pytest.raises(RefusedError):
+        desk.do("approve", desk.ask(), raw=True, to=["*.github.com"])

@@ -62,6 +62,13 @@ def test_negative_charges_are_a_bug(usage: Usage) -> None:
         usage.charge_lease("L", bytes=-1)
 
 
+def test_a_corrupt_counter_is_no_room(usage: Usage) -> None:
+    key = ("p", "default", "bytes_up"), 60_000
+    assert usage.has_room([(key, 10)], 0)
+    usage._spent[key] = (0, -1)
+    assert not usage.has_room([(key, 10)], 0)
+
+
 def test_leases_are_spent_at_the_limit(usage: Usage) -> None:
     lease = Lease(id="L", project="p", to=(parse_scope("a.org"),), max_bytes=10, max_uses=2)
     usage.charge_lease("L", bytes=9, uses=1)

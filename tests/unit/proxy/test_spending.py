@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from tests.support.proxy_world import Suffixes
 
 from exeat.policy.document import load_policy
@@ -79,3 +80,14 @@ def test_the_tightest_limit_counts() -> None:
     assert book.usage.lease_uses("p/1") == 1
     book.charge_bytes("p", both, 100, 200)
     assert book.allowance(SUBJECT, both) == (0, 0, "lease.exhausted")
+
+
+@pytest.mark.parametrize("counter", [-1, None, True, 1.5, "0"])
+def test_a_counter_that_is_no_count_leaves_nothing(counter: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    lease = Lease("L", "p", (parse_scope("a.example.org"),), max_bytes=1000)
+    book = spending(lease)
+    monkeypatch.setattr(book.usage, "used", lambda *_: counter)
+    monkeypatch.setattr(book.usage, "lease_bytes", lambda _: counter)
+    assert book.allowance(SUBJECT, decision("total")) == (0, 0, "budget.exceeded")
+    assert book.allowance(SUBJECT, decision("upward")) == (0, 0, "budget.exceeded")
+    assert book.allowance(SUBJECT, decision(lease="L")) == (0, 0, "lease.exhausted")
