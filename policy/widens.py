@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, NamedTuple
 from exeat.policy.addresses import embedded_v4
 from exeat.policy.authority import LEVELS, NOTHING, Authority, Level, Place, Side, Who, new_tables
 from exeat.policy.cells import cells
+from exeat.policy.loosened import loosened_knob, lost_limits, softened_limits
 from exeat.policy.model import Address, Sni
 from exeat.policy.places import Covers, Host
 from exeat.policy.portsets import lowest
-from exeat.policy.postures import SniRule
 from exeat.policy.representatives import (
     every_rule,
     is_public,
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
     from exeat.policy.authority import Grip
     from exeat.policy.document import Document
-    from exeat.policy.rules import Limit
 
 __all__ = ["Level", "Witness", "widens"]
 
@@ -52,6 +51,11 @@ class Finding(NamedTuple):
     spent: Spent | None = None
     sni: str | Sni = Sni.UNSEEN
 
+    @property
+    def kind(self) -> Hashable:
+        """What makes it another difference than one found elsewhere."""
+        return self.level, self.what, self.who.speech
+
 
 class Cell(NamedTuple):
     """A host, the address its name resolves to (None: public, and named by no rule), and its class."""
@@ -63,11 +67,18 @@ class Cell(NamedTuple):
 
 def widens(a: Document, b: Document, *, now_ms: int) -> Witness | None:
     """A flow that `b` gives away and `a` does not, at `now_ms` or later; None if there is none."""
-    comparison = _Comparison(a, b, now_ms)
-    found = comparison.run()
-    if found is None:
-        return None
-    cell, finding = found
+    found = _Comparison(a, b, now_ms).run()
+    return None if not found else _witness(a, b, *found[0])
+
+
+def differences(a: Document, b: Document, *, now_ms: int) -> tuple[Witness, ...]:
+    """One flow of each kind that `b` gives away and `a` does not, the widest first; first of all what
+    `widens` gives. It looks everywhere, and so takes longer than `widens` where there is much."""
+    found = _Comparison(a, b, now_ms, every=True).run()
+    return tuple(_witness(a, b, cell, finding) for cell, finding in found)
+
+
+def _witness(a: Document, b: Document, cell: Cell, finding: Finding) -> Witness:
     return witness_of(
         a,
         b,
@@ -86,21 +97,28 @@ _Found = tuple[Cell, Finding]
 
 
 class _Comparison:
-    def __init__(self, a: Document, b: Document, now_ms: int) -> None:
+    """`every`: look for all kinds of differences, not only until one cannot be widened."""
+
+    def __init__(self, a: Document, b: Document, now_ms: int, *, every: bool = False) -> None:
         tables = new_tables()
+        self._every = every
         self._traits = tables.traits.values
         self._a, self._b = Side(a, tables), Side(b, tables)
         self._now_ms = now_ms
         self._alike = _setting(a) == _setting(b)
         self._changed = _changed(a, b)
-        self._lost, self._softened = _lost_limits(a, b), _softened_limits(a, b)
-        self._memo: dict[tuple[Place, Place], Finding | None] = {}
-        self._best: _Found | None = None
+        self._lost, self._softened = lost_limits(a, b), softened_limits(a, b)
+        self._memo: dict[tuple[Place, Place], list[Finding]] = {}
+        self._found: dict[Hashable, _Found] = {}
 
-    def run(self) -> _Found | None:
-        """The widest difference, or the first of those; None if there is none."""
+    def run(self) -> list[_Found]:
+        """The first difference of each kind that was met, the widest first."""
         if self._alike and not self._changed:
-            return None
+            return []
+        self._look()
+        return sorted(self._found.values(), key=lambda found: -found[1].level.rank)
+
+    def _look(self) -> None:
         documents = (self._a.document, self._b.document)
         names = names_of(documents)
         literals = [*literals_of(documents), *self._isatap()]
@@ -112,11 +130,14 @@ class _Comparison:
         )
         for stage in stages:
             if self._search(stage):
-                return self._best
+                return
         # Only what a name resolves to is left to make a difference: deny rules on networks.
-        if self._best is None:
+        if not self._found or self._every:
             self._search(Cell(name, *each) for each in self._judged_apart() for name in names)
-        return self._best or self._looser_knob([*map(Cell, names), *map(Cell, literals)])
+        if not self._found or self._every:
+            found = self._looser_knob([*map(Cell, names), *map(Cell, literals)])
+            if found is not None:
+                self._found.setdefault(found[1].kind, found)
 
     def _touched(self, hosts: Iterable[Host]) -> list[Host]:
         """The hosts on which the policies may differ: all of them if more than rules changed."""
@@ -166,7 +187,7 @@ class _Comparison:
     # -- cells
 
     def _search(self, cells_: Iterable[Cell]) -> bool:
-        """Look for a wider finding than the best so far; whether it cannot get any wider."""
+        """Look for findings of kinds not met so far; whether the search is over."""
         for cell in cells_:
             before = self._a.place(cell.host, cell.address, public=cell.public)
             after = self._b.place(cell.host, cell.address, public=cell.public)
@@ -175,25 +196,23 @@ class _Comparison:
             key = (before, after)
             if key not in self._memo:
                 self._memo[key] = self._difference(before, after)
-            finding = self._memo[key]
-            if finding is not None and (self._best is None or finding.level.rank > self._best[1].level.rank):
-                self._best = (cell, finding)
-                if finding.level is Level.ALLOW:
+            for finding in self._memo[key]:
+                self._found.setdefault(finding.kind, (cell, finding))
+                if finding.level is Level.ALLOW and not self._every:
                     return True
         return False
 
-    def _difference(self, before: Place, after: Place) -> Finding | None:
-        best: Finding | None = None
+    def _difference(self, before: Place, after: Place) -> list[Finding]:
+        found: dict[Hashable, Finding] = {}
         for who in self._cells(before, after):
             theirs = self._b.authority(after, who)
             if theirs == NOTHING:
                 continue
             for finding in self._findings(self._a.authority(before, who), theirs, who):
-                if best is None or finding.level.rank > best.level.rank:
-                    best = finding
-            if best is not None and best.level is Level.ALLOW:
-                break
-        return best
+                found.setdefault(finding.kind, finding)
+                if finding.level is Level.ALLOW and not self._every:
+                    return [finding]
+        return list(found.values())
 
     def _cells(self, *places: Place) -> Iterator[Who]:
         numbers = {number for place in places for number, _ in (*place.rules, *(place.ceiling or ()))}
@@ -243,7 +262,7 @@ class _Comparison:
 
     def _looser_knob(self, cells_: list[Cell]) -> _Found | None:
         """Knobs matter wherever the policy gives anything: shown on the most that it gives."""
-        loosened = _loosened(self._a.document, self._b.document)
+        loosened = loosened_knob(self._a.document, self._b.document)
         if not loosened:
             return None
         what, sni, most = loosened
@@ -320,33 +339,6 @@ def _content(rule: Rule) -> tuple[Hashable, ...]:
     )
 
 
-def _lost_limits(a: Document, b: Document) -> dict[str, Limit]:
-    """By name of a budget of `a`: a limit that the budget of that name in `b` does not keep."""
-    lost: dict[str, Limit] = {}
-    for budget in a.budgets.values():
-        kept = b.budgets.get(budget.name)
-        held = {(x.counter, x.window_ms): x.amount for x in kept.limits} if kept is not None else {}
-        for limit in budget.limits:
-            amount = held.get((limit.counter, limit.window_ms))
-            if amount is None or amount > limit.amount:
-                lost.setdefault(budget.name, limit)
-    return lost
-
-
-def _softened_limits(a: Document, b: Document) -> dict[str, Limit]:
-    """By name of a budget that denies in `a` and asks in `b`: a limit of it that `b` keeps."""
-    softened: dict[str, Limit] = {}
-    for budget in a.budgets.values():
-        kept = b.budgets.get(budget.name)
-        if kept is None or budget.soft or not kept.soft:
-            continue
-        held = {(x.counter, x.window_ms): x.amount for x in kept.limits}
-        for limit in budget.limits:
-            if held.get((limit.counter, limit.window_ms), limit.amount + 1) <= limit.amount:
-                softened.setdefault(budget.name, limit)
-    return softened
-
-
 def _softer_terms(mine: Authority, theirs: Authority, who: Who) -> Iterator[Finding]:
     for now in theirs.terms:
         for was in mine.terms:
@@ -364,35 +356,3 @@ def _level_at(authority: Authority, port: int) -> Level:
         if authority.at_least(level) >> port & 1:
             return level
     return Level.NONE
-
-
-_STRICTNESS = {SniRule.LOG: 0, SniRule.MATCH: 1, SniRule.REQUIRE: 2}
-
-
-def _loosened(a: Document, b: Document) -> tuple[str, str | Sni, Level] | None:
-    """A knob that `b` sets looser: in words, the server name that shows it, and the level it is of."""
-    was, now = a.knobs, b.knobs
-    if _STRICTNESS[now.sni] < _STRICTNESS[was.sni]:
-        absent = was.sni is SniRule.REQUIRE
-        what = "a ClientHello without a server name passes" if absent else "any server name passes"
-        return what, Sni.ABSENT if absent else OTHER_NAME, Level.ALLOW
-    if now.max_ttl_ms > was.max_ttl_ms:
-        return (
-            f"leases of up to {now.max_ttl_ms}ms instead of {was.max_ttl_ms}ms",
-            Sni.UNSEEN,
-            Level.GRANTABLE,
-        )
-    if now.approvals < was.approvals or now.approvals_wide < was.approvals_wide:
-        return "leases need fewer approvals", Sni.UNSEEN, Level.GRANTABLE
-    if now.freshness_ms > was.freshness_ms:
-        return (
-            f"a stale policy counts for {now.freshness_ms}ms instead of {was.freshness_ms}ms",
-            Sni.UNSEEN,
-            Level.ALLOW,
-        )
-    if now.drain_ms > was.drain_ms:
-        return "flows outlive their lease for longer", Sni.UNSEEN, Level.GRANTABLE
-    return None
-
-
-OTHER_NAME = "another.invalid"

@@ -24,11 +24,14 @@ from exeat.policy.scopes import HTTPS, parse_scope
 from exeat.policy.shadow import parse_note
 from exeat.policy.trial import Change, Observation, Trial, read_shadow, run_trial
 from exeat.policy.units import parse_time
-from exeat.policy.widens import widens
+from exeat.policy.widens import differences
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Iterator
+
+
+SHOWN = 5  # witnesses that are printed
 
 
 def register(actions: Any) -> None:
@@ -78,14 +81,18 @@ def _now_ms(args: argparse.Namespace) -> int:
 def run_diff(args: argparse.Namespace) -> int:
     a = load_file(args.a, args.baseline)
     b = load_file(args.b, args.new_baseline or args.baseline)
-    witness = widens(a, b, now_ms=_now_ms(args))
+    found = differences(a, b, now_ms=_now_ms(args))
     if args.json:
-        print(json.dumps({"widens": witness is not None, "witness": witness and witness.to_json()}))
-    elif witness is None:
+        print(json.dumps({"widens": bool(found), "witnesses": [witness.to_json() for witness in found]}))
+    elif not found:
         print(f"{args.b} lets out nothing that {args.a} does not")
     else:
-        print(f"{args.b} lets out more than {args.a}, for example\n  {witness}")
-    return 0 if witness is None else 1
+        print(f"{args.b} lets out more than {args.a}, for example")
+        for witness in found[:SHOWN]:
+            print(f"  {witness}")
+        if len(found) > SHOWN:
+            print(f"  and {len(found) - SHOWN} more kinds of flows (--json shows all)")
+    return 1 if found else 0
 
 
 def run_reach(args: argparse.Namespace) -> int:

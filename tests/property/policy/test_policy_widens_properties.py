@@ -18,7 +18,7 @@ from tests.support.policy_strategies import (
 
 from exeat.policy.addresses import parse_address
 from exeat.policy.model import Request, Sni, Speech, Subject
-from exeat.policy.widens import Level, widens
+from exeat.policy.widens import Level, differences, widens
 from exeat.policy.witness import UNSPENT, Spent, judge
 
 if TYPE_CHECKING:
@@ -126,3 +126,15 @@ def test_nothing_missed_and_no_false_witness(pair: tuple[Document, Document], da
         before, _ = judge(a, request, at_ms, spent, speech)
         after, _ = judge(b, request, at_ms, spent, speech)
         assert before is Level.ALLOW or after is not Level.ALLOW, (request, spent)
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=SLOW)
+@given(pairs())
+def test_every_kind_of_difference_is_one_and_the_first_is_the_widest(pair: tuple[Document, Document]) -> None:
+    a, b = pair
+    found, witness = differences(a, b, now_ms=NOW_MS), widens(a, b, now_ms=NOW_MS)
+    assert bool(found) is (witness is not None)
+    for each in found:
+        check_witness(a, b, each)
+    if witness is not None:
+        assert found[0].level is witness.level

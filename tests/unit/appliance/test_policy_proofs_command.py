@@ -29,7 +29,8 @@ def test_diff(files: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> Non
     assert main(["policy", "diff", a, b, *NOW]) == 1
     assert "allow: b.org:443/tcp" in capsys.readouterr().out
     assert main(["policy", "diff", a, b, "--json", *NOW]) == 1
-    witness = json.loads(capsys.readouterr().out)["witness"]
+    witness, *others = json.loads(capsys.readouterr().out)["witnesses"]
+    assert others == []
     assert (witness["host"], witness["level"], witness["before"], witness["after"]) == (
         "b.org",
         "allow",
@@ -39,9 +40,41 @@ def test_diff(files: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> Non
     assert main(["policy", "diff", a, a]) == 0
     assert "nothing" in capsys.readouterr().out
     assert main(["policy", "diff", a, a, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == {"widens": False, "witness": None}
+    assert json.loads(capsys.readouterr().out) == {"widens": False, "witnesses": []}
     assert main(["policy", "diff", a, "none.yaml"]) == 2
     assert main(["policy", "diff", a, b, "--now", "tomorrow"]) == 2
+
+
+def test_diff_shows_one_flow_of_each_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before, after = tmp_path / "before.yaml", tmp_path / "after.yaml"
+    before.write_text(
+        "egress: v1\nproject: p\npreset: strict\nallow: [{id: one, to: a.org, budget: b}]\n"
+        "ask: [{id: two, to: b.org, approvals: 2}, {id: three, to: c.org}]\ndeny: [{id: four, to: d.org}]\n"
+        "budgets: {b: {connections: 1/1h}}\n"
+    )
+    after.write_text(
+        "egress: v1\nproject: p\nallow: [{id: one, to: [a.org, c.org, e.org], raw: true}]\n"
+        "ask: [{id: two, to: b.org, approvals: 1}]\n"
+    )
+    assert main(["policy", "diff", str(before), str(after), "--json", *NOW]) == 1
+    found = json.loads(capsys.readouterr().out)["witnesses"]
+    kinds = {(each["level"], each["what"], each.get("speech", "")) for each in found}
+    assert len(kinds) == len(found)
+    assert {
+        ("allow", "allow instead of ask", ""),
+        ("allow", "allow instead of grantable", ""),
+        ("allow", "allow instead of grantable", "raw"),
+        ("allow", "no longer held by budget b", ""),
+        ("allow", "a ClientHello without a server name passes", ""),
+        ("ask", "1 instead of 2 approvals", ""),
+        ("grantable", "grantable instead of none", ""),
+    } <= kinds
+    ranks = ["allow", "ask", "grantable"]
+    assert [each["level"] for each in found] == sorted((each["level"] for each in found), key=ranks.index)
+    assert main(["policy", "diff", str(before), str(after), *NOW]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1 + 5 + 1
+    assert lines[-1].endswith(f"and {len(found) - 5} more kinds of flows (--json shows all)")
 
 
 def test_under_a_baseline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
