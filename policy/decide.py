@@ -49,6 +49,7 @@ class CompiledPolicy:
     meta: MetaRules
     verdicts: Verdicts
     net_denies: ScopeIndex[Rule] | None  # what a resolved address may fall into
+    speaks: bool  # whether any rule says what may be spoken
 
     def pieces(self) -> list[object]:
         """What a large policy is made of: who holds these decides when each of them is freed."""
@@ -72,7 +73,8 @@ def compile_policy(
     )
     verdicts = Verdicts(document.rules, document.ceiling, Budgets(document.project, document.budgets))
     denies = [rule for rule in document.of_kind(Kind.DENY) if any(scope.net for scope in rule.to)]
-    return CompiledPolicy(document, meta, verdicts, ScopeIndex(denies) if denies else None)
+    speaks = any(rule.raw or rule.ech for rule in document.rules)
+    return CompiledPolicy(document, meta, verdicts, ScopeIndex(denies) if denies else None, speaks)
 
 
 def decide(policy: CompiledPolicy, request: Request, now_ms: int, overlay: Overlay) -> Decision:
@@ -140,7 +142,9 @@ def _decide(policy: CompiledPolicy, request: Request, now_ms: int, overlay: Over
         if answer is not None:
             return answer
     answer = _grant(policy, request, slot, public)
-    return _spoken(slot, answer, public) if slot.speaks and answer.verdict is not Verdict.DENY else answer
+    if (policy.speaks or overlay.leases.speaks) and answer.verdict is not Verdict.DENY:
+        return _spoken(slot, answer, public)
+    return answer
 
 
 def _sni_refusal(rule: SniRule, request: Request) -> str:

@@ -153,7 +153,9 @@ class LeaseIndex:
 
     def __init__(self, leases: Iterable[Lease] = ()) -> None:
         projects: dict[str, list[Lease]] = {}
+        self.speaks = False  # whether any of them says what may be spoken
         for lease in leases:
+            self.speaks = self.speaks or lease.raw or lease.ech
             projects.setdefault(lease.project, []).append(lease)
         self._projects = {project: _bound(found) for project, found in projects.items()}
 

@@ -38,10 +38,7 @@ Hit = tuple[Rank, Rule]
 class Slot:
     """The matching rules of one spot, each kind with the attributed one first, and the leases."""
 
-    __slots__ = (
-        *("_answers", "allow", "ask", "budgets", "ceiling", "deny", "hits"),
-        *("leases", "loose", "peeks", "speaks"),
-    )
+    __slots__ = ("_answers", "allow", "ask", "budgets", "ceiling", "deny", "hits", "leases", "loose", "peeks")
 
     def __init__(
         self,
@@ -65,9 +62,6 @@ class Slot:
         self.ceiling = not ceiling or Kind.CEILING in groups
         names = [rule.budget for rule in (*self.ask, *self.allow)] + [lease.budget for lease in leases]
         self.budgets, self.peeks = budgets.applying(names)
-        self.speaks = any(rule.raw or rule.ech for rule in (*self.ask, *self.allow)) or any(
-            lease.raw or lease.ech for lease in leases
-        )
         self._answers: dict[tuple[str, str], Decision] | None = None
 
     def answer(self, verdict: Verdict, reason: str, by: str = "", lease: str = "") -> Decision:
