@@ -34,7 +34,7 @@ class LocalClients:
         """Does the address alone say it, so that an answer holds for the next client, too?"""
         return self._owners is None
 
-    def of_tcp(self, sock: socket.socket, peer: Any) -> Subject:
+    def of_tcp(self, sock: socket.SocketType, peer: Any) -> Subject:
         """The subject behind an accepted connection. `peer` is its address as `accept` gave it."""
         subject = self._identities.of_address(peer_address(sock.family, peer[0]))
         if self._owners is None:
@@ -70,7 +70,7 @@ def _bare(text: str) -> str:
     return text.partition("%")[0]
 
 
-def _asked(sock: socket.socket) -> Place:
+def _asked(sock: socket.SocketType) -> Place:
     """Where the client connected to: before a redirect, where there was one."""
     six = sock.family == socket.AF_INET6
     try:

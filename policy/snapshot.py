@@ -16,6 +16,8 @@ from exeat.policy.decide import CompiledPolicy, compile_policy, decide, decide_l
 from exeat.policy.document import Document, Endpoint, PolicyError
 from exeat.policy.leases import Lease
 from exeat.policy.model import Decision, Request, Subject, Verdict
+from exeat.policy.postures import Posture
+from exeat.policy.rules import Kind
 from exeat.policy.scopes import parse_scope
 from exeat.policy.shadow import note
 from exeat.policy.usage import LeaseIndex, Overlay, Usage
@@ -157,6 +159,18 @@ class Snapshot:
         if policy is None:
             return _unbound(request.subject)
         return decide(policy, request, now_ms, self._overlay(policy, usage))
+
+    def may_speak_udp(self, subject: Subject, now_ms: int) -> bool:
+        """Whether anything lets the subject send datagrams somewhere, at this moment."""
+        document = self.document_for(subject)
+        if document is None:
+            return False
+        if document.posture is Posture.OFF:
+            return True
+        rules = (*document.of_kind(Kind.ALLOW), *document.of_kind(Kind.ASK))
+        return any(rule.applies(subject, "udp", now_ms) for rule in rules) or any(
+            lease.serves(subject, "udp", now_ms) for lease in self.leases.values()
+        )
 
     def decide_lookup(
         self,

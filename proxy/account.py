@@ -145,6 +145,14 @@ class Account:
         self.gate.grant(ceiling)
         self._holder.granted()
 
+    def fits(self, count: int) -> bool:
+        """Whether a datagram of so many bytes may pass now. If it never will, that ends the flow."""
+        if count <= self.gate.room:
+            return True
+        if self.gate.last:
+            self._gateway.reactor.call_soon(partial(self._holder.end, self._exhausted()))
+        return False
+
     def _retry(self) -> None:
         if not self._holder.ended:
             self.gate.retry()

@@ -49,6 +49,7 @@ class Arrival:
     consumed: int  # bytes of the client that were the asking itself
     asked: RequestHead | None = None
     credentials: tuple[bytes, bytes] | None = field(default=None, repr=False)
+    udp: bool = False  # the client asks for a UDP association and says where it will send from
 
     @property
     def tunnel(self) -> bool:
@@ -125,7 +126,9 @@ class SocksDoor:
         if request is None:
             return out, None
         parser = self._parser
-        return out, Arrival("socks5", request.host, request.port, parser.rest, parser.consumed)
+        return out, Arrival(
+            "socks5", request.host, request.port, parser.rest, parser.consumed, udp=request.udp
+        )
 
     def established(self) -> bytes:
         return socks5.reply(socks5.SUCCEEDED)

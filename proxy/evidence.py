@@ -34,6 +34,7 @@ class Evidence:
     name_source: str = ""
     host: str | Address = ""
     port: int = 0
+    protocol: str = "tcp"
     address: Address | None = None
     sni: str | Sni = Sni.UNSEEN
     generation: int = 0
@@ -81,7 +82,7 @@ class Evidence:
     def _dest(self) -> Dest:
         sni = "" if isinstance(self.sni, Sni) else self.sni
         ip = self.address.packed() if self.address else b""
-        return Dest(host_text(self.host), self.port, "tcp", ip, sni)
+        return Dest(host_text(self.host), self.port, self.protocol, ip, sni)
 
     def _full(self, kind: Kind, counts: Counts, *tail: Any) -> bytes:
         """A record that says who, where and why; `tail` are its fields from `count` on."""

@@ -12,7 +12,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Final
 
 from exeat.policy.model import Address, Decision, Request, Sni, Speech, Verdict, permits
-from exeat.proxy import refusal
+from exeat.proxy import associate, refusal, socks5
 from exeat.proxy.asks import MAX_PER_JAIL, ask_key
 from exeat.proxy.body import BodyFramer
 from exeat.proxy.chain import ChainDialer
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from exeat.policy.snapshot import Snapshot
+    from exeat.proxy.associate import Association
     from exeat.proxy.chain import Upstream
     from exeat.proxy.connect import RequestHead
     from exeat.proxy.ends import End
@@ -46,6 +47,7 @@ class Flow(NearSide):
     __slots__ = (
         "_arrival",
         "_ask_key",
+        "_association",
         "_cancel",
         "_decided_at",
         "_decided_by",
@@ -71,6 +73,7 @@ class Flow(NearSide):
         self._question: Question | None = None  # what the guard was asked
         self._decided_by: Snapshot | None = None
         self._decided_at = 0.0  # reactor time
+        self._association: Association | None = None
         self._ask_key = ""
         self._hold_until: float | None = None
         self._in_tunnel = False  # the client has been told that its tunnel is there
@@ -118,6 +121,9 @@ class Flow(NearSide):
         evidence.name_source, evidence.host, evidence.port = arrival.source, arrival.host, arrival.port
         code = self.gateway.identify(self, arrival.credentials) if self._must_say_who() else ""
         self._request = Request(self.jail.subject, arrival.host, arrival.port)
+        if arrival.udp and not code:
+            self._associate(arrival)
+            return
         self._listen(wanted=False)
         if code:
             self._refuse(self._own(code))
@@ -128,13 +134,25 @@ class Flow(NearSide):
         self._hear = Flow._hear_nothing
         self._admit()
 
+    # -- state: an association of datagrams
+
+    def _associate(self, arrival: Arrival) -> None:
+        """From here this connection says only that its client is there (RFC 1928 section 7)."""
+        association = associate.begin(self, arrival.port) if self.gateway.may_speak_udp(self.jail) else None
+        if association is None:
+            refused = socks5.reply(socks5.COMMAND_NOT_SUPPORTED)
+            self._refuse(self._own("socks.command"), answer=refused)
+            return
+        self._arrival = None
+        self._association = association
+        self._hear = Flow._hear_nothing
+        self.deadline = float("inf")
+        self._send(socks5.reply(socks5.SUCCEEDED, *association.bound))
+
     # -- state: decision, hold, addresses, dial
 
     def decide(self, request: Request) -> Decision:
-        decision = self.gateway.decide(request)
-        self.gateway.describe_policy(self.evidence)
-        self.evidence.decision = decision
-        self.evidence.shadow = self.gateway.shadow(request, decision)
+        decision = self.gateway.judge(self.evidence, request)
         self._decided_by, self._decided_at = self.gateway.snapshot, self.gateway.reactor.woke
         return decision
 
@@ -426,7 +444,10 @@ class Flow(NearSide):
 
     def cut(self, reason: str) -> None:
         """Control ends this flow before it became a tunnel."""
-        if self._before is not None:
+        if self._association is not None:
+            self._association.close(reason)
+            self._close()
+        elif self._before is not None:
             self._close()
         else:
             self._refuse(self._own(reason), final=True)
@@ -480,6 +501,9 @@ class Flow(NearSide):
     def _release(self) -> None:
         """Let go of everything but the client."""
         self._unpark()
+        if self._association is not None:
+            self._association.close()
+            self._association = None
         if self._cancel is not None:
             self._cancel()
             self._cancel = None

@@ -43,6 +43,11 @@ class Gate:
     def room(self) -> int:
         return self.reserved - self.taken
 
+    @property
+    def last(self) -> bool:
+        """Nothing more can be had than what is granted."""
+        return self._last
+
     def take(self, count: int) -> None:
         self.taken += count
         if self._asked:

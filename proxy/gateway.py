@@ -27,6 +27,7 @@ from exeat.policy.identity import Identities
 from exeat.policy.model import Decision, Request, Verdict
 from exeat.proxy import jails
 from exeat.proxy.asks import AskBook
+from exeat.proxy.associate import UdpPort
 from exeat.proxy.ends import End, reset_on_close
 from exeat.proxy.flow import Flow
 from exeat.proxy.guard_client import GuardClient
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from exeat.proxy.evidence import Evidence
     from exeat.proxy.exchange import Before
     from exeat.proxy.tunnel import Tunnel
+    from exeat.proxy.udp import UdpFlow
 
 # Of an accepted socket and its peer: the jail it belongs to, and its way in as records call it.
 Who = Callable[[socket.socket, Any], tuple[Jail, str]]
@@ -103,10 +105,10 @@ class Gateway:
         self._jails: dict[str, Jail] = {}
         doors = (*settings.listeners, *settings.transparent)
         self._outside = Outside(doors, settings.identities, settings.max_connections, settings.credentials)
-        self._waiting: set[Flow] = set()  # not (or no longer) a tunnel: they have a deadline
-        self._tunnels: dict[Flow, Tunnel] = {}
-        self._settling: set[Tunnel] = set()
-        self._unclaimed: deque[Tunnel] = deque()
+        self._waiting: set[Flow | UdpFlow] = set()  # not (or no longer) a tunnel: they have a deadline
+        self._tunnels: dict[Flow | UdpFlow, Tunnel | UdpFlow] = {}
+        self._settling: set[Tunnel | UdpFlow] = set()
+        self._unclaimed: deque[Tunnel | UdpFlow] = deque()
         self._events: list[dict[str, Any]] = []
         self._ids: list[bytes] = []  # for flows to come
         self._sweeps = 0
@@ -146,14 +148,16 @@ class Gateway:
         self, jail: str, subject: Subject, sockets: dict[str, socket.socket], message: Message
     ) -> None:
         listeners = {name: sockets.pop(name) for name in jails.DOORS if name in sockets}
+        udp = {name: sockets.pop(name) for name in jails.UDP if name in sockets}
         for other in sockets.values():
             other.close()
         known = self._jails.get(jail)
         if known is not None and not known.removed:
-            for sock in listeners.values():
+            for sock in (*listeners.values(), *udp.values()):
                 sock.close()
             return
         added = Jail(jail, subject, jails.hold_seconds(message.get("hold_ms")), listeners)
+        added.udp = {name: UdpPort(self, sock) for name, sock in udp.items()}
         self._jails[jail] = added
         for name, sock in listeners.items():
             self._watch(sock, _always(added, f"{jail}/{name}"), _kind(name in jails.TRANSPARENT))
@@ -168,6 +172,9 @@ class Gateway:
             self.reactor.remove(sock.fileno())
             sock.close()
         removed.listeners.clear()
+        for port in removed.udp.values():
+            port.close()
+        removed.udp.clear()
         self._cut(list(removed.flows), "jail.removed")
         self._check_removed(removed)
 
@@ -186,7 +193,7 @@ class Gateway:
         if message.get("t") == "ask.pending" and isinstance(key, str) and isinstance(request, str):
             self.asks.pending(key, request)
 
-    def _cut_hits(self, flow: Flow, message: Message) -> bool:
+    def _cut_hits(self, flow: Flow | UdpFlow, message: Message) -> bool:
         subject = flow.jail.subject
         decision = flow.evidence.decision
         return bool(
@@ -196,7 +203,7 @@ class Gateway:
             or (message.get("lease") and decision is not None and message["lease"] == decision.lease)
         )
 
-    def _cut(self, flows: list[Flow], reason: str) -> None:
+    def _cut(self, flows: list[Flow | UdpFlow], reason: str) -> None:
         for flow in flows:
             tunnel = self._tunnels.get(flow)
             if tunnel is not None:
@@ -242,7 +249,8 @@ class Gateway:
             sock.close()
             return
         sock.setblocking(False)
-        flow = self._enter(kind(self, jail, End(self.reactor, sock), src))
+        flow = kind(self, jail, End(self.reactor, sock), src)
+        self.enter(flow)
         if here >= jail.limit:
             flow.refuse_limit("limit.connections")
         elif sock.fileno() > self._max_fds - SPARE_FDS:
@@ -250,14 +258,14 @@ class Gateway:
         else:
             flow.begin()
 
-    def _enter(self, flow: Flow) -> Flow:
+    def enter(self, flow: Flow | UdpFlow) -> None:
+        """A flow begins: until it is live it has a deadline."""
         flow.jail.flows.add(flow)
         self._waiting.add(flow)
-        return flow
 
     def follow(self, flow: Flow, before: Before) -> None:
         """The client of `flow` stays, or has only to read its answer: another flow hears it now."""
-        self._enter(flow.next(before))
+        self.enter(flow.next(before))
 
     # -- who a client says it is
 
@@ -285,6 +293,25 @@ class Gateway:
         if self.reactor.now() >= self._stale_at:
             return Decision(Verdict.DENY, "policy.expired")
         return snapshot.decide(request, self.clock.now_ms(), self.spending.usage)
+
+    def judge(self, evidence: Evidence, request: Request) -> Decision:
+        """Decide, and write down in the flow's evidence by what and how."""
+        decision = self.decide(request)
+        self.describe_policy(evidence)
+        evidence.decision = decision
+        evidence.shadow = self.shadow(request, decision)
+        return decision
+
+    def may_speak_udp(self, jail: Jail) -> bool:
+        """Whether there is any destination at all that the jail's subject may send datagrams to."""
+        snapshot = self.snapshot
+        if snapshot is None or self.settings.upstream is not None:  # a CONNECT carries no datagrams
+            return False
+        return snapshot.may_speak_udp(jail.subject, self.clock.now_ms())
+
+    def same_client(self, flow: Flow) -> Callable[[int, Any], bool]:
+        """As `Outside.same_client`, of a flow that came in from outside jails. Raises OSError."""
+        return self._outside.same_client(flow.client.sock)
 
     def stands(self, decision: Decision, by: Snapshot | None, at: float) -> bool:
         """Whether an allow of `by` at reactor time `at` need not be decided again.
@@ -330,34 +357,34 @@ class Gateway:
         document = self.snapshot.document_for(jail.subject) if self.snapshot else None
         return jails.hold_seconds(document.hold_ms if document else None)
 
-    def promote(self, flow: Flow) -> None:
+    def promote(self, flow: Flow | UdpFlow) -> None:
         """A flow became a tunnel: its time limits are the tunnel's now."""
         self._waiting.discard(flow)
 
-    def live(self, tunnel: Tunnel) -> None:
+    def live(self, tunnel: Tunnel | UdpFlow) -> None:
         self._tunnels[tunnel.flow] = tunnel
         self.announce("open", tunnel.flow, "allow", tunnel.decision.reason, 0, 0)
 
-    def settling(self, tunnel: Tunnel) -> None:
+    def settling(self, tunnel: Tunnel | UdpFlow) -> None:
         self._tunnels.pop(tunnel.flow, None)
 
-    def settle_later(self, tunnel: Tunnel, seconds: float) -> None:
+    def settle_later(self, tunnel: Tunnel | UdpFlow, seconds: float) -> None:
         """Ask the kernel about the tunnel's last bytes again after `seconds`."""
         self._settling.add(tunnel)
         self.reactor.call_later(seconds, lambda: self._settle(tunnel))
 
-    def closed(self, tunnel: Tunnel) -> None:
+    def closed(self, tunnel: Tunnel | UdpFlow) -> None:
         tunnel.flow.closed = True
         self._settling.discard(tunnel)
         self.forget(tunnel.flow)
 
-    def forget(self, flow: Flow) -> None:
+    def forget(self, flow: Flow | UdpFlow) -> None:
         """The flow's sockets are closed."""
         self._waiting.discard(flow)
         flow.jail.flows.discard(flow)
         self._check_removed(flow.jail)
 
-    def append_close(self, tunnel: Tunnel, record: bytes, tries: int) -> None:
+    def append_close(self, tunnel: Tunnel | UdpFlow, record: bytes, tries: int) -> None:
         """Keep a close until it is durable; the flow's reservation covers it until then.
 
         `tries` bounds that: a ledger that was away for so long has settled the flow by itself.
@@ -365,10 +392,10 @@ class Gateway:
         tunnel.flow.jail.closing += 1
         self._write_close(tunnel, record, tries)
 
-    def _write_close(self, tunnel: Tunnel, record: bytes, tries: int) -> None:
+    def _write_close(self, tunnel: Tunnel | UdpFlow, record: bytes, tries: int) -> None:
         self.ledger.append([record], partial(self._close_written, tunnel, record, tries))
 
-    def _close_written(self, tunnel: Tunnel, record: bytes, tries: int, durable: bool) -> None:
+    def _close_written(self, tunnel: Tunnel | UdpFlow, record: bytes, tries: int, durable: bool) -> None:
         if not durable and tries > 1:
             self.reactor.call_later(CLOSE_RETRY_S, partial(self._write_close, tunnel, record, tries - 1))
             return
@@ -377,17 +404,19 @@ class Gateway:
         self.announce("close", flow, tunnel.decision.verdict.value, tunnel.ended, *tunnel.counts())
         self._check_removed(flow.jail)
 
-    def refused(self, flow: Flow, why: Refusal) -> None:
+    def refused(self, flow: Flow | UdpFlow, why: Refusal) -> None:
         """Write a refusal down, and tell who watches."""
         self.ledger.append([flow.evidence.deny(why.reason)], lambda _: None)
         verdict = flow.evidence.decision.verdict.value if flow.evidence.decision else "deny"
         self.announce("deny", flow, "deny" if verdict == "allow" else verdict, why.reason, 0, 0)
 
-    def denied_in_tunnel(self, flow: Flow, reason: str) -> None:
+    def denied_in_tunnel(self, flow: Flow | UdpFlow, reason: str) -> None:
         self.ledger.append([flow.evidence.deny(reason)], lambda _: None)
         self.announce("deny", flow, "deny", reason, 0, 0)
 
-    def announce(self, event: str, flow: Flow, verdict: str, reason: str, out: int, back: int) -> None:
+    def announce(
+        self, event: str, flow: Flow | UdpFlow, verdict: str, reason: str, out: int, back: int
+    ) -> None:
         """For live views only, told a few times a second; control may be away."""
         if len(self._events) >= MAX_EVENTS:
             return
@@ -436,7 +465,7 @@ class Gateway:
                     "lease.revoked" if str(lease.state).startswith("revok") else f"lease.{lease.state}"
                 )
 
-    def _settle(self, tunnel: Tunnel) -> None:
+    def _settle(self, tunnel: Tunnel | UdpFlow) -> None:
         self._settling.discard(tunnel)
         tunnel.settle()
 
@@ -452,7 +481,7 @@ class Gateway:
             tunnel = self._unclaimed.popleft()
             self.ledger.append([tunnel.resume()], partial(self._claimed, tunnel), alone=True)
 
-    def _claimed(self, tunnel: Tunnel, durable: bool) -> None:
+    def _claimed(self, tunnel: Tunnel | UdpFlow, durable: bool) -> None:
         if not durable:  # settled without us: what it would still move could not be recorded
             tunnel.end("ledger.orphaned")
         self._claim()

@@ -64,7 +64,7 @@ class GuardClient:
         self._hot.clear()
         self._questions.clear()
 
-    def resolve(self, question: Question, on_answer: OnAnswer) -> Callable[[], None]:
+    def resolve(self, question: Question, on_answer: OnAnswer, proto: str = "tcp") -> Callable[[], None]:
         """Ask; `on_answer` is called once, later. The returned call forgets the question."""
         number = next(self._numbers)
         if not self._line.connected or len(self._pending) >= MAX_PENDING:
@@ -72,7 +72,8 @@ class GuardClient:
             self._reactor.call_soon(lambda: self._answer(number, UNAVAILABLE))
             return lambda: self._forget(number)
         self._pending[number] = on_answer
-        self._questions[number] = question
+        if proto == "tcp":
+            self._questions[number] = question
         subject, host, port, lease = question
         self._line.send(
             {
@@ -81,7 +82,7 @@ class GuardClient:
                 "subject": subject._asdict(),
                 "host": host,
                 "port": port,
-                "proto": "tcp",
+                "proto": proto,
                 "lease": lease,
             }
         )

@@ -9,12 +9,15 @@ if TYPE_CHECKING:
     import socket
 
     from exeat.policy.model import Subject
+    from exeat.proxy.associate import UdpPort
     from exeat.proxy.flow import Flow
+    from exeat.proxy.udp import UdpFlow
 
 MAX_CONNECTIONS: Final = 256  # per jail, refused ones that are still being told so included
 DEFAULT_HOLD_MS: Final = 2500
 MAX_HOLD_MS: Final = 55_000
 TRANSPARENT: Final[tuple[str, ...]] = ("trans4", "trans6")
+UDP: Final[tuple[str, ...]] = ("udp4", "udp6")
 DOORS: Final[tuple[str, ...]] = ("proxy4", "proxy6", "proxyu", "socks4", "socks6", *TRANSPARENT)
 
 
@@ -27,7 +30,8 @@ class Jail:
     hold_s: float | None
     listeners: dict[str, socket.socket]
     limit: int = MAX_CONNECTIONS
-    flows: set[Flow] = field(default_factory=set)
+    udp: dict[str, UdpPort] = field(default_factory=dict)  # for associations
+    flows: set[Flow | UdpFlow] = field(default_factory=set)
     parked: int = 0
     closing: int = 0  # close records not yet durable
     removed: bool = False

@@ -11,14 +11,14 @@ import socket
 from typing import TYPE_CHECKING, Any, Final
 
 from exeat.ledger.ipc import peer_uid
-from exeat.ledger.local_clients import LocalClients
+from exeat.ledger.local_clients import LocalClients, peer_address
 from exeat.policy.identity import NOBODY, Identities
 from exeat.proxy import jails
 from exeat.proxy.credentials import Attempts
 from exeat.proxy.jails import Jail
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from exeat.policy.model import Subject
     from exeat.proxy.credentials import Credentials
@@ -63,6 +63,22 @@ class Outside:
         subject = self._clients.of_tcp(sock, peer)
         source = f"[{peer[0]}]:{peer[1]}" if sock.family == socket.AF_INET6 else f"{peer[0]}:{peer[1]}"
         return self._jail(subject), f"{source} {name}"
+
+    def same_client(self, sock: socket.SocketType) -> Callable[[int, Any], bool]:
+        """Of a family and the address that a datagram came from: is it who is connected on `sock`?
+
+        As far as the kernel can say: by process where an identity goes by that, else by address.
+        """
+        peer = sock.getpeername()
+        address, subject = peer_address(sock.family, peer[0]), self._clients.of_tcp(sock, peer)
+
+        def same(family: int, other: Any) -> bool:
+            if peer_address(family, other[0]) != address:
+                return False
+            clients = self._clients
+            return clients.by_address or clients.of_port(family, socket.IPPROTO_UDP, other) == subject
+
+        return same
 
     def must_say(self, jail: Jail) -> bool:
         """Whether a client of this jail has to say who it is: the kernel's word is never overruled."""

@@ -1,8 +1,8 @@
 """SOCKS5 as a server reads it (RFC 1928, RFC 1929), sans-I/O.
 
-CONNECT only. Where the socket says who asks, a user name and password are taken and thrown away;
-where it does not, `check` is asked about them. BIND and UDP ASSOCIATE get reply 07, SOCKS4 gets
-nothing but a closed connection.
+CONNECT and UDP ASSOCIATE. Where the socket says who asks, a user name and password are taken and
+thrown away; where it does not, `check` is asked about them. BIND gets reply 07, SOCKS4 gets nothing
+but a closed connection.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 VERSION = 5
 NO_AUTH, USER_PASS, NONE_ACCEPTABLE = 0x00, 0x02, 0xFF
 CONNECT = 1
+UDP_ASSOCIATE = 3
 IPV4, DOMAIN, IPV6 = 1, 3, 4
 
 SUCCEEDED = 0
@@ -43,13 +44,45 @@ class SocksError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class SocksRequest:
+    """With `udp`, where the client will send its datagrams from; port 0: it does not say."""
+
     host: str | Address
     port: int
+    udp: bool = False
 
 
-def reply(code: int) -> bytes:
-    """A reply (RFC 1928 section 6) that discloses no bound address."""
-    return bytes((VERSION, code, 0, IPV4, 0, 0, 0, 0, 0, 0))
+@dataclass(frozen=True, slots=True)
+class Datagram:
+    """One datagram of an association (RFC 1928 section 7); `header` is what says where to."""
+
+    header: bytes
+    host: str | Address
+    port: int
+    payload: bytes
+
+
+def reply(code: int, bound: Address | None = None, port: int = 0) -> bytes:
+    """A reply (RFC 1928 section 6); it discloses no bound address but that of an association."""
+    address = bytes(4) if bound is None else bound.packed()
+    kind = IPV4 if len(address) == 4 else IPV6
+    return bytes((VERSION, code, 0, kind)) + address + port.to_bytes(2, "big")
+
+
+def read_datagram(data: bytes) -> Datagram:
+    """Raises SocksError for what is to be dropped, fragments included (FRAG is optional to take)."""
+    if len(data) < 5 or data[:3] != b"\0\0\0" or data[3] not in (IPV4, DOMAIN, IPV6):
+        raise SocksError("socks.malformed")
+    start, size = _extent(data)
+    end = start + size + 2
+    port = int.from_bytes(data[end - 2 : end], "big")
+    if len(data) < end or not port:
+        raise SocksError("socks.malformed")
+    return Datagram(data[:end], _host(data[3], data[start : start + size]), port, data[end:])
+
+
+def _extent(data: bytes | bytearray) -> tuple[int, int]:
+    """Where the address stands in a request or a datagram, and its size."""
+    return {IPV4: (4, 4), IPV6: (4, 16), DOMAIN: (5, data[4])}[data[3]]
 
 
 Check = Callable[[bytes, bytes], str]
@@ -132,7 +165,7 @@ class SocksParser:
         data = self._buffer
         if data and data[0] != VERSION:
             raise SocksError("socks.version", reply(GENERAL_FAILURE))
-        if len(data) >= 2 and data[1] != CONNECT:
+        if len(data) >= 2 and data[1] not in (CONNECT, UDP_ASSOCIATE):
             raise SocksError("socks.command", reply(COMMAND_NOT_SUPPORTED))
         if len(data) >= 3 and data[2] != 0:
             raise SocksError("socks.malformed", reply(GENERAL_FAILURE))
@@ -140,27 +173,30 @@ class SocksParser:
             self._check_address_type()
             return None
         self._check_address_type()
-        start, size = {IPV4: (4, 4), IPV6: (4, 16), DOMAIN: (5, data[4])}[data[3]]
+        start, size = _extent(data)
         end = start + size + 2
         if len(data) < end:
             return None
         raw, port = bytes(data[start : start + size]), int.from_bytes(data[end - 2 : end], "big")
-        host = _domain(raw) if data[3] == DOMAIN else from_packed(raw)
-        if port == 0:
+        udp = data[1] == UDP_ASSOCIATE
+        host = _host(data[3], raw)
+        if port == 0 and not udp:
             raise SocksError("malformed.port", reply(NOT_ALLOWED))
         self._drop(end)
         self.rest = bytes(data)
         data.clear()
         self._state = _State.DONE
-        return SocksRequest(host, port)
+        return SocksRequest(host, port, udp)
 
     def _check_address_type(self) -> None:
         if len(self._buffer) >= 4 and self._buffer[3] not in (IPV4, DOMAIN, IPV6):
             raise SocksError("socks.address_type", reply(ADDRESS_TYPE_NOT_SUPPORTED))
 
 
-def _domain(raw: bytes) -> str | Address:
+def _host(kind: int, raw: bytes) -> str | Address:
     """The same grammar as everywhere: a domain field that is an IP literal counts as that address."""
+    if kind != DOMAIN:
+        return from_packed(raw)
     try:
         return parse_host(raw)
     except MalformedError as error:

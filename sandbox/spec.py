@@ -45,14 +45,15 @@ _EXACT: Final = ("/", "/run", "/tmp", WORK)  # noqa: S108 - the container's own
 # null, zero, full, random and urandom: major 1 (linux/Documentation/admin-guide/devices.txt), as st_rdev.
 _HARMLESS: Final = tuple(1 << 8 | minor for minor in (3, 5, 7, 8, 9))
 
-# name -> (family, type, address, port). DNS over UDP is bound to one address, so that an answer
-# leaves from the address that was asked.
+# name -> (family, type, address, port). UDP is bound to one address, so that an answer leaves from
+# the address that was asked.
 INET_SOCKETS: Final = {
     f"{name}{version}": (family, kind, address, port)
     for name, kind, port in (
         ("proxy", socket.SOCK_STREAM, 3128),
         ("socks", socket.SOCK_STREAM, 1080),
         ("trans", socket.SOCK_STREAM, 3129),
+        ("udp", socket.SOCK_DGRAM, 3128),
         ("dnsu", socket.SOCK_DGRAM, 53),
         ("dnst", socket.SOCK_STREAM, 53),
     )
@@ -60,7 +61,7 @@ INET_SOCKETS: Final = {
 }
 SOCKETS: Final = (
     *("proxy4", "proxy6", "proxyu", "socks4", "socks6", "trans4", "trans6"),
-    *("dnsu4", "dnsu6", "dnst4", "dnst6"),
+    *("udp4", "udp6", "dnsu4", "dnsu6", "dnst4", "dnst6"),
 )
 
 # verb -> (arguments that must be there, arguments that may be there)

@@ -25,6 +25,7 @@ def register(commands: Any) -> None:
     request = _verb(verbs, "request", "ask for a lease", _request)
     request.add_argument("to", metavar="HOST[:PORT]")
     request.add_argument("--project", metavar="P")
+    request.add_argument("--udp", action="store_true", help="datagrams instead of TCP connections")
     request.add_argument("--ttl", metavar="TIME", help="how long it shall last (for example 30m)")
     request.add_argument("--reason", default="", help="shown to the approver")
     request.add_argument("--raw", action="store_true", help="any bytes may be spoken, TLS or not")
@@ -79,7 +80,8 @@ def _ls(args: argparse.Namespace) -> int:
 def _line(row: dict[str, Any]) -> str:
     to = ",".join(row["to"])
     ports = ",".join(str(port) for port in row["ports"])
-    scope = " ".join([f"{to}:{ports}", *row["speech"]])
+    udp = "" if row["proto"] == ["tcp"] else "/" + ",".join(row["proto"])
+    scope = " ".join([f"{to}:{ports}{udp}", *row["speech"]])
     who = f"{row['requester']} {_quoted(row)}"
     return f"{row['state']:<10} {row['id']:<28} {scope:<30} {_until(row):<15} {who}"
 
@@ -133,6 +135,7 @@ def _request(args: argparse.Namespace) -> int:
         args,
         "lease.request",
         to=args.to,
+        proto="udp" if args.udp else "tcp",
         project=args.project,
         ttl_ms=_ttl(args.ttl),
         reason=args.reason,

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from exeat.policy.model import Subject
 
 ROLE_SOCKETS = {
-    "proxy": ("proxy4", "proxy6", "proxyu", "socks4", "socks6", "trans4", "trans6"),
+    "proxy": ("proxy4", "proxy6", "proxyu", "socks4", "socks6", "trans4", "trans6", "udp4", "udp6"),
     "guard": ("dnsu4", "dnsu6", "dnst4", "dnst6"),
 }
 REMOVE_S = 10.0

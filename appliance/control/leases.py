@@ -135,11 +135,14 @@ class Leases:
     async def request(self, message: Message, *, requester: str) -> dict[str, Any]:
         """A person asks ahead of time."""
         document = self._policies.known(message.get("project"))
-        ttl = message.get("ttl_ms")
+        ttl, proto = message.get("ttl_ms"), message.get("proto", "tcp")
+        if proto not in ("tcp", "udp"):
+            raise RefusedError("rule.proto", f"`{proto}` is not tcp or udp")
         async with self._changing:
             lease = await self._open_request(
                 document,
                 to=str(message.get("to")),
+                proto=proto,
                 requester=requester,
                 reason=str(message.get("reason", "")),
                 ttl_ms=ttl if isinstance(ttl, int) else None,
@@ -316,6 +319,7 @@ class Leases:
                 {text for scope in settled.to for text in ports_text(scope.ports or settled.ports)}
             ),
             "speech": _words(settled),
+            "proto": list(settled.protocols),
             "requester": settled.requester,
             "reason": settled.reason,
             "exp": settled.exp_ms,

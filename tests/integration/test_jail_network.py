@@ -39,6 +39,8 @@ ADDRESSES: dict[str, tuple[int, int, object]] = {
     "socks6": (V6, TCP, ("::1", 1080)),
     "trans4": (V4, TCP, ("127.0.0.1", 3129)),
     "trans6": (V6, TCP, ("::1", 3129)),
+    "udp4": (V4, UDP, ("127.0.0.1", 3128)),
+    "udp6": (V6, UDP, ("::1", 3128)),
     "dnsu4": (V4, UDP, ("127.0.0.1", 53)),
     "dnsu6": (V6, UDP, ("::1", 53)),
     "dnst4": (V4, TCP, ("127.0.0.1", 53)),

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -191,3 +192,55 @@ def test_many_jobs_at_once_do_not_mix(running: Running) -> None:
     for number, job in enumerate(jobs):
         out, _ = job.communicate(timeout=60)
         assert (out, job.returncode) == (f"{number}\n", number)
+
+
+UDP_POLICY = """
+egress: v1
+project: own
+allow:
+  - {id: datagrams, to: plain.example.org, ports: 7000, proto: udp}
+"""
+UDP_ORIGIN = """
+import socket
+sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+sock.bind(("0.0.0.0", 7000))
+print("ready", flush=True)
+data, peer = sock.recvfrom(100)
+sock.sendto(data * 2, peer)
+"""
+UDP_CLIENT = """
+import socket
+for family, address in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
+    tcp = socket.create_connection((address, 1080), 10)
+    tcp.sendall(bytes.fromhex("050100 05030001 00000000 0000"))
+    reply = tcp.recv(2) + tcp.recv(64)
+    port = int.from_bytes(reply[-2:], "big")
+    udp = socket.socket(family, socket.SOCK_DGRAM)
+    udp.settimeout(10)
+    head = bytes((0, 0, 0, 3, 17)) + b"plain.example.org" + (7000).to_bytes(2, "big")
+    if family == socket.AF_INET:
+        udp.sendto(head + b"hello", (address, port))
+        print(udp.recv(100).removeprefix(head).decode())
+    else:
+        print(address, port)
+"""
+
+
+def test_datagrams_by_association(running: Running, tmp_path: Path) -> None:
+    policy = tmp_path / "udp.yaml"
+    policy.write_text(UDP_POLICY)
+    www = running.lab.namespace("www")
+    origin = subprocess.Popen(
+        ["ip", "netns", "exec", www, sys.executable, "-c", UDP_ORIGIN], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert origin.stdout is not None
+        assert origin.stdout.readline() == "ready\n"
+        words = ("run", "--policy", str(policy), "--json", "--", "/usr/bin/python3", "-c", UDP_CLIENT)
+        done = running.exeat(*words)
+    finally:
+        origin.kill()
+        origin.communicate()
+    assert done.stdout.splitlines() == ["hellohello", "::1 3128"]
+    [line] = json.loads(done.stderr)["destinations"]
+    assert (line["host"], line["bytes_out"], line["bytes_in"]) == ("plain.example.org", 5, 10)

@@ -32,6 +32,7 @@ posture: allowlist
 hold: 300ms
 allow:
   - {id: site, to: [www.example.org, .wild.example.org], ports: [80, 443, 7000]}
+  - {id: datagrams, to: www.example.org, ports: 7000, proto: udp}
 ask:
   - {id: clone, to: git.example.org, ports: 7000}
 deny:
@@ -298,5 +299,55 @@ def test_status_shows_the_doors() -> None:
         second = made.exeat("up")
         assert second.returncode == 3
         assert "another exeat is running" in second.stderr
+
+    alone(body)
+
+
+def associate(sock: socket.socket) -> tuple[socket.socket, bytes]:
+    """Ask for a UDP association; the connection and the reply."""
+    sock.sendall(bytes.fromhex("050100 05030001 00000000 0000"))
+    assert sock.recv(2) == b"\x05\x00"
+    return sock, sock.recv(64)
+
+
+def test_datagrams_belong_to_the_host_that_asked() -> None:
+    head = b"\0\0\0\x03\x0fwww.example.org" + (7000).to_bytes(2, "big")
+
+    def body(made: Standalone, server: NameServer) -> None:
+        with contextlib.ExitStack() as stack:
+            datagram = (socket.AF_INET, socket.SOCK_DGRAM)
+            origin, mine, other = (stack.enter_context(socket.socket(*datagram)) for _ in range(3))
+            for sock, address in (
+                (origin, (HOME, 7000)),
+                (mine, ("127.0.0.1", 0)),
+                (other, ("127.0.0.9", 0)),
+            ):
+                sock.bind(address)
+                sock.settimeout(10)
+            tcp, reply = associate(socket.create_connection(DOOR, 10))
+            stack.enter_context(tcp)
+            assert reply[:8] == b"\x05\0\0\x01\x7f\0\0\x01"
+            at = ("127.0.0.1", int.from_bytes(reply[8:], "big"))
+            other.sendto(head + b"not its own", at)
+            mine.sendto(head + b"hello", at)
+            said, upstream = origin.recvfrom(100)
+            assert said == b"hello"
+            origin.sendto(b"answer", upstream)
+            assert mine.recv(100) == head + b"answer"
+            tcp.close()
+            assert wait_for(lambda: any(record.kind is Kind.CLOSE for record in made.records()))
+            [close] = [record for record in made.records() if record.kind is Kind.CLOSE]
+            assert (close.bytes_out, close.bytes_in, close.close_reason) == (5, 6, "eof")
+
+    alone(body)
+
+
+def test_no_association_without_a_rule_or_by_a_unix_socket() -> None:
+    def body(made: Standalone, server: NameServer) -> None:
+        other = socket.create_connection(DOOR, 10, source_address=("127.0.0.7", 0))
+        for door in (other, made.unix(0)):
+            sock, reply = associate(door)
+            with sock:
+                assert reply == b"\x05\x07\0\x01" + bytes(6)
 
     alone(body)

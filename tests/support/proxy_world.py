@@ -230,6 +230,8 @@ class World:
         self.unix = socket.socket(socket.AF_UNIX)
         self.unix.bind(str(base / "proxy.sock"))
         self.unix.listen(64)
+        self.udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.udp.bind(("127.0.0.1", 0))
         self.policy(policy)
         self.jail()
         self.proxy = _spawn(self.proxy_code, str(base), repr(settings))
@@ -257,10 +259,11 @@ class World:
             "t": "jail.add",
             "jail": name,
             "subject": subject,
-            "sockets": ["proxy4", "proxyu"],
+            "sockets": ["proxy4", "proxyu", "udp4"],
             "hold_ms": hold_ms,
         }
-        self.control.tell(f"jail {name}", message, [self.listener.fileno(), self.unix.fileno()])
+        sockets = (self.listener, self.unix, self.udp)
+        self.control.tell(f"jail {name}", message, [sock.fileno() for sock in sockets])
 
     def connect(self) -> socket.socket:
         sock = socket.create_connection(self.listener.getsockname(), 10)
@@ -323,6 +326,7 @@ class World:
         self.guard.close()
         self.listener.close()
         self.unix.close()
+        self.udp.close()
 
     def restart_ledger(self) -> None:
         if self.ledger.stdout:

@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 
 from exeat.policy.addresses import parse_address
-from exeat.proxy.socks5 import SocksError, SocksParser, SocksRequest, reply
+from exeat.proxy.socks5 import (
+    SUCCEEDED,
+    Datagram,
+    SocksError,
+    SocksParser,
+    SocksRequest,
+    read_datagram,
+    reply,
+)
 
 GREETING = b"\x05\x01\x00"
 
@@ -73,7 +81,6 @@ def test_no_auth_is_preferred() -> None:
         (b"\x05\x01\x01", b"\x05\xff", "socks.method"),
         (b"\x05\x01\x02\x05\x00", b"\x05\x02", "socks.auth"),
         (GREETING + b"\x05\x02\x00\x01", b"\x05\x00" + reply(7), "socks.command"),
-        (GREETING + b"\x05\x03\x00\x01", b"\x05\x00" + reply(7), "socks.command"),
         (GREETING + b"\x04\x01\x00\x01", b"\x05\x00" + reply(1), "socks.version"),
         (GREETING + b"\x05\x01\x01\x01", b"\x05\x00" + reply(1), "socks.malformed"),
         (GREETING + b"\x05\x01\x00\x02", b"\x05\x00" + reply(8), "socks.address_type"),
@@ -108,3 +115,58 @@ def test_where_a_name_is_needed_only_its_method_is_taken() -> None:
         SocksParser(check).feed(b"\x05\x01\x00")
     assert (without.value.code, without.value.answer) == ("socks.method", b"\x05\xff")
     assert asked == [(b"ci", b"pw"), (b"ci", b"x")]
+
+
+# -- datagrams (RFC 1928 sections 4, 6, 7)
+
+
+@pytest.mark.parametrize("step", [1, 1000])
+def test_an_association_says_where_its_client_sends_from(step: int) -> None:
+    for raw, host, port in (
+        (b"\x01\0\0\0\0\0\0", "0.0.0.0", 0),
+        (b"\x01\x7f\0\0\1\x12\x34", "127.0.0.1", 0x1234),
+    ):
+        expected = SocksRequest(parse_address(host), port, udp=True)
+        assert trace(GREETING + b"\x05\x03\x00" + raw, step) == (b"\x05\x00", expected, b"")
+
+
+def test_a_reply_that_says_where_to_send() -> None:
+    assert reply(SUCCEEDED, parse_address("127.0.0.1"), 3128) == b"\x05\0\0\x01\x7f\0\0\x01\x0c\x38"
+    assert reply(SUCCEEDED, parse_address("::1"), 1) == b"\x05\0\0\x04" + bytes(15) + b"\x01\0\x01"
+
+
+@pytest.mark.parametrize(
+    ("header", "host", "port"),
+    [
+        (b"\0\0\0\x01\xc0\x00\x02\x07\x01\xbb", parse_address("192.0.2.7"), 443),
+        (b"\0\0\0\x03\x0dA.Example.Org\x00\x07", "a.example.org", 7),
+        (
+            b"\0\0\0\x04" + parse_address("2001:db8::1").packed() + b"\x01\xbb",
+            parse_address("2001:db8::1"),
+            443,
+        ),
+    ],
+)
+def test_a_datagram(header: bytes, host: object, port: int) -> None:
+    for payload in (b"", b"payload"):
+        assert read_datagram(header + payload) == Datagram(header, host, port, payload)  # type: ignore[arg-type]
+    for cut in range(len(header)):
+        with pytest.raises(SocksError):
+            read_datagram(header[:cut])
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\0\0\1\x01\xc0\x00\x02\x07\x01\xbbfragment",
+        b"\0\1\0\x01\xc0\x00\x02\x07\x01\xbbreserved",
+        b"\0\0\0\x02\xc0\x00\x02\x07\x01\xbbtype",
+        b"\0\0\0\x01\xc0\x00\x02\x07\x00\x00port",
+        b"\0\0\0\x03\x00\x01\xbbempty",
+        b"\0\0\0\x03\x04ev\0l\x01\xbbnul",
+        b"\0\0\0\x03\xff\x01\xbbtoo long",
+    ],
+)
+def test_datagrams_that_are_dropped(data: bytes) -> None:
+    with pytest.raises(SocksError):
+        read_datagram(data)
