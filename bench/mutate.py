@@ -1,200 +1,178 @@
-"""Mutants of the decision core, and whether the tests notice: `python -m bench.mutate [FILE...]`.
+"""Mutants of precedence and aggregation, and whether the tests notice: `python -m bench.mutate`.
 
-One change at a time in a copy of the tree: comparisons, and/or, not, constants, min/max, set and
-arithmetic operators, arguments of returns. A mutant is killed when the quick tests fail; survivors
-are printed with file, line and change. Run it before a release; docs/policy.md lists the survivors.
+Each mutant is put in place in a fork of a process that has everything else imported, and is held
+against the case files first, then against a fixed world of random policies with the answers of the
+reference evaluator, then against the tests below. What lives is printed; those that cannot be told
+from the original are listed, with the reason, in docs/policy-quality.md. Exit 1 while another lives,
+or while a listed one is killed or does not exist.
 """
 
 from __future__ import annotations
 
 import argparse
-import ast
-import copy
 import os
-import shutil
+import resource
+import signal
 import subprocess
 import sys
-import tempfile
-from concurrent.futures import ThreadPoolExecutor
+import time
+from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
+
+from bench.mutants import Mutant, mutants
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterable, Iterator
+
+    from bench.killers import Killers
 
 ROOT = Path(__file__).parents[1]
-FILES = ("policy/decide.py", "policy/meta.py", "policy/index.py", "policy/verdicts.py", "policy/usage.py")
-_PROPERTIES = "tests/property/policy/test_policy_decide_properties.py::test_"
-TESTS = (
-    "tests/unit/policy/test_policy_snapshot.py",
-    "tests/unit/policy/test_policy_usage.py",
-    "tests/property/policy/test_policy_many_requests.py",
-    "tests/unit/policy/test_policy_cases.py",
-    "tests/property/policy/test_policy_budget_properties.py",
-    _PROPERTIES + "a_lookup_is_the_best_over_ports",
-    _PROPERTIES + "the_named_rules_exist_and_the_attributed_one_is_among_them",
-    _PROPERTIES + "decide_is_total",
-    _PROPERTIES + "garbage_in_the_overlay_is_a_deny",
-)
-REQUESTS = "30000"  # of test_policy_many_requests
-LIMIT_S = 120
-
-_COMPARE: dict[type[ast.cmpop], tuple[type[ast.cmpop], ...]] = {
-    ast.Lt: (ast.LtE, ast.GtE),
-    ast.LtE: (ast.Lt, ast.Gt),
-    ast.Gt: (ast.GtE, ast.LtE),
-    ast.GtE: (ast.Gt, ast.Lt),
-    ast.Eq: (ast.NotEq,),
-    ast.NotEq: (ast.Eq,),
-    ast.Is: (ast.IsNot,),
-    ast.IsNot: (ast.Is,),
-    ast.In: (ast.NotIn,),
-    ast.NotIn: (ast.In,),
+# Precedence (`decide`, `meta`) and aggregation: which rules, leases and budgets count (`index`,
+# `verdicts`, `usage`), and which policy and overlay a snapshot answers with.
+FILES: dict[str, tuple[str, ...]] = {
+    "decide": (),
+    "index": (),
+    "verdicts": (),
+    "meta": (),
+    "usage": (),
+    "snapshot": (
+        "_unbound",
+        "Snapshot._overlay",
+        "Snapshot.decide",
+        "Snapshot.decide_lookup",
+        "Snapshot.document_for",
+        "Snapshot.meanwhile",
+        "Snapshot.policy_for",
+    ),
 }
-_BINARY: dict[type[ast.operator], type[ast.operator]] = {
-    ast.Add: ast.Sub,
-    ast.Sub: ast.Add,
-    ast.BitAnd: ast.BitOr,
-    ast.BitOr: ast.BitAnd,
-    ast.Mult: ast.Add,
-    ast.Mod: ast.Mult,
-}
-_CALLS = {"min": "max", "max": "min", "any": "all", "all": "any"}
+PAGE = ROOT / "docs" / "policy-quality.md"
+# In the order in which they are tried. `time` and `memory` are what a mutant may take.
+KILLERS = ("import", "cases", "neighbours", "reference", "tests", "time", "memory")
+LIMIT_S = 8  # of processor time; what lives takes two, so a slow machine kills nothing
+LIMIT_BYTES = 4 << 30
+_LIVES, _BROKEN = 0, 100
 
 
-def mutations(node: ast.AST) -> Iterator[ast.AST]:
-    """Every changed copy of this one node."""
-    if isinstance(node, ast.Compare) and len(node.ops) == 1:
-        for other in _COMPARE[type(node.ops[0])]:
-            yield _changed(node, ops=[other()])
-    elif isinstance(node, ast.BoolOp):
-        yield _changed(node, op=ast.Or() if isinstance(node.op, ast.And) else ast.And())
-        for n in range(len(node.values)):
-            yield _changed(node, values=node.values[:n] + node.values[n + 1 :])
-    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
-        yield node.operand
-    elif isinstance(node, ast.If | ast.IfExp | ast.While):
-        yield _changed(node, test=ast.UnaryOp(ast.Not(), node.test))
-    elif isinstance(node, ast.BinOp) and type(node.op) in _BINARY:
-        yield _changed(node, op=_BINARY[type(node.op)]())
-    elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in _CALLS:
-        yield _changed(node, func=ast.Name(_CALLS[node.func.id], ast.Load()))
-    elif isinstance(node, ast.Constant):
-        yield from _constants(node)
-    elif isinstance(node, ast.Continue):
-        yield ast.Break()
+class Fate(NamedTuple):
+    """What became of one mutant: who killed it, "" if it lives."""
+
+    mutant: Mutant
+    killer: str
+
+    @property
+    def text(self) -> str:
+        return f"{self.mutant.file}:{self.mutant.line}: {self.mutant.key.partition(' ')[2]}"
 
 
-def _constants(node: ast.Constant) -> Iterator[ast.AST]:
-    if isinstance(node.value, bool):
-        yield ast.Constant(not node.value)
-    elif isinstance(node.value, int):
-        yield ast.Constant(node.value + 1)
-    elif isinstance(node.value, str) and node.value:
-        yield ast.Constant(node.value + "x")
+def listed() -> frozenset[str]:
+    """The mutants that the page says nobody can tell from the original."""
+    blocks = PAGE.read_text(encoding="utf-8").split("```text\n")[1:]
+    return frozenset(line for block in blocks for line in block.partition("```")[0].splitlines())
 
 
-def _changed(node: ast.AST, **fields: object) -> ast.AST:
-    made = copy.copy(node)
-    for name, value in fields.items():
-        setattr(made, name, value)
-    return made
+def every_mutant(names: Iterable[str]) -> Iterator[Mutant]:
+    for name in names:
+        file = f"policy/{name}.py"
+        yield from mutants(file, (ROOT / file).read_text(encoding="utf-8"), FILES[name])
 
 
-def mutants(source: str) -> Iterator[tuple[int, str, str]]:
-    """Line, what changed, and the whole mutated source."""
-    tree = ast.parse(source)
-    for parent, field, at, node in list(_places(tree)):
-        for made in mutations(node):
-            _put(parent, field, at, made)
-            try:
-                changed = ast.unparse(ast.fix_missing_locations(tree))
-                words = f"{ast.unparse(node)[:60]!r} -> {ast.unparse(made)[:60]!r}"
-            finally:
-                _put(parent, field, at, node)
-            yield getattr(node, "lineno", 0), " ".join(words.split()), changed
-
-
-def _put(parent: ast.AST, field: str, at: int | None, node: ast.AST) -> None:
-    if at is None:
-        setattr(parent, field, node)
-    else:
-        getattr(parent, field)[at] = node
-
-
-def _places(tree: ast.AST) -> Iterator[tuple[ast.AST, str, int | None, ast.AST]]:
-    unread = {id(inner) for node in ast.walk(tree) for top in _not_run(node) for inner in ast.walk(top)}
-    for parent in ast.walk(tree):
-        for field, value in ast.iter_fields(parent):
-            for at, node in enumerate(value) if isinstance(value, list) else [(None, value)]:
-                if isinstance(node, ast.AST) and id(node) not in unread:
-                    yield parent, field, at, node
-
-
-def _not_run(node: ast.AST) -> Iterator[ast.AST]:
-    """Parts of this node that change nothing: docstrings, annotations, what only type checkers read."""
-    for field in ("annotation", "returns"):
-        if isinstance(part := getattr(node, field, None), ast.AST):
-            yield part
-    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-        yield node
-    named = (
-        node.test if isinstance(node, ast.If) else node.targets[0] if isinstance(node, ast.Assign) else None
-    )
-    if isinstance(named, ast.Name) and named.id in ("TYPE_CHECKING", "__all__"):
-        yield node
-
-
-def _survives(tree: Path, file: str, text: str) -> bool:
-    path = tree / file
-    original = path.read_text(encoding="utf-8")
-    path.write_text(text, encoding="utf-8")
-    environment = os.environ | {
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "PYTHONPATH": str(tree),
-        "EXEAT_REQUESTS": REQUESTS,
-    }
-    command = [sys.executable, "-m", "pytest", "-qx", "-p", "no:cacheprovider", *TESTS]
+def _try(mutant: Mutant, killers: Killers) -> int:
+    """In the fork: the exit code that says who killed it."""
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for stream in (0, 1, 2):
+        os.dup2(nowhere, stream)
+    resource.setrlimit(resource.RLIMIT_AS, (LIMIT_BYTES, LIMIT_BYTES))
+    resource.setrlimit(resource.RLIMIT_CPU, (LIMIT_S, LIMIT_S + 1))
+    name = "exeat." + mutant.file.removesuffix(".py").replace("/", ".")
     try:
-        done = subprocess.run(
-            command, cwd=tree, env=environment, capture_output=True, timeout=LIMIT_S, check=False
-        )
-    except subprocess.TimeoutExpired:
-        return False
-    finally:
-        path.write_text(original, encoding="utf-8")
-    return done.returncode == 0
+        killer = killers.killer(name, compile(mutant.tree, mutant.file, "exec"))
+    except MemoryError:
+        killer = "memory"
+    except BaseException:  # the tool itself failed: that must not count as a kill
+        return _BROKEN
+    return KILLERS.index(killer) + 1 if killer else _LIVES
+
+
+def _fate(mutant: Mutant, status: int) -> Fate:
+    if os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGXCPU, signal.SIGKILL):
+        return Fate(mutant, "time")
+    code = os.waitstatus_to_exitcode(status)
+    if code == _LIVES:
+        return Fate(mutant, "")
+    if not 1 <= code <= len(KILLERS):
+        raise RuntimeError(f"the run itself failed ({code}) at {mutant.key}")
+    return Fate(mutant, KILLERS[code - 1])
+
+
+def fates(work: Iterator[Mutant], killers: Killers, jobs: int) -> Iterator[Fate]:
+    """The fate of each mutant, as they come, `jobs` at a time."""
+    running: dict[int, Mutant] = {}
+
+    def ended() -> Fate:
+        pid, status = os.wait()
+        return _fate(running.pop(pid), status)
+
+    for mutant in work:
+        if len(running) >= jobs:
+            yield ended()
+        pid = os.fork()
+        if pid == 0:
+            os._exit(_try(mutant, killers))
+        running[pid] = mutant
+    while running:
+        yield ended()
+
+
+def report(found: list[Fate], known: frozenset[str], whole: bool, say: Callable[[str], None] = print) -> int:
+    """Print the count; 0 if every mutant that is not listed was killed, and no listed one. `whole`: no
+    mutant was left out, so that a listed one that is not among them is gone."""
+    killed = [fate for fate in found if fate.killer]
+    lives = sum(not fate.killer and fate.mutant.key not in known for fate in found)
+    wrong = [fate.mutant.key for fate in killed if fate.mutant.key in known]
+    if whole:
+        wrong += sorted(known - {fate.mutant.key for fate in found})
+    for key in wrong:
+        say(f"listed as equal, but killed or gone: {key}")
+    by = Counter(fate.killer for fate in killed)
+    say("killed by " + ", ".join(f"{name} {by[name]}" for name in KILLERS if by[name]))
+    telling = len(killed) + lives
+    say(f"raw: {len(killed)} of {len(found)} mutants killed ({100 * len(killed) / len(found):.1f} %)")
+    say(f"net of the listed ones: {len(killed)} of {telling} ({100 * len(killed) / telling:.1f} %)")
+    return 1 if lives or wrong else 0
+
+
+def _sample(keys: list[str], count: int) -> list[str]:
+    """`count` of them at equal distances, the same ones each time."""
+    return [keys[len(keys) * n // count] for n in range(count)]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.mutate", description=__doc__)
-    parser.add_argument("files", nargs="*", default=FILES)
+    parser.add_argument("files", nargs="*", default=list(FILES), help=f"of {' '.join(FILES)}; default all")
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--every", type=int, default=1, help="take only every n-th mutant")
+    parser.add_argument("--sample", type=int, default=0, help="only so many, none of the listed")
+    parser.add_argument("--only", default="", help="take only mutants whose name holds this")
     args = parser.parse_args()
-    work = [(f, *m) for f in args.files for m in mutants((ROOT / f).read_text(encoding="utf-8"))]
-    work = work[:: args.every]
-    survivors = []
-    with tempfile.TemporaryDirectory() as folder:
-        trees = [Path(folder) / str(n) for n in range(args.jobs)]
-        for tree in trees:
-            skip = shutil.ignore_patterns(".git", ".venv", "__pycache__", ".hypothesis")
-            shutil.copytree(ROOT, tree, symlinks=True, ignore=skip)
+    if sys.flags.hash_randomization:  # the order of sets decides what some mutants do
+        again = [sys.executable, "-m", "bench.mutate", *sys.argv[1:]]
+        return subprocess.run(again, env=os.environ | {"PYTHONHASHSEED": "0"}, check=False).returncode
+    from bench.killers import Killers
 
-        def run(number: int) -> list[str]:
-            found = []
-            for file, line, words, text in work[number :: args.jobs]:
-                if _survives(trees[number], file, text):
-                    found.append(f"{file}:{line}: {words}")
-                    print(found[-1], flush=True)
-            return found
-
-        with ThreadPoolExecutor(args.jobs) as pool:
-            for found in pool.map(run, range(args.jobs)):
-                survivors += found
-    killed = len(work) - len(survivors)
-    print(f"{killed} of {len(work)} mutants killed ({100 * killed / len(work):.1f} %)")
-    return 0 if killed >= 0.95 * len(work) else 1
+    began = time.monotonic()
+    known = listed()
+    every = [mutant.key for mutant in every_mutant(args.files) if args.only in mutant.key]
+    taken = _sample([key for key in every if key not in known], args.sample) if args.sample else every
+    work = (mutant for mutant in every_mutant(args.files) if mutant.key in frozenset(taken))
+    found = []
+    for fate in fates(work, Killers(), args.jobs):
+        found.append(fate)
+        if not fate.killer and fate.mutant.key not in known:
+            print(f"lives: {fate.text}", flush=True)
+    whole = taken is every and not args.only and args.files == list(FILES)
+    code = report(found, known, whole)
+    print(f"{time.monotonic() - began:.0f} s")
+    return code
 
 
 if __name__ == "__main__":

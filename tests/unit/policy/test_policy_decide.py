@@ -17,7 +17,7 @@ from exeat.policy.meta import MetaRules
 from exeat.policy.model import Address, Decision, Request, Subject
 from exeat.policy.postures import Default, Posture
 from exeat.policy.scopes import parse_scope
-from exeat.policy.usage import Overlay
+from exeat.policy.usage import LeaseIndex, Overlay
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -255,3 +255,9 @@ def test_of_what_is_refused_before_its_addresses_nothing_is_called_public(
     request = Request(WHO, "b.org", 443, "tcp", (parse_address("9.9.9.9"),))
     assert NODE.judge(request) == ("", True)
     assert NODE.judge(replace(request, **change)) == (expected, False)
+
+
+def test_an_overlay_fences_nothing_off_unless_told_to() -> None:
+    leases = LeaseIndex([Lease("L", "p", (parse_scope("b.org"),), exp_ms=NOW + 1, epoch=0)])
+    request = Request(WHO, "b.org", 443)
+    assert decide(compile_policy(document("")), request, NOW, Overlay(leases)).reason == "lease.active"

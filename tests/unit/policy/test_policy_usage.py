@@ -79,3 +79,44 @@ def test_leases_are_spent_at_the_limit(usage: Usage) -> None:
     assert not lease_spent(lease, usage)
     usage.charge_lease("L", uses=2)
     assert lease_spent(lease, usage)
+
+
+COUNTERS = ("bytes_up", "bytes_down", "connections", "lookups", "usd")
+EACH = {"each": Budget("each", tuple(Limit(counter, 10, HOUR) for counter in (*COUNTERS, "bytes")))}
+
+
+@pytest.mark.parametrize("charged", COUNTERS)
+def test_a_charge_counts_what_it_names_and_nothing_else(charged: str) -> None:
+    usage = Usage()
+    usage.define("p", EACH)
+    usage.charge("p", ["each"], now_ms=0, **{charged: 7})
+    for counter in (*COUNTERS, "bytes"):
+        counts = counter == charged or (counter == "bytes" and charged.startswith("bytes"))
+        assert usage.used("p", "each", counter, HOUR, 0) == (7 if counts else 0)
+    with pytest.raises(ValueError, match="negative"):
+        usage.charge("p", ["each"], now_ms=0, **{charged: -1})
+
+
+def test_a_charge_of_nothing_starts_no_window(usage: Usage) -> None:
+    usage.charge("p", ["default"], now_ms=5 * HOUR, bytes_up=60)
+    usage.charge("p", ["default"], now_ms=6 * HOUR, connections=1)
+    assert usage.used("p", "default", "bytes_up", HOUR, 5 * HOUR) == 60
+
+
+def test_bytes_and_uses_of_a_lease_are_apart() -> None:
+    usage = Usage()
+    assert (usage.lease_bytes("L"), usage.lease_uses("L")) == (0, 0)
+    usage.charge_lease("L", bytes=3)
+    assert (usage.lease_bytes("L"), usage.lease_uses("L")) == (3, 0)
+    usage.charge_lease("L", uses=2)
+    assert (usage.lease_bytes("L"), usage.lease_uses("L")) == (3, 2)
+    usage.charge_lease("M", uses=1)
+    assert (usage.lease_bytes("M"), usage.lease_uses("M")) == (0, 1)
+    usage.forget_lease("L")
+    usage.forget_lease("never")
+    assert (usage.lease_bytes("L"), usage.lease_uses("L"), usage.lease_uses("M")) == (0, 0, 1)
+    for change in ({"bytes": -1}, {"uses": -1}, {"bytes": -1, "uses": 1}):
+        with pytest.raises(ValueError, match="negative"):
+            usage.charge_lease("L", **change)
+    usage.charge_lease("L", bytes=0, uses=0)
+    assert (usage.lease_bytes("L"), usage.lease_uses("L")) == (0, 0)
