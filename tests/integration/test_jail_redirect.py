@@ -6,6 +6,7 @@ import json
 import os
 import re
 import socket
+import struct
 import subprocess
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ import pytest
 from tests.support.redirected import original
 from tests.support.warden_rig import WardenRig, read_all
 
-from exeat.sandbox import redirect
+from exeat.sandbox import netns, redirect
 from exeat.sandbox.spec import SOCKETS
 
 if TYPE_CHECKING:
@@ -179,3 +180,14 @@ def test_the_rules_are_those_that_are_written_down(rig: WardenRig) -> None:
     theirs = subprocess.run(script, input=written, capture_output=True, text=True, check=True).stdout
     assert ours == theirs
     assert rig.call("jail.destroy", jail="rules")["ok"]
+
+
+def test_without_its_rules_a_jail_is_not_made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The kernel takes the table whole or not at all, and then there is no namespace to run in."""
+    routes, table = redirect.exchanges()
+    begin, first = struct.unpack_from("=I", table.data)[0], struct.unpack_from("=I", table.data, 20)[0]
+    headless = table._replace(data=table.data[:begin] + table.data[begin + first :])  # chains of no table
+    monkeypatch.setattr(redirect, "exchanges", lambda: (routes, headless))
+    with pytest.raises(FileNotFoundError, match="netlink 12"):
+        netns.create(tmp_path / "net")
+    assert not netns.is_alive(tmp_path / "net")

@@ -326,6 +326,28 @@ def test_first_bytes_name_what_two_names_leave_open(tmp_path: Path) -> None:
     world(tmp_path, body)
 
 
+def test_a_hello_without_a_name_goes_by_the_one_that_was_answered(tmp_path: Path) -> None:
+    """As far as the policy's preset lets such a hello out at all."""
+
+    def body(w: JailedWorld) -> None:
+        Origin(443, echo, HOME)
+        w.guard.pins = {HOME: ["www.example.org"]}
+        hello = client_hello(None)
+        sock = w.inside(HOME, 443)
+        sock.sendall(hello)
+        assert exactly(sock, len(hello)) == hello
+        opened = w.wait_record(lambda r: r.kind is Kind.OPEN)
+        assert facts(opened) == ("dns", "web", "www.example.org", 443)
+        w.policy(POLICY + "preset: strict\n")
+        assert is_reset(sock)  # the new policy is in force
+        sock = w.inside(HOME, 443)
+        sock.sendall(hello)
+        assert read_all(sock)[:6] == ALERT
+        assert facts(w.denied("sni.missing")) == ("dns", "", "www.example.org", 443)
+
+    world(tmp_path, body)
+
+
 def test_a_name_that_was_answered_binds_what_is_said_next(tmp_path: Path) -> None:
     """The flow was let through by a name; a hello or a request for another one does not go out."""
 
