@@ -18,6 +18,7 @@ from exeat.proxy.fields import TOKEN, Fields, HeadLines, HttpError
 DEFAULT_PORT = 80
 
 _VISIBLE = re.compile(rb"[\x21-\x7e]+")
+_WEBSOCKET = b"ws"  # a scheme that some clients say for an Upgrade (RFC 6455 section 3)
 _VERSIONS = (b"HTTP/1.1", b"HTTP/1.0")
 
 Target = tuple[str | Address, int, bytes]  # host, port, path
@@ -93,7 +94,7 @@ class HeadParser:
     def _finish(self) -> RequestHead:
         if self._request_line is None or self._target is None:
             raise HttpError("http.request_line")
-        method, _, version = self._request_line
+        method, target, version = self._request_line
         fields = self._fields
         length, upgrade = framing(fields, method, version)
         host, port, path = self._located(self._target, fields)
@@ -104,6 +105,8 @@ class HeadParser:
             return RequestHead(
                 method, host, port, connect=True, upstream=b"", length=0, credentials=credentials
             )
+        if target.partition(b":")[0].lower() == _WEBSOCKET and not upgrade:
+            raise HttpError("http.scheme")
         if version == b"HTTP/1.1" and b"host" not in fields:
             raise HttpError("http.host_missing")
         return RequestHead(
@@ -190,7 +193,7 @@ def _absolute_target(method: bytes, target: bytes) -> Target:
     scheme, separator, rest = target.partition(b"://")
     if not separator:
         raise HttpError("http.target_form")
-    if scheme.lower() != b"http":
+    if scheme.lower() not in (b"http", _WEBSOCKET):
         raise HttpError("http.scheme")
     if b"#" in rest:
         raise HttpError("malformed.host")

@@ -84,6 +84,13 @@ CLIENTS = {
         shows="CONNECT tunnel failed, response 403",
         allowed="git.example.org",
     ),
+    "git-http": Client(
+        f"git ls-remote http://HOST/git/{REPOSITORY}.git",
+        works="refs/heads/",
+        shows="The requested URL returned error: 403",
+        allowed="plain.example.org",
+        asked="",
+    ),
     "pip": Client(  # without -vv it says only that there is no such package
         f"pip download -vv --no-cache-dir --no-deps --cert {CA} --retries 0 -d /tmp"
         f" -i https://HOST/simple {PACKAGE}",

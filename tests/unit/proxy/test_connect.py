@@ -232,6 +232,15 @@ def test_a_websocket_is_asked_for_in_our_own_words() -> None:
     )
 
 
+def test_the_scheme_ws_is_for_websocket_only() -> None:
+    line = b"GET ws://a.example/chat HTTP/1.1\r\nHost: a.example\r\n"
+    head = parse(line + b"Connection: upgrade\r\nUpgrade: websocket\r\n\r\n")
+    assert head is not None
+    assert (head.upgrade, head.port) == (True, 80)
+    assert refusal(line + b"\r\n") == "http.scheme"
+    assert refusal(line.replace(b"ws:", b"wss:") + b"\r\n") == "http.scheme"
+
+
 @pytest.mark.parametrize(
     ("line", "fields"),
     [
