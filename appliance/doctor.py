@@ -303,6 +303,17 @@ def check_lab(treat_as_public: Sequence[str]) -> Check:
     )
 
 
+def check_table(*, wanted: bool, loaded: bool) -> Check:
+    """The host's table outlives exeat on purpose (docs/routing.md)."""
+    if loaded and not wanted:
+        return warn(
+            "host table",
+            "confines what no [[routing.host]] or [[routing.veth]] names any more",
+            "nft delete table inet exeat",
+        )
+    return ok("host table", "loaded" if loaded else "none is loaded")
+
+
 def examine(config: Config) -> list[Check]:
     """All checks, in the order in which a person would repair them."""
     return list(_examine(config))
@@ -332,6 +343,9 @@ def _examine(config: Config) -> Iterator[Check]:
     yield check_resolver(config.dns.upstream, _text("/etc/resolv.conf"))
     yield check_descriptors(resource.getrlimit(resource.RLIMIT_NOFILE)[1])
     yield check_lab(config.lab.treat_as_public)
+    listed = _run(["nft", "list", "table", "inet", "exeat"])
+    loaded = listed is not None and listed.returncode == 0
+    yield check_table(wanted=bool(config.routing.members), loaded=loaded)
 
 
 def _sources() -> Iterator[Path]:

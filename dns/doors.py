@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from exeat.dns.responder import Jail, Responder
 
     # The jail that a datagram or connection from this peer belongs to.
-    Who = Callable[[Any], Jail]
+    Who = Callable[[Any], Jail]  # of a datagram's peer
+    Accepted = Callable[[socket.socket, Any], Jail]  # of a connection and its peer
 
 DRAIN = 64  # datagrams taken in one wake, so that one jail cannot keep the loop
 MAX_QUERY = 4096  # octets; a query of one question is at most 255 + options
@@ -101,7 +102,7 @@ class UdpDoor:
 class TcpDoor:
     """One listening TCP socket and the connections it brought."""
 
-    def __init__(self, reactor: Reactor, responder: Responder, who: Who, sock: socket.socket) -> None:
+    def __init__(self, reactor: Reactor, responder: Responder, who: Accepted, sock: socket.socket) -> None:
         self._reactor = reactor
         self._responder = responder
         self._who = who
@@ -115,7 +116,7 @@ class TcpDoor:
                 sock, peer = self._sock.accept()
             except OSError:
                 return
-            jail = self._who(peer)
+            jail = self._who(sock, peer)
             if jail.connections >= MAX_CONNECTIONS:
                 sock.close()
                 continue

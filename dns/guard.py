@@ -119,10 +119,11 @@ class Guard:
         """There is a policy: clients outside jails may ask."""
         doors, self._closed_doors = self._closed_doors, []
         for sock in doors:
-            udp = sock.type == socket.SOCK_DGRAM
-            door = UdpDoor if udp else TcpDoor
-            who = partial(self._outside.who, sock.family, socket.IPPROTO_UDP if udp else socket.IPPROTO_TCP)
-            self._open_doors.append(door(self._reactor, self._responder, who, sock))
+            if sock.type == socket.SOCK_DGRAM:
+                who = partial(self._outside.who, sock.family)
+                self._open_doors.append(UdpDoor(self._reactor, self._responder, who, sock))
+            else:
+                self._open_doors.append(TcpDoor(self._reactor, self._responder, self._outside.accepted, sock))
 
     def on_jail(
         self, jail: str, subject: Subject, sockets: dict[str, socket.socket], message: Message
@@ -134,7 +135,7 @@ class Guard:
             if name in UDP_NAMES:
                 doors.append(UdpDoor(self._reactor, self._responder, lambda _: state, sock, state))
             elif name in TCP_NAMES:
-                doors.append(TcpDoor(self._reactor, self._responder, lambda _: state, sock))
+                doors.append(TcpDoor(self._reactor, self._responder, lambda _sock, _peer: state, sock))
             else:
                 sock.close()
         self._close_jail(jail)

@@ -12,6 +12,7 @@ from exeat.dns.responder import Jail
 from exeat.ledger.local_clients import LocalClients
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable
 
     from exeat.policy.identity import Identities
@@ -33,14 +34,22 @@ class Outside:
     def jails(self) -> list[Jail]:
         return list(self._jails.values())
 
-    def who(self, family: int, proto: int, peer: Any) -> Jail:
-        """The jail that stands for the client at `peer`, an address as the socket module gives it."""
-        if not self._clients.by_address:
-            return self._jail(self._clients.of_port(family, proto, peer))
-        text: str = peer[0]
+    def who(self, family: int, peer: Any) -> Jail:
+        """The jail that stands for who sent a datagram. `peer` is as the socket module gives it."""
+        if self._clients.by_address:
+            return self._known(family, peer[0])
+        return self._jail(self._clients.of_udp(family, peer))
+
+    def accepted(self, sock: socket.socket, peer: Any) -> Jail:
+        """The jail that stands for who made this connection."""
+        if self._clients.by_address:
+            return self._known(sock.family, peer[0])
+        return self._jail(self._clients.of_tcp(sock, peer))
+
+    def _known(self, family: int, text: str) -> Jail:
         jail = self._peers.get(text)
         if jail is None:
-            jail = self._jail(self._clients.of_port(family, proto, peer))
+            jail = self._jail(self._clients.of_address(family, text))
             if len(self._peers) >= MAX_PEERS:  # a source address in UDP is easily varied
                 self._peers.clear()
             self._peers[text] = jail

@@ -34,22 +34,26 @@ class LocalClients:
         """Does the address alone say it, so that an answer holds for the next client, too?"""
         return self._owners is None
 
+    def of_address(self, family: int, text: str) -> Subject:
+        """The subject that this address stands for."""
+        return self._identities.of_address(peer_address(family, text))
+
     def of_tcp(self, sock: socket.SocketType, peer: Any) -> Subject:
         """The subject behind an accepted connection. `peer` is its address as `accept` gave it."""
-        subject = self._identities.of_address(peer_address(sock.family, peer[0]))
+        subject = self.of_address(sock.family, peer[0])
         if self._owners is None:
             return subject
         client = (_bare(peer[0]), peer[1])
         owner = self._owners.of_tcp(sock.family, client, _asked(sock))
         return self._judge(owner, sock.family, client, subject)
 
-    def of_port(self, family: int, proto: int, peer: Any) -> Subject:
-        """The subject behind `peer`, whatever address it asked."""
-        subject = self._identities.of_address(peer_address(family, peer[0]))
+    def of_udp(self, family: int, peer: Any) -> Subject:
+        """The subject behind a datagram from `peer`, whatever address it was sent to."""
+        subject = self.of_address(family, peer[0])
         if self._owners is None:
             return subject
         client = (_bare(peer[0]), peer[1])
-        return self._judge(self._owners.of_port(family, proto, client), family, client, subject)
+        return self._judge(self._owners.of_udp(family, client), family, client, subject)
 
     def _judge(self, owner: Owner | None, family: int, client: Place, by_address: Subject) -> Subject:
         if owner is None:

@@ -77,17 +77,19 @@ class SocketOwners:
         found = self._ask(_ASK.pack(family, socket.IPPROTO_TCP, 0, 0, _ALL) + where + _ANY_COOKIE, _REQUEST)
         return found[0].owner if len(found) == 1 and found[0].ports == (client[1], server[1]) else None
 
-    def of_port(self, family: int, proto: int, client: Place) -> Owner | None:
-        """The owner of all sockets of `proto` at `client`, wherever they are connected to, or of none.
+    def of_udp(self, family: int, client: Place) -> Owner | None:
+        """The owner of all sockets at `client`, wherever they are connected to; None if there is not one.
 
-        None, too, when they belong to several. Slower than `of_tcp`: it goes through a table.
+        Slower than `of_tcp`, for it goes through a table.
         """
         owners = set()
         for inside in (socket.AF_INET, socket.AF_INET6) if family == socket.AF_INET else (family,):
             where = _ID.pack(client[1], 0, bytes(16), bytes(16)) + _ANY_COOKIE
             size = 4 + len(_PORT_IS) + 4
             only = struct.pack("=HH", size, _BYTECODE) + _PORT_IS + struct.pack("=HH", 0, client[1])
-            for found in self._ask(_ASK.pack(inside, proto, 0, 0, _ALL) + where + only, _REQUEST | _DUMP):
+            for found in self._ask(
+                _ASK.pack(inside, socket.IPPROTO_UDP, 0, 0, _ALL) + where + only, _REQUEST | _DUMP
+            ):
                 if found.ports[0] == client[1] and found.is_at(family, client[0]):
                     owners.add(found.owner)
         return owners.pop() if len(owners) == 1 else None

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -145,6 +146,32 @@ def test_a_container_reaches_the_gateway_and_nothing_else() -> None:
         )
         assert all(what in (*REFUSED, "silence") for what in found), found
         assert counts(rig, 1)["dns"] == 2
+
+    on_host(body)
+
+
+SERVE = """
+import socket, sys
+with socket.create_server(("0.0.0.0", 9100)) as listener:
+    print("ready", flush=True)
+    while True:
+        sock, _ = listener.accept()
+        sock.send(b"from the agent")
+"""
+
+
+def test_a_server_of_an_agent_says_nothing_to_the_outside() -> None:
+    def body(world: World, _rig: WardenRig) -> None:
+        enter = world.entering(AGENT_UID, world.slice)
+        command = [sys.executable, "-I", "-c", SERVE]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, preexec_fn=enter) as server:
+            assert server.stdout
+            assert server.stdout.readline() == b"ready\n"
+            inside = [("tcp", "127.0.0.1", 9100), ("tcp", "198.51.100.1", 9100)]
+            assert world.agent(*inside, cgroup=UNIFIED, uid=65534) == ["from the agent"] * 2
+            outside = world.probe_from(world.internet.path, ("tcp", "198.51.100.1", 9100))
+            assert outside[0] in (*REFUSED, "silence"), outside
+            server.kill()
 
     on_host(body)
 

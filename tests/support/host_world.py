@@ -221,7 +221,11 @@ class World:
         return self._probe(attempts, [], self.entering(uid, cgroup or self.slice))
 
     def container(self, *attempts: tuple[str, str, int]) -> list[str]:
-        return self._probe(attempts, ["nsenter", f"--net={self.inside}"], None)
+        return self.probe_from(self.inside, *attempts)
+
+    def probe_from(self, namespace: str, *attempts: tuple[str, str, int]) -> list[str]:
+        """What a process with the network at this path gets out of each attempt."""
+        return self._probe(attempts, ["nsenter", f"--net={namespace}"], None)
 
     def _probe(self, attempts: Any, before: list[str], enter: Callable[[], None] | None) -> list[str]:
         done = subprocess.run(

@@ -63,7 +63,6 @@ def test_a_client_that_speaks_ipv4_through_ipv6(owners: SocketOwners) -> None:
     with connection(socket.AF_INET, "127.0.0.1", socket.AF_INET6) as (_, client, server):
         owner = owners.of_tcp(socket.AF_INET, client, server)
         assert owner is not None
-        assert owners.of_port(socket.AF_INET, socket.IPPROTO_TCP, client) == owner
 
 
 @pytest.mark.parametrize(("family", "host"), FAMILIES)
@@ -71,7 +70,6 @@ def test_a_client_that_has_gone_is_nobody(owners: SocketOwners, family: int, hos
     with connection(family, host) as (sock, client, server):
         sock.close()
         assert owners.of_tcp(family, client, server) is None
-        assert owners.of_port(family, socket.IPPROTO_TCP, client) is None
 
 
 def test_who_only_listens_at_that_port_is_not_the_client(owners: SocketOwners) -> None:
@@ -79,7 +77,6 @@ def test_who_only_listens_at_that_port_is_not_the_client(owners: SocketOwners) -
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         assert owners.of_tcp(socket.AF_INET, listener.getsockname(), ("127.0.0.1", 9)) is None
-        assert owners.of_port(socket.AF_INET, socket.IPPROTO_TCP, listener.getsockname()) is None
 
 
 def test_another_server_is_another_connection(owners: SocketOwners) -> None:
@@ -98,13 +95,13 @@ def test_a_datagram_socket(owners: SocketOwners, family: int, host: str, *, conn
         else:
             sock.sendto(b"x", server.getsockname())
         peer = server.recvfrom(10)[1][:2]
-        owner = owners.of_port(family, socket.IPPROTO_UDP, peer)
+        owner = owners.of_udp(family, peer)
         assert owner is not None
         assert owner.uid == os.getuid()
         other = "127.0.0.9" if family == socket.AF_INET else "::2"
-        found = owners.of_port(family, socket.IPPROTO_UDP, (other, peer[1]))
+        found = owners.of_udp(family, (other, peer[1]))
         assert found == (None if connect else owner)  # a socket bound to no address sends from any
-    assert owners.of_port(family, socket.IPPROTO_UDP, peer) is None
+    assert owners.of_udp(family, peer) is None
 
 
 def test_addresses_that_are_none_are_refused(owners: SocketOwners) -> None:
