@@ -150,6 +150,7 @@ class Bench:
         self._core = (os.cpu_count() or 1) - 1
         self.samples: dict[tuple[str, str], list[float]] = {}
         self.notes: list[str] = []
+        self.shares: dict[str, str] = {}  # of the last round
 
     def run(self) -> None:
         host, port = peers.ORIGIN
@@ -189,7 +190,7 @@ class Bench:
         shares = {key.split()[1]: value for key, value in found.items() if key.startswith("cpu_us ")}
         if line.mode == "conn" and shares:
             text = ", ".join(f"{part} {value:.0f}" for part, value in shares.items())
-            self.notes.append(f"{name}: {line.title}: CPU us per tunnel: {text}")
+            self.shares[f"{name}: {line.title}: CPU us per tunnel"] = text
 
     @contextlib.contextmanager
     def _noted(self, name: str, what: str) -> Iterator[None]:
@@ -259,7 +260,7 @@ def show(bench: Bench, plan: Plan, versions: dict[str, str], goals: Sequence[Goa
     )
     print("the first, exeat's ledger and control on both\n")
     print(table(medians(bench.samples), plan.lines, shown, [peer.name for peer in peers.PRODUCTS]))
-    for note in dict.fromkeys(bench.notes):
+    for note in (*dict.fromkeys(bench.notes), *map(": ".join, bench.shares.items())):
         print(f"note: {note}")
     print()
     for goal in goals:
@@ -286,6 +287,7 @@ def document(bench: Bench, plan: Plan, versions: dict[str, str], goals: Sequence
             for (name, line), values in bench.samples.items()
         ],
         "notes": bench.notes,
+        "shares": bench.shares,
         "goals": [goal._asdict() for goal in goals],
     }
 
