@@ -247,7 +247,7 @@ def choose(args: argparse.Namespace) -> Plan:
         lines = tuple(name for name in BY_NAME if name in words) or lines
     chosen = tuple(_fitting(BY_NAME[name]) for name in lines)
     if short:
-        return Plan(names, chosen, 0.8, 0.3, 1)
+        return Plan(names, chosen, 0.6, 0.25, 1)
     return Plan(names, chosen, args.seconds, 0.5, args.rounds)
 
 
