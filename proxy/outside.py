@@ -76,7 +76,7 @@ class Outside:
             if peer_address(family, other[0]) != address:
                 return False
             clients = self._clients
-            return clients.by_address or clients.of_port(family, socket.IPPROTO_UDP, other) == subject
+            return clients.by_address or clients.of_udp(family, other) == subject
 
         return same
 
