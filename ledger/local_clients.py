@@ -55,6 +55,10 @@ class LocalClients:
         client = (_bare(peer[0]), peer[1])
         return self._judge(self._owners.of_udp(family, client), family, client, subject)
 
+    def close(self) -> None:
+        if self._owners is not None:
+            self._owners.close()
+
     def _judge(self, owner: Owner | None, family: int, client: Place, by_address: Subject) -> Subject:
         if owner is None:
             return NOBODY if is_local(family, client[0]) else by_address
