@@ -302,8 +302,12 @@ class Tunnel:
         relay = self.relay
         if relay is None:
             return None
+        unread = isinstance(self._watch, Exchange) and not relay.up.eof
         client = tcpinfo.kernel_count(
-            self.flow.client.sock, connected=False, fin_sent=relay.down.shut, fin_received=relay.up.eof
+            self.flow.client.sock,
+            connected=False,
+            fin_sent=relay.down.shut,
+            fin_received=None if unread else relay.up.eof,
         )
         if client is None:
             return None

@@ -139,6 +139,9 @@ def test_pipelined_requests_are_answered_in_order(tmp_path: Path) -> None:
         ]
         assert read_all(sock) == b""
         assert len(site.heads + other.heads) == 3
+        for closed in w.closes(3):
+            assert closed.bytes_out == closed.kernel_out == closed.client_kernel_out
+            assert closed.bytes_in == closed.kernel_in == closed.client_kernel_in
 
     world(tmp_path, body)
 
