@@ -186,7 +186,8 @@ def _denied_addresses(
 ) -> list[Hit]:
     """Deny rules on networks that a resolved address, or an IPv4 address inside one, falls into.
 
-    A rule that has spoken on the host itself, for or against, is not asked again.
+    A rule that has spoken on the host itself, for or against, is not asked again. One that several
+    addresses fall into has the rank of its best scope among them, whatever their order.
     """
     fallen = [
         (address, cell)
@@ -195,19 +196,20 @@ def _denied_addresses(
     ]
     if not fallen:
         return []
-    found: list[Hit] = []
-    seen = {id(rule) for _, rule in known}
+    spoken = {id(rule) for _, rule in known}
+    found: dict[int, Hit] = {}
     for address, cell in fallen:
         for hit in best_hits(cell.entries(), request.port):
-            rule = hit[1]
+            rank, rule = hit
+            before = found.get(id(rule))
             if (
-                id(rule) not in seen
+                id(rule) not in spoken
+                and (before is None or rank < before[0])
                 and _applies(rule, request, now_ms)
                 and not excepted(rule, address, request.port)
             ):
-                seen.add(id(rule))
-                found.append(hit)
-    return found
+                found[id(rule)] = hit
+    return list(found.values())
 
 
 def _alive(lease: Lease, overlay: Overlay) -> bool:

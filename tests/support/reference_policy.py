@@ -323,22 +323,18 @@ def _lives(lease: Lease, around: Surroundings) -> bool:
 
 
 def _most_specific_first(rules: list[Rule], request: Request, addresses: Sequence[Address]) -> list[Rule]:
-    def best(rule: Rule) -> Any:
-        ranks = []
-        for target in (request.host, *addresses):
-            for scope in rule.to:
-                ports = scope.ports or rule.ports
-                if (
-                    _reaches(scope, target)
-                    and _in(request.port, ports)
-                    and not _abstains(rule, target, request.port)
-                ):
-                    ranks.append(_rank(scope))
-            if ranks and target == request.host:
-                break  # the host itself explains the match better than its addresses do
-            if ranks:
-                break
-        return max(ranks)
+    def ranks(rule: Rule, targets: Iterable[str | Address]) -> list[Any]:
+        return [
+            _rank(scope)
+            for target in targets
+            for scope in rule.to
+            if _reaches(scope, target)
+            and _in(request.port, scope.ports or rule.ports)
+            and not _abstains(rule, target, request.port)
+        ]
+
+    def best(rule: Rule) -> Any:  # the host itself explains the match better than its addresses do
+        return max(ranks(rule, [request.host]) or ranks(rule, addresses))
 
     return sorted(rules, key=lambda r: (tuple(-n for n in best(r)), r.order, r.id))
 

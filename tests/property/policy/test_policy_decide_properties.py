@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import permutations
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -10,9 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support.policy_answers import in_words
 from tests.support.policy_strategies import (
+    ADDRESSES,
     NAMES,
     NOW_MS,
     PORT_NUMBERS,
+    SCOPES,
     document_of,
     lease_lists,
     policy_trees,
@@ -21,6 +24,7 @@ from tests.support.policy_strategies import (
 )
 from tests.support.reference_policy import Surroundings, reference
 
+from exeat.policy.addresses import parse_address
 from exeat.policy.decide import compile_policy, decide, decide_lookup
 from exeat.policy.document import Document
 from exeat.policy.leases import Lease, State
@@ -84,6 +88,60 @@ def test_order_of_the_document_does_not_change_the_verdict(
             sorted(second.matched),
             second.budgets,
         )
+
+
+NET_DENIES = st.builds(
+    lambda nets, ports: {"to": nets, "ports": [ports]},
+    st.lists(
+        st.sampled_from([scope for scope in SCOPES if scope[0] in "0129["]),
+        min_size=1,
+        max_size=3,
+        unique=True,
+    ),
+    st.sampled_from(["443", "any"]),
+)
+
+
+@some
+@given(
+    policy_trees(),
+    st.lists(NET_DENIES, min_size=1, max_size=3),
+    st.lists(requests(), min_size=2, max_size=4),
+    st.lists(st.sampled_from(ADDRESSES), min_size=2, max_size=4, unique=True),
+    lease_lists(),
+)
+def test_order_of_resolved_addresses_changes_nothing(
+    tree: dict[str, Any],
+    denies: list[dict[str, Any]],
+    asked: list[Request],
+    resolved: list[str],
+    leases: list[Lease],
+) -> None:
+    net_denies = [{"id": f"net-{n}", "broad": "true", **rule} for n, rule in enumerate(denies)]
+    document = document_of({**tree, "deny": [*tree["deny"], *net_denies]})
+    for request in asked:
+        addresses = tuple(map(parse_address, resolved))
+        first = answer(document, replace(request, resolved=addresses), leases)
+        for order in permutations(addresses):
+            assert answer(document, replace(request, resolved=order), leases) == first
+
+
+def test_a_deny_of_several_addresses_ranks_by_its_best_scope() -> None:
+    # By the first address alone it would be `wide` in one order, and `narrow` in the other.
+    document = document_of(
+        {
+            "egress": "v1",
+            "project": "p",
+            "deny": [
+                {"id": "wide", "to": ["93.0.0.0/8"]},
+                {"id": "narrow", "to": ["93.0.0.0/8", "93.184.0.0/16"]},
+            ],
+        }
+    )
+    addresses = (parse_address("93.1.2.3"), parse_address("93.184.216.34"))
+    for resolved in permutations(addresses):
+        got = answer(document, Request(Subject("p", "a1"), "x.org", 443, resolved=resolved), [])
+        assert (got.rule, got.matched) == ("narrow", ("narrow", "wide"))
 
 
 @some
