@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 LEAST_DATAGRAM: Final = 1200  # RFC 9000 section 14.1: a server drops Initials in smaller ones
 _MAX_STREAM: Final = 2 * (MAX_HELLO + 4)  # a hello, and the one that answers a HelloRetryRequest
 _MAX_CID: Final = 20
+_MAX_PACKETS: Final = 8  # of one datagram; a client has no use for more than three or four
+_MAX_FRAMES: Final = 256  # of one packet; that many, of one byte each, nobody else would send
 _TAG: Final = 16
 _LONG, _FIXED = 0x80, 0x40
 _PADDING, _PING, _ACK, _ACK_ECN, _CRYPTO, _CLOSE = 0x00, 0x01, 0x02, 0x03, 0x06, 0x1C
@@ -121,11 +123,14 @@ def _packets(datagram: bytes) -> Iterator[_Packet]:
 
     Raises HelloError for a version that is not known here and for what cannot be parsed.
     """
-    start = 0
+    start = count = 0
     while start < len(datagram) and datagram[start] & _LONG:
+        if count == _MAX_PACKETS:
+            raise _malformed()  # each costs us a decryption
         packet = _long_packet(datagram, start)
         yield packet
         start += len(packet.data)
+        count += 1
 
 
 def _long_packet(datagram: bytes, start: int) -> _Packet:
@@ -202,7 +207,11 @@ def _full_number(truncated: int, bits: int, largest: int) -> int:
 def _crypto_frames(payload: bytes) -> Iterator[tuple[int, bytes]]:
     """(offset, data) of the CRYPTO frames; only what an Initial packet may carry (RFC 9000 12.4)."""
     reader = _Reader(payload)
+    count = 0
     while reader.left:
+        count += 1
+        if count > _MAX_FRAMES:
+            raise _malformed()
         kind = reader.byte()
         if kind == _PADDING:
             reader.skip_zeros()

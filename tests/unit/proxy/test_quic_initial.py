@@ -117,6 +117,8 @@ def test_a_byte_that_comes_again_as_another() -> None:
         (vector()[:-1], "quic.malformed"),
         (quic.initial(quic.crypto(0, HELLO), pad_to=1199), "quic.malformed"),
         (quic.initial(quic.crypto(0, HELLO), keyed_by=b"another!"), "quic.malformed"),
+        (quic.initial(b"\0\1" * 600), "quic.malformed"),  # frames that only cost time
+        (quic.initial(quic.crypto(0, b"") * 300), "quic.malformed"),
         (quic.initial(b"\x08\x00"), "quic.malformed"),  # a STREAM frame has no place here
         (quic.initial(b"\x02\x00\x00\xbf\xff\xff\xff\x00"), "quic.malformed"),  # too many ranges
         (quic.initial(quic.crypto(0, HELLO + HELLO)), "tls.malformed"),
@@ -152,6 +154,14 @@ def test_what_belongs_to_the_connection_goes_on() -> None:
     acknowledged = quic.initial(b"\x02\x00\x00\x00\x00", number=1, destination=b"serv", keyed_by=quic.CID)
     for datagram in (acknowledged + handshake + b"\x40short", b"\x40short header", b"", handshake):
         assert watch.client(datagram) is None
+
+
+def test_a_datagram_of_many_packets_costs_no_more_than_one_of_a_few() -> None:
+    """Opening one costs tens of microseconds; a datagram of 64 KiB would have room for two thousand."""
+    ping = [quic.initial(b"\1\1\1\1", number=number, pad_to=0) for number in range(1, 10)]
+    assert judged().client(b"".join(ping[:8])) is None
+    with pytest.raises(HelloError, match=r"quic\.malformed"):
+        judged().client(b"".join(ping))
 
 
 def test_a_second_connection_is_noticed() -> None:
