@@ -14,6 +14,7 @@ from exeat.proxy.gate import FIRST_STEP, Gate
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from exeat.policy.snapshot import Snapshot
     from exeat.proxy.evidence import Evidence
     from exeat.proxy.gateway import Gateway
 
@@ -44,6 +45,7 @@ class Account:
     """Of a flow that policy has allowed. `open` first; `stop` once the flow has ended."""
 
     __slots__ = (
+        "_by",
         "_ceiling",
         "_charged",
         "_gateway",
@@ -66,6 +68,7 @@ class Account:
         self._request = request
         self._holder = holder
         self._charged = (0, 0)
+        self._by: Snapshot | None = None  # what was in force when the ledger was asked
         self._ceiling = 0  # as promised; the gate's own follows when it is durable
         self._held = 0
         self._progressed = 0.0
@@ -83,6 +86,7 @@ class Account:
         if ceiling < waiting or not ceiling:
             return self._exhausted()
         self._promise(ceiling)
+        self._by = self._gateway.snapshot
         record = self.evidence.opening(ceiling, cookie)
         self._gateway.ledger.append([record], partial(self._opened, ceiling, opened))
         return ""
@@ -184,6 +188,18 @@ class Account:
 
     def resume(self) -> bytes:
         return self.evidence.resume(self.gate.reserved, *self._holder.counts())
+
+    def confirm(self) -> None:
+        """The ledger took its time over `open`: what was allowed then may have ended since.
+
+        To be asked once the flow is live and before its first byte passes.
+        """
+        reason = self._gateway.lease_over(self.decision.lease) if self.decision.lease else ""
+        if reason:
+            self._holder.end(reason)
+        elif self._by is not self._gateway.snapshot:
+            self.recheck()
+        self._by = None
 
     def recheck(self) -> None:
         """The snapshot changed: does it still allow what runs here?"""

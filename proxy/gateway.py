@@ -140,7 +140,7 @@ class Gateway:
             self.guard.forget()
             self._end_leases()
             for tunnel in list(self._tunnels.values()):
-                tunnel.recheck()
+                self.reactor.guarded(tunnel.recheck)
             self.asks.reconsider()
         self.asks.repeat()  # control sends a snapshot whenever it has (re)connected
 
@@ -204,12 +204,12 @@ class Gateway:
         )
 
     def _cut(self, flows: list[Flow | UdpFlow], reason: str) -> None:
-        for flow in flows:
+        for flow in flows:  # one that fails (a bug) must not save the others
             tunnel = self._tunnels.get(flow)
             if tunnel is not None:
-                tunnel.end(reason)
+                self.reactor.guarded(partial(tunnel.end, reason))
             elif flow in self._waiting:
-                flow.cut(reason)
+                self.reactor.guarded(partial(flow.cut, reason))
 
     # -- accepting
 
@@ -308,6 +308,17 @@ class Gateway:
         if snapshot is None or self.settings.upstream is not None:  # a CONNECT carries no datagrams
             return False
         return snapshot.may_speak_udp(jail.subject, self.clock.now_ms())
+
+    def datagram_socket(self, family: int) -> socket.socket | None:
+        """None when the descriptors that are left are for others: one client may open many of these."""
+        try:
+            sock = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        except OSError:
+            return None
+        if sock.fileno() <= self._max_fds - 2 * SPARE_FDS:
+            return sock
+        sock.close()
+        return None
 
     def same_client(self, flow: Flow) -> Callable[[int, Any], bool]:
         """As `Outside.same_client`, of a flow that came in from outside jails. Raises OSError."""
@@ -441,7 +452,7 @@ class Gateway:
         self.reactor.call_later(SWEEP_S, self._sweep)
         now = self.reactor.now()
         for flow in [flow for flow in self._waiting if flow.deadline <= now]:
-            flow.expire()
+            self.reactor.guarded(flow.expire)
         self._end_leases()
         if self._events:
             events, self._events = self._events, []
@@ -449,21 +460,27 @@ class Gateway:
         self._sweeps += 1
         if self._sweeps % SLOW_SWEEPS == 0:
             for tunnel in list(self._tunnels.values()):
-                tunnel.sweep(now)
+                self.reactor.guarded(partial(tunnel.sweep, now))
 
     def _end_leases(self) -> None:
-        snapshot = self.snapshot
-        now_ms = self.clock.now_ms()
         for tunnel in [tunnel for tunnel in self._tunnels.values() if tunnel.lease]:
-            lease = snapshot.leases.get(tunnel.lease) if snapshot else None
-            if snapshot is not None and (lease is None or tunnel.lease in snapshot.revoked):
-                tunnel.end("lease.revoked")
-            elif lease is not None and now_ms >= lease.exp_ms:
-                tunnel.end("lease.expired")
-            elif lease is not None and lease.state != "active":
-                tunnel.end(
-                    "lease.revoked" if str(lease.state).startswith("revok") else f"lease.{lease.state}"
-                )
+            reason = self.lease_over(tunnel.lease)
+            if reason:
+                self.reactor.guarded(partial(tunnel.end, reason))
+
+    def lease_over(self, name: str) -> str:
+        """The reason code why nothing passes by this lease any more, "" while it holds."""
+        snapshot = self.snapshot
+        lease = snapshot.leases.get(name) if snapshot else None
+        if snapshot is None:
+            return ""  # decisions are refused
+        if lease is None or name in snapshot.revoked:
+            return "lease.revoked"
+        if self.clock.now_ms() >= lease.exp_ms:
+            return "lease.expired"
+        if lease.state == "active":
+            return ""
+        return "lease.revoked" if str(lease.state).startswith("revok") else f"lease.{lease.state}"
 
     def _settle(self, tunnel: Tunnel | UdpFlow) -> None:
         self._settling.discard(tunnel)

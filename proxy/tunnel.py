@@ -155,7 +155,9 @@ class Tunnel:
         gateway.live(self)
         self.flow.opened()
         self._watch_client(self.relay)
-        self.relay.start(first)
+        self.account.confirm()
+        if not self.ended:
+            self.relay.start(first)
 
     def _watch_client(self, relay: Relay) -> None:
         if isinstance(self._watch, FirstBytesJudge):

@@ -8,6 +8,7 @@ A datagram passes whole or not at all, and none before `open` is durable: the fi
 from __future__ import annotations
 
 import dataclasses
+import errno
 import socket
 from collections import deque
 from typing import TYPE_CHECKING, Final
@@ -36,6 +37,8 @@ MAX_HELD: Final = 16  # datagrams; a hello of 32 KiB does not fit, one of 16 KiB
 MAX_HELD_BYTES: Final = 32 * 1024
 BATCH: Final = 64  # datagrams of one turn
 MAX_DATAGRAM: Final = 65_535
+# As a full queue on the way would: the client sends again if it matters, and smaller.
+_DROPPED: Final = frozenset({errno.EAGAIN, errno.ENOBUFS, errno.EMSGSIZE})
 _UNDECIDED: Final = Decision(Verdict.DENY, "")
 
 
@@ -137,14 +140,13 @@ class UdpFlow:
         account, sock = self._account, self._sock
         if account is None or sock is None or not account.fits(len(payload)):
             return
-        account.gate.take(len(payload))
         try:
             sock.send(payload)
-        except BlockingIOError:
-            return  # as a full queue on the way would: the client sends again if it matters
-        except OSError:
-            self.end("dial.refused")
+        except OSError as error:
+            if error.errno not in _DROPPED:
+                self.end("dial.refused")
             return
+        account.gate.take(len(payload))
         self._out += len(payload)
         self._activity = self.gateway.reactor.now()
 
@@ -172,9 +174,9 @@ class UdpFlow:
         if not decision.allowed:
             self.end(decision.reason)
             return
-        self._sock = self._connect(answer)
-        if self._sock is None:
-            self.end("dial.unreachable")
+        code = self._connect(answer)
+        if code:
+            self.end(code)
         elif self._request.port not in TLS_PORTS:
             self._open()
         elif permits(decision, Speech.RAW):
@@ -183,19 +185,22 @@ class UdpFlow:
         else:
             self._expect_hello()
 
-    def _connect(self, addresses: tuple[Address, ...]) -> socket.socket | None:
-        """A socket to the first address that there is a route to; nothing is sent."""
+    def _connect(self, addresses: tuple[Address, ...]) -> str:
+        """Have a socket to the first address that there is a route to; nothing is sent. Else why not."""
         for address in addresses:
             family = socket.AF_INET if address.family == 4 else socket.AF_INET6
-            sock = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+            sock = self.gateway.datagram_socket(family)
+            if sock is None:
+                return "limit.descriptors"
             try:
                 sock.connect((socket.inet_ntop(family, address.packed()), self._request.port))
             except OSError:
                 sock.close()
                 continue
             self.evidence.address = address
-            return sock
-        return None
+            self._sock = sock
+            return ""
+        return "dial.unreachable"
 
     def _expect_hello(self) -> None:
         self._watch = QuicWatch()
@@ -242,6 +247,8 @@ class UdpFlow:
         self.gateway.promote(self)
         self.gateway.live(self)
         self.gateway.reactor.add(self._sock.fileno(), EPOLLIN, self._on_upstream)
+        if self._account is not None:
+            self._account.confirm()
         while self._held and not self.ended:
             self._pass_on(self._held.popleft())
 
@@ -344,3 +351,4 @@ class UdpFlow:
         record = self.evidence.close(reason, account.gate.reserved, self.counts(), None, None)
         # Not live, nobody knows whether the ledger has the open: then it may refuse the close.
         self.gateway.append_close(self, record, CLOSE_TRIES if self._live else 1)
+        account.leave()

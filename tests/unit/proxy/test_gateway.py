@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from tests.support.proxy_world import Suffixes
@@ -13,7 +13,9 @@ from exeat.ledger.reactor import Reactor
 from exeat.policy.document import load_policy
 from exeat.policy.model import Decision, Request, Subject, Verdict
 from exeat.policy.snapshot import Snapshot
-from exeat.proxy.gateway import STANDS_S, Gateway, ProxySettings
+from exeat.proxy.evidence import Evidence
+from exeat.proxy.gateway import SLOW_SWEEPS, STANDS_S, Gateway, ProxySettings
+from exeat.proxy.jails import Jail
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -87,3 +89,41 @@ def test_flow_ids_are_never_the_same(gateway: Gateway) -> None:
     made = [gateway.flow_id() for _ in range(1000)]
     assert len(set(made)) == 1000
     assert {len(each) for each in made} == {16}
+
+
+class Broken:
+    """A flow with a bug: whatever it is told fails."""
+
+    jail = Jail("j", Subject("p", "a", "job"), None, {})
+    evidence = Evidence(bytes(16), jail.subject, "test")
+    deadline = 0.0
+    lease = "l-1"
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def _fail(self, *said: object) -> None:
+        self.told.append(" ".join(map(str, said)))
+        raise RuntimeError("a bug")
+
+    cut = end = expire = sweep = recheck = _fail
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_a_flow_with_a_bug_does_not_save_the_others(gateway: Gateway, *, live: bool) -> None:
+    flows: list[Any] = [Broken(), Broken()]
+    gateway.reactor._on_error = lambda _: None
+    if live:
+        gateway._tunnels.update((flow, flow) for flow in flows)
+    else:
+        gateway._waiting.update(flows)
+    gateway._cut(flows, "kill")
+    assert [flow.told for flow in flows] == [["kill"], ["kill"]]
+    for _ in range(SLOW_SWEEPS):
+        gateway._sweep()
+    once = ["lease.revoked"] * SLOW_SWEEPS + ["1000.0"] if live else [""] * SLOW_SWEEPS
+    assert [flow.told[1:] for flow in flows] == [once, once]
+    if live:
+        assert gateway.snapshot is not None
+        gateway._in_force(replace(gateway.snapshot, generation=2), None)
+        assert [flow.told[-2:] for flow in flows] == [["lease.revoked", ""]] * 2
