@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from exeat.proxy.gateway import Gateway
 
 MAX_TARGETS: Final = 64  # live destinations of one association
-MAX_REFUSED: Final = 256
+MAX_REFUSED: Final = 256  # of one association in QUIET_S; then other new destinations are dropped unseen
 QUIET_S: Final = 5.0  # how long a refused destination is dropped without another record
 
 Peer = tuple[str, int]
@@ -77,8 +77,8 @@ class UdpPort:
                 association.heard(data, peer)
 
     def _claim(self, peer: Any) -> Association | None:
-        """The association that this new sender belongs to."""
-        for association in self._open:
+        """The association that this new sender belongs to: one that named its port before the others."""
+        for association in sorted(self._open, key=lambda one: not one.says):
             if association.may_send(self._sock.family, peer):
                 self._open.remove(association)
                 self._known[peer[:2]] = association
@@ -99,14 +99,14 @@ class Association:
         self._src = flow.evidence.src
         self._port = port
         self._is_client = is_client
-        self._says = says
+        self.says = says
         self._targets: dict[bytes, UdpFlow] = {}
         self._refused: dict[bytes, float] = {}  # until when, in reactor time
         port.join(self)
 
     def may_send(self, family: int, peer: Any) -> bool:
         """Only who asked may, and only from the port that was named, if one was."""
-        return self._says in (0, peer[1]) and (self._is_client is None or self._is_client(family, peer))
+        return self.says in (0, peer[1]) and (self._is_client is None or self._is_client(family, peer))
 
     def heard(self, data: bytes, peer: Any) -> None:
         try:
@@ -118,8 +118,8 @@ class Association:
             flow.send(datagram.payload)
 
     def _begin(self, datagram: Datagram, peer: Any) -> UdpFlow | None:
-        now, header = self._gateway.reactor.now(), datagram.header
-        if self._refused.get(header, 0.0) > now:
+        header = datagram.header
+        if not self._may_try(header):
             return None
         request = Request(self._jail.subject, datagram.host, datagram.port, "udp")
         reply = partial(self._reply, header, peer)
@@ -134,17 +134,20 @@ class Association:
         flow.begin()
         return None if flow.ended else flow
 
+    def _may_try(self, header: bytes) -> bool:
+        """Whether a new destination is judged at all: a refusal costs its sender one small datagram."""
+        now = self._gateway.reactor.now()
+        if len(self._refused) >= MAX_REFUSED:
+            self._refused = {key: until for key, until in self._refused.items() if until > now}
+        return len(self._refused) < MAX_REFUSED and self._refused.get(header, 0.0) <= now
+
     def _reply(self, header: bytes, peer: Any, payload: bytes) -> None:
         self._port.reply(header + payload, peer)
 
     def _ended(self, header: bytes) -> None:
         """Its next datagram begins another flow, after a while: it may have been refused."""
         self._targets.pop(header, None)
-        now = self._gateway.reactor.now()
-        if len(self._refused) >= MAX_REFUSED:
-            self._refused = {key: until for key, until in self._refused.items() if until > now}
-        if len(self._refused) < MAX_REFUSED:
-            self._refused[header] = now + QUIET_S
+        self._refused[header] = self._gateway.reactor.now() + QUIET_S
 
     def close(self, cut: str = "") -> None:
         """The client's TCP connection has ended, or is to end; `cut` is the reason if it is cut."""
@@ -163,7 +166,9 @@ def begin(flow: Flow, says: int) -> Association | None:
         return Association(flow, shared, says)  # nobody but the jail can reach it
     if sock.family == socket.AF_UNIX:
         return None
-    own = socket.socket(sock.family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+    own = flow.gateway.datagram_socket(sock.family)
+    if own is None:
+        return None
     try:
         own.bind((sock.getsockname()[0], 0))
         is_client = flow.gateway.same_client(flow)

@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Self
 
 import pytest
 from tests.support import quic_client as quic
-from tests.support.proxy_world import HOME, World, in_namespace
+from tests.support.proxy_world import _PROXY, HOME, World, in_namespace
 from tests.unit.proxy.test_client_hello import extension, hello, sni
 
 from exeat.ledger.records import Kind
 from exeat.policy.leases import Lease
 from exeat.policy.scopes import parse_ports, parse_scope
 from exeat.proxy import socks5
+from exeat.proxy.associate import MAX_REFUSED
+from exeat.proxy.gateway import SPARE_FDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -190,6 +192,48 @@ def test_a_refused_destination_is_recorded_once_for_a_while(tmp_path: Path) -> N
             assert len([record for record in made.records() if record.kind is Kind.DENY]) == 1
 
     world(tmp_path, body)
+
+
+def test_refusals_of_one_association_are_bounded(tmp_path: Path) -> None:
+    """A datagram costs its sender less than its refusal costs the ledger."""
+
+    def body(made: World) -> None:
+        with Echo(), Client(made) as client:
+            for number in range(MAX_REFUSED + 100):
+                if number % 50 == 0:  # all before have been heard: none is lost in a full queue
+                    client.send("www.example.org", b"one")
+                    assert client.receive() == b"oneone"
+                client.send(f"n{number}.evil.example.net", b"no")
+            client.send("www.example.org", b"two")
+            assert client.receive() == b"twotwo"
+            assert refusal(made, "posture.default_deny")
+            client.tcp.close()
+            made.closes()
+            refused = [record for record in made.records() if record.kind is Kind.DENY]
+            assert len(refused) == MAX_REFUSED
+
+    world(tmp_path, body)
+
+
+def test_the_last_descriptors_are_not_for_datagrams(tmp_path: Path) -> None:
+    class Narrow(World):
+        proxy_code = (
+            f"import resource as r; r.setrlimit(r.RLIMIT_NOFILE, ({2 * SPARE_FDS + 40},) * 2);" + _PROXY
+        )
+
+    def run() -> None:
+        with Narrow(tmp_path, POLICY) as made, Echo(), Client(made) as client:
+            made.guard.names = dict(NAMES)
+            for number in range(128):  # spelled in many ways, one destination is as many flows
+                name = "".join(
+                    c.upper() if number >> (at - 4) % 7 & 1 else c for at, c in enumerate("www.example.org")
+                )
+                client.send(name, b"x")
+            assert refusal(made, "limit.descriptors")
+            status, _, _ = made.ask(b"CONNECT tcp.example.org:7000 HTTP/1.1\r\n\r\n")
+            assert status == 502, "nobody listens there; it was dialled all the same"
+
+    in_namespace(run)
 
 
 def test_without_a_rule_or_lease_for_udp_there_is_no_association(tmp_path: Path) -> None:
