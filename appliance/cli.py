@@ -20,6 +20,7 @@ COMMANDS = {
     "why": "why",
     "lease": "lease",
     "status": "status",
+    "kill": "kill",
     "policy": "policy",
     "ledger": "ledger",
     "dns": "dns",

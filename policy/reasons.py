@@ -220,6 +220,8 @@ def _next(decision: Decision, place: str, project: str) -> str:
         return f"an operator must set private: true on {decision.rule or 'a rule for it'}"
     if decision.reason.startswith("budget."):
         return f"wait for the next window, or an operator must raise budget {decision.rule}"
+    if decision.reason == "kill":
+        return "an operator must end that: exeat kill says what is stopped, exeat kill off ends it"
     if decision.reason == "ceiling.exceeded":
         return "an operator must change the ceiling"
     if decision.reason in _LEASABLE:

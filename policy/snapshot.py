@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 MAX_OVERLAYS: Final = 1024
+EVERYONE: Final = "*"  # in `killed`: not a project, all of them
+KILLED: Final = Decision(Verdict.DENY, "kill")
 # What a node knows of itself: treated as public (lab), control's endpoints, its own addresses.
 Bound = tuple[str, str]  # digests of a document and of the baseline over it, "" for none
 Place = tuple[tuple[Cidr, ...], frozenset[Endpoint], frozenset[Address]]
@@ -45,6 +47,7 @@ class Snapshot:
     shadows: Mapping[str, CompiledPolicy]  # by project: judged beside the one in force, never enforced
     leases: Mapping[str, Lease]
     revoked: frozenset[str]
+    killed: frozenset[str]  # projects that the kill switch stops, or EVERYONE
     min_epoch: int
     _index: LeaseIndex
     _place: Place
@@ -75,6 +78,7 @@ class Snapshot:
         shadow_baseline: str = "",
         leases: Iterable[Lease] = (),
         revoked: Iterable[str] = (),
+        killed: Iterable[str] = (),
         treat_as_public: Iterable[str] = (),
         control: Iterable[str] = (),
         host_local: Iterable[str] = (),
@@ -97,6 +101,7 @@ class Snapshot:
             "shadow_baseline": shadow_baseline,
             "leases": [lease.to_json() for lease in leases],
             "revoked": sorted(revoked),
+            "killed": sorted(killed),
             "treat_as_public": list(treat_as_public),
             "control": list(control),
             "host_local": list(host_local),
@@ -118,8 +123,8 @@ class Snapshot:
             return 0  # `load` says what is wrong with it
 
     def meanwhile(self, message: Mapping[str, Any]) -> Snapshot:
-        """This snapshot with the leases and revocations of a newer message, and without the bindings
-        that it no longer has: for as long as its policies are being compiled. Raises SnapshotError.
+        """This snapshot with the leases, revocations and kill switches of a newer message, and without the
+        bindings that it no longer has: for as long as its policies are being compiled. Raises SnapshotError.
         """
         try:
             leases = [Lease.from_json(item) for item in message["leases"]]
@@ -131,6 +136,7 @@ class Snapshot:
                 jobs={name: known for name, known in self.jobs.items() if name in message["jobs"]},
                 leases={lease.id: lease for lease in leases},
                 revoked=frozenset(message["revoked"]),
+                killed=_names(message["killed"]),
                 min_epoch=max(self.min_epoch, _count(message.get("min_epoch", 0))),
                 _index=LeaseIndex(leases),
                 _overlays={},
@@ -153,8 +159,14 @@ class Snapshot:
         policy = self.policy_for(subject)
         return None if policy is None else policy.document
 
+    def stops(self, subject: Subject) -> bool:
+        """Whether the kill switch is on for the subject: then everything is denied, `kill`."""
+        return bool(self.killed) and (EVERYONE in self.killed or subject.project in self.killed)
+
     def decide(self, request: Request, now_ms: int, usage: Usage) -> Decision:
         """The answer under the policy bound to the subject; no bound policy is `meta.project`."""
+        if self.stops(request.subject):
+            return KILLED
         policy = self.policy_for(request.subject)
         if policy is None:
             return _unbound(request.subject)
@@ -163,7 +175,7 @@ class Snapshot:
     def may_speak_udp(self, subject: Subject, now_ms: int) -> bool:
         """Whether anything lets the subject send datagrams somewhere, at this moment."""
         document = self.document_for(subject)
-        if document is None:
+        if document is None or self.stops(subject):
             return False
         if document.posture is Posture.OFF:
             return True
@@ -181,6 +193,8 @@ class Snapshot:
         resolved: tuple[Address, ...] = (),
     ) -> Decision:
         """May the subject resolve `host`; with `resolved`, may it have those addresses."""
+        if self.stops(subject):
+            return KILLED
         policy = self.policy_for(subject)
         if policy is None:
             return _unbound(subject)
@@ -204,8 +218,11 @@ class Snapshot:
         return note(decided, decide_lookup(policy, subject, host, now_ms, self._overlay(policy, usage)))
 
     def _shadow_of(self, subject: Subject) -> CompiledPolicy | None:
-        """A job that brought a policy of its own has no shadow: the project's says nothing about it."""
-        if not self.shadows or subject.job in self.jobs:
+        """A job that brought a policy of its own has no shadow: the project's says nothing about it.
+
+        Nor does any policy of what the kill switch stops.
+        """
+        if not self.shadows or subject.job in self.jobs or self.stops(subject):
             return None
         return self.shadows.get(subject.project)
 
@@ -260,6 +277,7 @@ def _load(message: Mapping[str, Any], previous: Snapshot | None) -> Snapshot:
         },
         leases={lease.id: lease for lease in leases},
         revoked=frozenset(message["revoked"]),
+        killed=_names(message["killed"]),
         min_epoch=_count(message.get("min_epoch", 0)),
         _index=LeaseIndex(leases),
         _place=place,
@@ -292,6 +310,12 @@ def _compile(document: Document | None, baseline: Document | None, place: Place)
     document = under(document, baseline)
     treat_as_public, control, host_local = place
     return compile_policy(document, treat_as_public=treat_as_public, control=control, host_local=host_local)
+
+
+def _names(value: object) -> frozenset[str]:
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise SnapshotError(f"{value!r} is not a list of names")
+    return frozenset(value)
 
 
 def _count(value: object) -> int:

@@ -210,7 +210,9 @@ class Account:
         # connection being judged has been paid for.
         if decision.reason.startswith("budget."):
             return
-        if self.decision.lease:
+        if decision.reason == "kill":
+            self._holder.end("kill")
+        elif self.decision.lease:
             if decision.verdict is Verdict.DENY and not decision.reason.startswith("posture."):
                 self._holder.end("policy.changed")
         elif not decision.allowed or not permits(decision, self.evidence.speech):

@@ -138,6 +138,9 @@ class Flow(NearSide):
 
     def _associate(self, arrival: Arrival) -> None:
         """From here this connection says only that its client is there (RFC 1928 section 7)."""
+        if self.gateway.stops(self.jail):
+            self._refuse(self._own("kill"))
+            return
         association = associate.begin(self, arrival.port) if self.gateway.may_speak_udp(self.jail) else None
         if association is None:
             refused = socks5.reply(socks5.COMMAND_NOT_SUPPORTED)

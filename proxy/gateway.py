@@ -320,6 +320,10 @@ class Gateway:
         sock.close()
         return None
 
+    def stops(self, jail: Jail) -> bool:
+        """Whether the kill switch is on for the jail's subject."""
+        return self.snapshot is not None and self.snapshot.stops(jail.subject)
+
     def same_client(self, flow: Flow) -> Callable[[int, Any], bool]:
         """As `Outside.same_client`, of a flow that came in from outside jails. Raises OSError."""
         return self._outside.same_client(flow.client.sock)

@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from exeat.appliance.client import Client, load_config
+from exeat.appliance.commands.kill import lines
 
 if TYPE_CHECKING:
     import argparse
@@ -39,6 +40,8 @@ def run(args: argparse.Namespace) -> int:
         print(f"shadow     {', '.join(reply['shadows'])}: judged beside the policy, not enforced")
     print(f"jobs       {reply['jobs']} running")
     print(f"leases     {leases}")
+    for line in lines(reply["killed"]):
+        print(f"KILLED     {line}: reaches nothing until `exeat kill off`")
     for line in _routing_lines(routing):
         print(line)
     if reply["down"]:

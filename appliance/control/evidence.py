@@ -31,7 +31,9 @@ class Evidence:
         return encode(replace(said, agent=agent, lease_id=lease))
 
     def policy(self, *, project: str, digest: str, actor: str, verdict: str, detail: str) -> bytes:
-        """The record of a policy that is put in force: `verdict` is first, narrows, widens, shadow."""
+        """The record of a policy that is put in force: `verdict` is first, narrows, widens, shadow; or
+        of the kill switch (kill.on, kill.off), without a digest.
+        """
         said = self._record(Kind.POLICY, project, actor, verdict, detail)
         return encode(replace(said, policy_digest=bytes.fromhex(digest)))
 

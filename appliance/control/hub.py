@@ -167,8 +167,8 @@ class Hub:
             pass  # a gateway that died meanwhile: its flows are settled by the ledger
         del self.jails[name]
 
-    def cut(self, reason: str, **what: str) -> None:
-        """End live flows of a lease, job or project at once."""
+    def cut(self, reason: str, **what: str | bool) -> None:
+        """End live flows of a lease, job or project, or `all`, at once."""
         for link in list(self._links.values()):
             link.send({"t": "cut", "reason": reason, **what})
 

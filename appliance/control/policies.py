@@ -122,6 +122,11 @@ class Policies:
         """The shadows there are, as people name them."""
         return sorted([*self.shadows, *([BASELINE] if self.shadow_baseline else [])])
 
+    @property
+    def all_projects(self) -> set[str]:
+        """Those of the folder and those of jobs that brought a policy of their own."""
+        return {*self.projects, *(self.documents[digest].project for digest in self.jobs.values())}
+
     def bindings(self) -> dict[str, Any]:
         """Who is judged by what, as `Snapshot.message` takes it. A shadow baseline is tried on every
         project, with the project's own document where it has no shadow."""

@@ -20,12 +20,14 @@ from exeat.appliance.control.aio import Link, Requester, Server
 from exeat.appliance.control.evidence import Evidence
 from exeat.appliance.control.hub import Hub
 from exeat.appliance.control.jobs import Jobs
+from exeat.appliance.control.kill import KillSwitch
 from exeat.appliance.control.leases import Leases
 from exeat.appliance.control.policies import Change, Policies
 from exeat.appliance.control.routing import Routing
 from exeat.appliance.control.spent import longest_window_ms, replay
 from exeat.appliance.control.store import Store, StoreError
 from exeat.appliance.control.time import TrustedClock
+from exeat.appliance.control.verbs import Verb, person
 from exeat.appliance.errors import RefusedError
 from exeat.appliance.listeners import wanted
 from exeat.appliance.sections import endpoints
@@ -34,7 +36,7 @@ from exeat.ledger.since import gists_since
 from exeat.policy.admin import Actor, authorize
 from exeat.policy.lint import lint
 from exeat.policy.model import Subject
-from exeat.policy.snapshot import Snapshot
+from exeat.policy.snapshot import EVERYONE, Snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable
@@ -83,8 +85,16 @@ class Control:
         self.jobs = Jobs(config.node.name, warden, self.hub, self.policies, store, self.spawn)
         self.jobs.recall()
         self.routing = Routing(config, warden, self._evidence)
+        self.kill = KillSwitch(
+            store,
+            self._evidence,
+            now_ms=self._clock.now_ms,
+            projects=lambda: self.policies.all_projects,
+            stop=self._stop,
+            changed=self._publish,
+        )
         self._server = Server(config.run_dir / "control" / "control.sock", {ROOT}, self._accepted)
-        self._verbs: dict[str, Any] = {
+        self._verbs: dict[str, Verb] = {
             "status": self._status,
             "run": self._run,
             "job.wait": self._job_wait,
@@ -98,6 +108,7 @@ class Control:
             "lease.revoke": self._lease_revoke,
             "why": self._why,
             "policy.reload": self._policy_reload,
+            **self.kill.verbs(),
         }
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
@@ -149,6 +160,7 @@ class Control:
             fresh_ms=FRESH_MS,
             **self.policies.bindings(),
             leases=self.leases.for_gateway(),
+            killed=self.kill.scopes,
             treat_as_public=self._config.lab.treat_as_public,
             control=doors(self._listening, self._host_local),
             host_local=not_public(self._host_local, self._config.lab.cidrs()),
@@ -177,6 +189,14 @@ class Control:
         self._generation += 1
         self._published = time.monotonic()
         self.hub.publish()
+
+    def _stop(self, scope: str) -> None:
+        """Nothing new by the snapshot; what lives, and what is about to, by the cut after it."""
+        self._publish()
+        if scope == EVERYONE:
+            self.hub.cut("kill", all=True)
+        else:
+            self.hub.cut("kill", project=scope)
 
     # -- the command line's requests
 
@@ -213,6 +233,7 @@ class Control:
             "jobs": len(running),
             "leases": self.leases.counts(),
             "listeners": [{"door": door, "at": name} for door, name, _ in wanted(self._config)],
+            "killed": self.kill.rows(),
             "lab": list(self._config.lab.treat_as_public),
             "clock_trusted": self._clock.trusted,
             "routing": self.routing.state,
@@ -250,19 +271,19 @@ class Control:
         return {"lease": self.leases.row(str(message.get("lease")))}
 
     async def _lease_request(self, message: Message, _fds: list[int]) -> dict[str, Any]:
-        return {"lease": await self.leases.request(message, requester=_person(message))}
+        return {"lease": await self.leases.request(message, requester=person(message))}
 
     async def _lease_approve(self, message: Message, _fds: list[int]) -> dict[str, Any]:
-        return {"lease": await self.leases.approve(message, _person(message))}
+        return {"lease": await self.leases.approve(message, person(message))}
 
     async def _lease_deny(self, message: Message, _fds: list[int]) -> dict[str, Any]:
-        return {"lease": await self.leases.deny(message, _person(message))}
+        return {"lease": await self.leases.deny(message, person(message))}
 
     async def _lease_renew(self, message: Message, _fds: list[int]) -> dict[str, Any]:
-        return {"lease": await self.leases.renew(message, _person(message))}
+        return {"lease": await self.leases.renew(message, person(message))}
 
     async def _lease_revoke(self, message: Message, _fds: list[int]) -> dict[str, Any]:
-        return {"leases": await self.leases.revoke(message, _person(message))}
+        return {"leases": await self.leases.revoke(message, person(message))}
 
     async def _why(self, message: Message, _fds: list[int]) -> dict[str, Any]:
         project = self.policies.known(message.get("project")).project
@@ -271,16 +292,16 @@ class Control:
 
     async def _policy_reload(self, message: Message, _fds: list[int]) -> dict[str, Any]:
         """Put the folder in force; what widens needs a second person."""
-        person = _person(message)
+        who = person(message)
         changes = await asyncio.to_thread(self.policies.read, self._clock.now_ms())
         changes += await asyncio.to_thread(self.policies.read_shadows)
         for change in changes:
             if change.widens:
-                self._need_second_person(change, person, message.get("reviewed_by"))
+                self._need_second_person(change, who, message.get("reviewed_by"))
         effective = [change for change in changes if change.changed]
         if effective:
             await self._evidence.write(
-                *(self._policy_record(c, person, "widens" if c.widens else "narrows") for c in effective)
+                *(self._policy_record(c, who, "widens" if c.widens else "narrows") for c in effective)
             )
         self.policies.apply(changes)
         _warn(effective)
@@ -309,12 +330,6 @@ class Control:
             verdict="shadow" if change.shadow else verdict,
             detail=change.widens or ("removed" if not change.digest else ""),
         )
-
-
-def _person(message: Message) -> str:
-    """Who decides. Only root can connect; `as` lets it say for which person it acts."""
-    name = message.get("as")
-    return name if isinstance(name, str) and name else "root"
 
 
 def _warn(changes: Iterable[Change]) -> None:

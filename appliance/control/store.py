@@ -23,6 +23,9 @@ MIGRATIONS = (
     CREATE TABLE document (digest TEXT PRIMARY KEY, body TEXT NOT NULL) STRICT;
     CREATE TABLE meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT;
     """,
+    """
+    CREATE TABLE kill (scope TEXT PRIMARY KEY, body TEXT NOT NULL) STRICT;
+    """,
 )
 
 
@@ -83,6 +86,15 @@ class Store:
 
     def delete_job(self, name: str) -> None:
         self._db.execute("DELETE FROM job WHERE name = ?", (name,))
+
+    def save_kill(self, scope: str, body: str) -> None:
+        self._put("kill", "scope", scope, body)
+
+    def delete_kill(self, scope: str) -> None:
+        self._db.execute("DELETE FROM kill WHERE scope = ?", (scope,))
+
+    def load_kills(self) -> Iterator[tuple[str, str]]:
+        yield from self._db.execute("SELECT scope, body FROM kill")
 
     def save_document(self, digest: str, body: str) -> None:
         self._put("document", "digest", digest, body)

@@ -256,7 +256,7 @@ def test_an_ask_nobody_answers_names_its_request(tmp_path: Path) -> None:
     world(tmp_path, body)
 
 
-@pytest.mark.parametrize("how", ["revoked", "expired", "gone", "cut", "policy", "kill"])
+@pytest.mark.parametrize("how", ["revoked", "expired", "gone", "cut", "policy", "kill", "switch"])
 def test_what_ends_a_live_flow(tmp_path: Path, how: str) -> None:
     def body(w: World) -> None:
         def pour(sock: socket.socket) -> None:
@@ -266,7 +266,7 @@ def test_what_ends_a_live_flow(tmp_path: Path, how: str) -> None:
         Origin(7000, pour)
         granted = lease("leased.example.org", seconds=1.0 if how == "expired" else 3600)
         w.policy(POLICY, leases=[granted])
-        host = "www.example.org" if how in ("policy", "kill") else "leased.example.org"
+        host = "www.example.org" if how in ("policy", "kill", "switch") else "leased.example.org"
         sock = w.tunnel(host, 7000)
         assert sock.recv(1)
         began = time.monotonic()
@@ -274,6 +274,8 @@ def test_what_ends_a_live_flow(tmp_path: Path, how: str) -> None:
             w.policy(POLICY, leases=[granted], revoked=["p/1"])
         elif how == "gone":
             w.policy(POLICY)
+        elif how == "switch":
+            w.policy(POLICY, killed=["*"])
         elif how == "policy":
             w.policy(POLICY.replace("www.example.org", "web.example.org"))
         elif how in ("cut", "kill"):
@@ -283,7 +285,7 @@ def test_what_ends_a_live_flow(tmp_path: Path, how: str) -> None:
             read_on(sock)
         took = time.monotonic() - began
         (closed,) = w.closes()
-        reasons = {"expired": "lease.expired", "policy": "policy.changed", "kill": "kill"}
+        reasons = {"expired": "lease.expired", "policy": "policy.changed", "kill": "kill", "switch": "kill"}
         assert closed.close_reason == reasons.get(how, "lease.revoked")
         assert took < 3, "a bound against hanging, not a measurement"
         assert closed.bytes_in == closed.kernel_in == closed.client_kernel_in

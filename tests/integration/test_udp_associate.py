@@ -299,6 +299,23 @@ def test_the_kill_switch_ends_it_and_its_association(tmp_path: Path) -> None:
     world(tmp_path, body)
 
 
+def test_the_kill_switch_refuses_datagrams_and_associations(tmp_path: Path) -> None:
+    def body(made: World) -> None:
+        with Echo() as echo, Client(made) as client:
+            client.send("www.example.org", b"hello")
+            assert client.receive() == b"hellohello"
+            made.policy(POLICY, killed=["p"])
+            [close] = made.closes()
+            assert close.close_reason == "kill"
+            client.send("metered.example.org", b"too late")
+            assert refusal(made, "kill").dest.host == "metered.example.org"
+            with Client(made) as other:
+                assert other.reply[:2] == b"\x05\x02"  # not allowed, RFC 1928 section 6
+            assert echo.heard == [b"hello"]
+
+    world(tmp_path, body)
+
+
 def test_nothing_listens_there(tmp_path: Path) -> None:
     def body(made: World) -> None:
         with Client(made) as client:

@@ -41,7 +41,7 @@ def test_a_migration_that_fails_changes_nothing(tmp_path: Path) -> None:
     path = tmp_path / "c.sqlite"
     Store(path).close()
     broken = (*MIGRATIONS, "CREATE TABLE extra (x TEXT) STRICT; INSERT INTO nowhere VALUES (1)")
-    with pytest.raises(StoreError, match=r"migration 2: no such table: nowhere; nothing was changed"):
+    with pytest.raises(StoreError, match=r"migration 3: no such table: nowhere; nothing was changed"):
         Store(path, broken)
     tables = {name for (name,) in sqlite3.connect(path).execute("SELECT name FROM sqlite_master")}
     assert "extra" not in tables
@@ -52,7 +52,7 @@ def test_a_migration_that_was_edited_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "c.sqlite"
     Store(path).close()
     with pytest.raises(StoreError, match="migration 1 is not the one that was applied"):
-        Store(path, (MIGRATIONS[0] + " ",))
+        Store(path, (MIGRATIONS[0] + " ", *MIGRATIONS[1:]))
 
 
 def test_a_database_of_a_newer_version_is_refused(tmp_path: Path) -> None:

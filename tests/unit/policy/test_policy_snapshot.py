@@ -86,6 +86,35 @@ def test_a_baseline_holds_for_projects_and_jobs_and_is_compiled_anew_when_it_cha
             Snapshot.load(message(**broken))
 
 
+@pytest.mark.parametrize("killed", ["*", "p"])
+def test_the_kill_switch_comes_before_every_policy_and_lease(killed: str) -> None:
+    open_to_all = document("posture: off\nacknowledge: unenforced\nexpires: 2030-01-01T00:00:00Z")
+    fields = {
+        "documents": [open_to_all, NARROW, BROAD],
+        "projects": {"p": open_to_all.digest, "q": BROAD.digest},
+    }
+    fields["shadows"] = {"p": BROAD.digest}
+    free, stopped = (Snapshot.load(message(**fields, killed=names)) for names in ((), (killed,)))
+    usage, other = Usage(), Subject("q", "a1")
+    for subject, host in ((OTHER, "x.org"), (JOB, "b.org"), (JOB, "c.org")):
+        assert not free.stops(subject)
+        assert stopped.stops(subject)
+        assert reason(free, subject, host) != "kill"
+        request = Request(subject, host, 443)
+        decision = stopped.decide(request, NOW, usage)
+        assert (decision.verdict, decision.reason, decision.budgets) == (Verdict.DENY, "kill", ())
+        assert stopped.decide_lookup(subject, host, NOW, usage) == decision
+        assert stopped.shadow(request, decision, NOW, usage) == ""
+        assert stopped.shadow_lookup(subject, host, decision, NOW, usage) == ""
+    assert free.may_speak_udp(OTHER, NOW)
+    assert not stopped.may_speak_udp(OTHER, NOW)
+    assert reason(stopped, other, "x.a.org") == ("kill" if killed == "*" else reason(free, other, "x.a.org"))
+    assert reason(stopped, Subject("", ""), "b.org") == ("kill" if killed == "*" else "meta.attribution")
+    meanwhile = free.meanwhile(message(**fields, killed=[killed]))
+    assert reason(meanwhile, OTHER, "x.org") == "kill"
+    assert reason(meanwhile.meanwhile(message(**fields)), OTHER, "x.org") != "kill"
+
+
 def test_revocation_and_epoch() -> None:
     assert reason(Snapshot.load(message(revoked=["L"])), JOB, "c.org") == "posture.default_deny"
     assert reason(Snapshot.load(message(min_epoch=1)), JOB, "c.org") == "posture.default_deny"
@@ -170,6 +199,9 @@ def test_unchanged_policies_are_not_compiled_again() -> None:
         {"control": [".b.org:443"]},
         {"host_local": ["here"]},
         {"revoked": 5},
+        {"killed": "*"},
+        {"killed": None},
+        {"killed": ["p", 5]},
     ],
 )
 def test_what_is_not_a_snapshot(change: dict[str, Any]) -> None:
@@ -178,7 +210,7 @@ def test_what_is_not_a_snapshot(change: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "key", ["generation", "fresh_ms", "policies", "projects", "jobs", "leases", "revoked"]
+    "key", ["generation", "fresh_ms", "policies", "projects", "jobs", "leases", "revoked", "killed"]
 )
 def test_what_is_missing(key: str) -> None:
     built = message()

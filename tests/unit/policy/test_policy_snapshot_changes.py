@@ -54,6 +54,7 @@ def reason(snapshot: Snapshot, subject: Subject, host: str) -> str:
 def test_a_message_is_what_it_says() -> None:
     given = {
         "revoked": ["b", "a"],
+        "killed": ["q", "p"],
         "control": ["h.org:1"],
         "treat_as_public": ["10.0.0.0/8"],
         "host_local": ["10.0.0.1"],
@@ -69,6 +70,7 @@ def test_a_message_is_what_it_says() -> None:
         "jobs": {},
         "leases": [],
         "revoked": ["a", "b"],
+        "killed": ["p", "q"],
     }
     assert message()["min_epoch"] == 0
     assert message()["leases"] == [json.loads(json.dumps(lease("L", "c.org").to_json()))]

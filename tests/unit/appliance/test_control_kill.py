@@ -1,0 +1,145 @@
+"""The kill switch as control keeps it, with a real database and a real ledger."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from tests.support import ledgers
+
+from exeat.appliance.control.evidence import Evidence
+from exeat.appliance.control.kill import KillSwitch
+from exeat.appliance.control.store import Store
+from exeat.appliance.errors import RefusedError
+from exeat.ledger.reader import read_records
+from exeat.ledger.records import Kind
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+AS_CONTROL: dict[str, Any] = {"writers": {os.getuid(): "control"}}
+ALL = {"all": True}
+P = {"project": "p"}
+
+
+class Desk:
+    """`restart` is a new process on the same database; `events` what others were told, in order."""
+
+    def __init__(self, folder: Path, socket: Path) -> None:
+        self.folder = folder
+        self.evidence = Evidence(socket, "n1")
+        self.events: list[str] = []
+        self.store = Store(folder / "control.sqlite")
+        self.restart()
+
+    def restart(self) -> None:
+        self.store.close()
+        self.store = Store(self.folder / "control.sqlite")
+        self.kill = KillSwitch(
+            self.store,
+            self.evidence,
+            now_ms=lambda: 5,
+            projects=lambda: {"p", "q"},
+            stop=lambda scope: self.events.append(f"stop {scope}"),
+            changed=lambda: self.events.append("changed"),
+        )
+
+    def do(self, verb: str, message: dict[str, Any]) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = asyncio.run(self._call(verb, message))["stopped"]
+        return rows
+
+    async def _call(self, verb: str, message: dict[str, Any]) -> dict[str, Any]:
+        return await self.kill.verbs()[verb](message, [])
+
+    def refusal(self, verb: str, message: dict[str, Any]) -> str:
+        with pytest.raises(RefusedError) as caught:
+            self.do(verb, message)
+        return caught.value.code
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Iterator[Desk]:
+    with ledgers.running(tmp_path, **AS_CONTROL) as daemon:
+        yield Desk(tmp_path, daemon.path)
+
+
+def test_on_and_off_are_kept_told_and_recorded(desk: Desk, tmp_path: Path) -> None:
+    row = {"project": "p", "by": "ann", "reason": "leak\\u000a!", "at_ms": 5}
+    assert desk.do("kill.on", {**P, "reason": "leak\n!", "as": "ann"}) == [row]
+    assert desk.events == ["stop p"]
+    desk.restart()
+    assert desk.do("kill.ls", {}) == [row]
+    assert len(desk.do("kill.on", ALL)) == 2
+    assert desk.kill.scopes == ["*", "p"]
+    assert desk.do("kill.off", ALL) == [row]
+    desk.restart()
+    assert desk.kill.scopes == ["p"]
+    assert desk.do("kill.off", P) == []
+    assert desk.events == ["stop p", "stop *", "changed", "changed"]
+    desk.restart()
+    assert desk.kill.scopes == []
+    records = [record for _, record in read_records(ledgers.settings(tmp_path).state_dir / "ledger")]
+    found = [(r.decision, r.project, r.actor) for r in records if r.kind is Kind.POLICY]
+    assert found == [
+        ("kill.on", "p", "ann"),
+        ("kill.on", "", "root"),
+        ("kill.off", "", "root"),
+        ("kill.off", "p", "root"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [{}, {"all": 1}, {"project": ""}, {"project": "*"}, {"project": 5}, {"all": True, "project": "p"}],
+)
+def test_a_request_must_say_what(desk: Desk, message: dict[str, Any]) -> None:
+    assert desk.refusal("kill.on", message) == "kill.scope"
+    assert desk.refusal("kill.off", message) == "kill.scope"
+    assert desk.events == []
+
+
+def test_what_is_not_there_is_refused(desk: Desk) -> None:
+    assert desk.refusal("kill.on", {"project": "other"}) == "project.unknown"
+    assert desk.refusal("kill.off", P) == "kill.not_on"
+    assert desk.events == []
+
+
+def test_a_database_that_fails_stops_nothing_from_being_stopped(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(desk.store, "save_kill", full)
+    assert desk.refusal("kill.on", ALL) == "kill.not_kept"
+    assert (desk.kill.scopes, desk.events) == (["*"], ["stop *"])
+    monkeypatch.setattr(desk.store, "delete_kill", full)
+    assert desk.refusal("kill.off", ALL) == "kill.not_kept"
+    assert (desk.kill.scopes, desk.events) == (["*"], ["stop *"])
+
+
+def test_on_while_off_waits_for_the_ledger_wins(desk: Desk) -> None:
+    async def both() -> None:
+        verbs = desk.kill.verbs()
+        await verbs["kill.on"](dict(ALL), [])
+        off = asyncio.ensure_future(verbs["kill.off"](dict(ALL), []))
+        await asyncio.sleep(0)  # it has asked the ledger
+        await verbs["kill.on"]({**ALL, "reason": "again"}, [])
+        with pytest.raises(RefusedError, match="meanwhile"):
+            await off
+
+    asyncio.run(both())
+    assert desk.kill.rows()[0]["reason"] == "again"
+    desk.restart()
+    assert desk.kill.scopes == ["*"]
+
+
+def test_without_a_ledger_it_can_be_turned_on_but_not_off(tmp_path: Path) -> None:
+    desk = Desk(tmp_path, tmp_path / "nowhere.sock")
+    assert desk.do("kill.on", ALL)[0]["project"] is None
+    assert desk.refusal("kill.off", ALL) == "ledger.unavailable"
+    assert desk.kill.scopes == ["*"]
