@@ -159,8 +159,14 @@ class Association:
 
 
 def begin(flow: Flow, says: int) -> Association | None:
-    """An association for the client of `flow`; None where a client could not send to one."""
+    """An association for the client of `flow`; None where a client could not send to one.
+
+    A client that only a password tells from others at its address must say which port is its own:
+    its datagrams carry no password.
+    """
     sock = flow.client.sock
+    if flow.jail is not flow.came_by and not says:
+        return None
     shared = flow.jail.udp.get("udp6" if sock.family == socket.AF_INET6 else "udp4")
     if shared is not None:
         return Association(flow, shared, says)  # nobody but the jail can reach it

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import struct
 import subprocess
@@ -27,6 +28,7 @@ project: {0}
 posture: allowlist
 allow:
   - {{id: site, to: {0}.example.org, ports: 7000}}
+  - {{id: datagrams, to: {0}.example.org, ports: 7000, proto: udp}}
 """
 IDENTITIES = """
 [[identity]]
@@ -157,6 +159,40 @@ def test_the_same_for_socks_and_for_curl() -> None:
                 [*words, "http://builds.example.org:7000/"], capture_output=True, timeout=30, check=False
             )
             assert done.stdout == b"hi", done.stderr
+
+    alone(body)
+
+
+def test_datagrams_carry_no_password_so_their_port_must_be_named() -> None:
+    """Anybody at the client's address could send to an association that takes the first who comes."""
+    head = b"\0\0\0\x03\x12builds.example.org" + struct.pack(">H", 7000)
+
+    def ask(sock: socket.socket, password: str, port: int) -> bytes:
+        sock.sendall(b"\x05\x01\x02")
+        assert sock.recv(2) == b"\x05\x02"
+        sock.sendall(b"\x01\x02ci" + bytes((len(password),)) + password.encode())
+        assert sock.recv(2) == b"\x01\x00"
+        sock.sendall(b"\x05\x03\x00\x01" + bytes(4) + struct.pack(">H", port))
+        return sock.recv(10)
+
+    def body(_made: Standalone, password: str) -> None:
+        with contextlib.ExitStack() as stack:
+            origin, mine, other = (
+                stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) for _ in range(3)
+            )
+            for sock, place in ((origin, (HOME, 7000)), (mine, ("127.0.0.1", 0)), (other, ("127.0.0.1", 0))):
+                sock.bind(place)
+                sock.settimeout(10)
+            first, second = (
+                stack.enter_context(socket.create_connection(("127.0.0.1", 1080), 10)) for _ in range(2)
+            )
+            assert ask(first, password, 0) == b"\x05\x07\0\x01" + bytes(6)
+            reply = ask(second, password, mine.getsockname()[1])
+            assert reply[:4] == b"\x05\0\0\x01"
+            at = ("127.0.0.1", int.from_bytes(reply[8:], "big"))
+            other.sendto(head + b"not its own", at)
+            mine.sendto(head + b"hello", at)
+            assert origin.recv(100) == b"hello"
 
     alone(body)
 
