@@ -183,7 +183,10 @@ class Gateway:
         reason = message.get("reason")
         everyone = [*self._jails.values(), *self._outside.jails]
         flows = [flow for jail in everyone for flow in jail.flows if self._cut_hits(flow, message)]
-        self._cut(flows, reason if isinstance(reason, str) and reason else "cut")
+        reason = reason if isinstance(reason, str) and reason else "cut"
+        self._cut(flows, reason)
+        for tunnel in [tunnel for tunnel in self._settling if self._cut_hits(tunnel.flow, message)]:
+            self.reactor.guarded(partial(tunnel.end, reason))
 
     def on_other(self, message: Message) -> None:
         if message.get("t") == "spent":
@@ -467,7 +470,7 @@ class Gateway:
                 self.reactor.guarded(partial(tunnel.sweep, now))
 
     def _end_leases(self) -> None:
-        for tunnel in [tunnel for tunnel in self._tunnels.values() if tunnel.lease]:
+        for tunnel in [tunnel for tunnel in (*self._tunnels.values(), *self._settling) if tunnel.lease]:
             reason = self.lease_over(tunnel.lease)
             if reason:
                 self.reactor.guarded(partial(tunnel.end, reason))
@@ -487,8 +490,9 @@ class Gateway:
         return "lease.revoked" if str(lease.state).startswith("revok") else f"lease.{lease.state}"
 
     def _settle(self, tunnel: Tunnel | UdpFlow) -> None:
-        self._settling.discard(tunnel)
-        tunnel.settle()
+        if tunnel in self._settling:  # else it was cut meanwhile
+            self._settling.discard(tunnel)
+            tunnel.settle()
 
     def _resume(self) -> None:
         """A new connection to the ledger: claim the flows that are still open, before anything else."""

@@ -214,9 +214,22 @@ class Tunnel:
     # -- the end
 
     def end(self, reason: str) -> None:
-        """Cut: both sides at once, with RST."""
-        if self.relay is not None:
-            self.relay.end(reason)
+        """Cut: both sides at once, with RST, also what only the kernel still has of them."""
+        relay = self.relay
+        if relay is None or self.flow.closed:
+            return
+        if not relay.ended:
+            relay.end(reason)
+        else:  # it settles
+            self.ended = reason
+            self._abort()
+
+    def _abort(self) -> None:
+        self._final = self._kernel()
+        self._upstream.abort()
+        if self._near is None:
+            self.flow.client.abort()
+        self._finish()
 
     def _relay_ended(self, reason: str) -> None:
         self.ended = reason

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import socket
+import threading
 from typing import TYPE_CHECKING, Final
 
 import pytest
@@ -91,6 +92,38 @@ def by_stream(made: World, change: Callable[[], None]) -> Record:
     [close] = made.closes()
     assert origin.received == b""
     return close
+
+
+def test_a_cut_takes_back_what_only_the_kernel_has(tmp_path: Path) -> None:
+    """Both sides have ended, and the server is slow: its bytes are not delivered after the kill switch."""
+    data, got, cut = b"x" * 256 * 1024, bytearray(), threading.Event()
+
+    def slow(sock: socket.socket) -> None:
+        sock.shutdown(socket.SHUT_WR)
+        assert cut.wait(10)
+        with contextlib.suppress(ConnectionResetError):
+            while piece := sock.recv(65536):
+                got.extend(piece)
+
+    def run() -> None:
+        with World(tmp_path, BEFORE) as made:
+            origin = Origin(PORT, slow)
+            origin.narrow(4096)
+            tunnel = made.tunnel(HOME, PORT)
+            tunnel.sendall(data)
+            tunnel.shutdown(socket.SHUT_WR)
+            assert tunnel.recv(1) == b""
+            for _ in range(10):
+                assert status(made) == 403  # by now all of it has been passed on to the kernel
+            made.control.send({"t": "cut", "all": True, "reason": "kill"})
+            [close] = made.closes()
+            cut.set()
+            origin.finish()
+            assert close.close_reason == "kill"
+            assert close.bytes_out == len(data), "it was still being relayed: the test proves nothing"
+            assert len(got) < len(data)
+
+    in_namespace(run)
 
 
 @pytest.mark.parametrize("by", [by_datagram, by_stream])

@@ -404,6 +404,15 @@ class Origin(threading.Thread):
         while data := sock.recv(65536):
             self.received += data
 
+    def narrow(self, octets: int) -> None:
+        """Whoever connects from now on finds a receive buffer of so many bytes."""
+        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, octets)
+
+    def finish(self) -> None:
+        """Wait until every connection has been served."""
+        for worker in self._workers:
+            worker.join(10)
+
     @classmethod
     def close_all(cls) -> None:
         """At the end of a world, when the proxy is gone and every connection with it."""
