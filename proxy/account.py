@@ -206,17 +206,20 @@ class Account:
         if self._holder.ended:
             return
         decision = self._gateway.decide(self._request)
-        # Used-up budgets and lease uses are judged where bytes are reserved, not here: the
-        # connection being judged has been paid for.
+        if not self.holds(decision):
+            self._holder.end("kill" if decision.reason == "kill" else "policy.changed")
+
+    def holds(self, decision: Decision) -> bool:
+        """Whether this flow may go on though `decision` is what a new one would get now.
+
+        Used-up budgets and lease uses are judged where bytes are reserved, not here: the
+        connection being judged has been paid for.
+        """
         if decision.reason.startswith("budget."):
-            return
-        if decision.reason == "kill":
-            self._holder.end("kill")
-        elif self.decision.lease:
-            if decision.verdict is Verdict.DENY and not decision.reason.startswith("posture."):
-                self._holder.end("policy.changed")
-        elif not decision.allowed or not permits(decision, self.evidence.speech):
-            self._holder.end("policy.changed")
+            return True
+        if self.decision.lease:
+            return decision.verdict is not Verdict.DENY or decision.reason.startswith("posture.")
+        return decision.allowed and permits(decision, self.evidence.speech)
 
     # -- the end
 

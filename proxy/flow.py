@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from exeat.policy.snapshot import Snapshot
+    from exeat.proxy.account import Account
     from exeat.proxy.associate import Association
     from exeat.proxy.chain import Upstream
     from exeat.proxy.connect import RequestHead
@@ -365,8 +366,8 @@ class Flow(NearSide):
         decision = self.evidence.decision
         return decision is not None and permits(decision, speech)
 
-    def judge_first_bytes(self, first: FirstBytes) -> str:
-        """A reason code why these may not go out, "" if they may."""
+    def judge_first_bytes(self, first: FirstBytes, paid: Account | None = None) -> str:
+        """A reason code why these may not go out, "" if they may. `paid`: of a tunnel that is live."""
         if first.hello is None:
             return ""
         # Real or greased cannot be told apart. The outer server name is judged like any other.
@@ -377,6 +378,9 @@ class Flow(NearSide):
         self.evidence.sni = first.hello.sni or Sni.ABSENT
         self._request = dataclasses.replace(self._need_request(), sni=self.evidence.sni)
         decision = self.decide(self._request)
+        if paid is not None and paid.holds(decision):
+            self.evidence.decision = paid.decision  # as before: it is what the bytes are charged to
+            return ""
         if decision.allowed and not permits(decision, self.evidence.speech):
             return "tls.ech"
         return "" if decision.allowed else decision.reason

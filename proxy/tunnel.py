@@ -52,7 +52,7 @@ class _JudgeIntake:
         if first is None:
             self._tunnel.expect_rest()
             return b""
-        code = self._tunnel.flow.judge_first_bytes(first)
+        code = self._tunnel.flow.judge_first_bytes(first, self._tunnel.account)
         if code:
             raise StopRelay(code)
         passing = self._pass(first)

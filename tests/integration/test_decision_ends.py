@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import signal
 import socket
 import threading
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 from tests.integration.test_udp_associate import Client, Echo
-from tests.support.proxy_world import HOME, Origin, World, in_namespace
+from tests.support.proxy_world import HOME, Origin, World, client_hello, in_namespace, read_all
 
 from exeat.policy.leases import Lease
 from exeat.policy.scopes import parse_ports, parse_scope
@@ -92,6 +93,34 @@ def by_stream(made: World, change: Callable[[], None]) -> Record:
     [close] = made.closes()
     assert origin.received == b""
     return close
+
+
+@pytest.mark.parametrize(("name", "reason"), [("www.example.org", ""), ("evil.example.net", "sni.mismatch")])
+def test_a_lease_for_one_connection_is_not_used_up_by_its_own_hello(
+    tmp_path: Path, name: str, reason: str
+) -> None:
+    """Off the TLS ports the server may speak first, so the hello comes when the use is paid for."""
+    once = dataclasses.replace(LEASE, to=(parse_scope("www.example.org"),), max_uses=1)
+    first = client_hello(name)
+
+    def run() -> None:
+        with World(tmp_path, BEFORE) as made:
+            made.guard.names = {"www.example.org": [HOME]}
+            made.policy(AFTER, leases=[once])
+            in_force(made)
+            origin = Origin(PORT, lambda sock: origin.record(sock))
+            tunnel = made.tunnel("www.example.org", PORT)
+            tunnel.sendall(first)
+            tunnel.shutdown(socket.SHUT_WR)
+            read_all(tunnel)
+            [close] = made.closes()
+            origin.finish()
+            assert close.close_reason == (reason or "eof")
+            assert bytes(origin.received) == (b"" if reason else first)
+            if not reason:
+                assert (close.lease_id, close.reason_code) == ("p/a/1", "lease.active")
+
+    in_namespace(run)
 
 
 def test_a_cut_takes_back_what_only_the_kernel_has(tmp_path: Path) -> None:
