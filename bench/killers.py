@@ -74,12 +74,13 @@ class Killers:
         self._worlds = [_World.of(setting_of(seed)) for seed in range(SETTINGS)]
         self._suffixes = bundled_suffixes()
         cases = importlib.import_module("exeat.policy.cases")
-        normative, *others = (
+        normative, *others, baseline, speech = (
             cases.read_cases((VECTORS / f"policy-{name}.yaml").read_text(encoding="utf-8"))
-            for name in ("cases", "neighbours", "boundaries")
+            for name in ("cases", "neighbours", "boundaries", "baseline", "speech")
         )
         self._normative = normative
-        self._neighbours = {**normative, "cases": [case for file in others for case in file["cases"]]}
+        neighbours = {**normative, "cases": [case for file in others for case in file["cases"]]}
+        self._others = [neighbours, baseline, speech]
         self._importers = self._who_imports()
         gc.collect()
         gc.freeze()  # else every fork copies all of this, to look for garbage in it
@@ -104,7 +105,7 @@ class Killers:
             return "import"
         if not self._cases_pass(self._normative):
             return "cases"
-        if not self._cases_pass(self._neighbours):
+        if not all(map(self._cases_pass, self._others)):
             return "neighbours"
         if not self._answers_are_right():
             return "reference"

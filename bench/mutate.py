@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[1]
 # Precedence (`decide`, `meta`) and aggregation: which rules, leases and budgets count (`index`,
-# `verdicts`, `usage`), and which policy and overlay a snapshot answers with.
+# `verdicts`, `usage`), and which policy and overlay a snapshot answers with, if not the kill switch.
 FILES: dict[str, tuple[str, ...]] = {
     "decide": (),
     "index": (),
@@ -44,6 +44,7 @@ FILES: dict[str, tuple[str, ...]] = {
         "Snapshot.document_for",
         "Snapshot.meanwhile",
         "Snapshot.policy_for",
+        "Snapshot.stops",
     ),
 }
 PAGE = ROOT / "docs" / "policy-quality.md"

@@ -89,6 +89,8 @@ class ScopeIndex(Generic[ItemT]):
 
     def cells(self) -> Iterator[Cell[ItemT]]:
         """Every place."""
+        if self._any is not None:
+            yield self._any
         yield from self._here.values()
         yield from self._below.values()
         for _, cells in self._nets.values():

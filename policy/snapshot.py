@@ -228,8 +228,8 @@ class Snapshot:
 
     def _overlay(self, policy: CompiledPolicy, usage: Usage) -> Overlay:
         key = (id(policy), id(usage))
-        known = self._overlays.get(key)
-        if known is not None and known.usage is usage:
+        known = self._overlays.get(key)  # it holds these counters, so no others can have their id
+        if known is not None:
             return known
         usage.define(policy.document.project, policy.document.budgets)
         made = Overlay(self._index, self.revoked, self.min_epoch, usage)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 
 import pytest
 from bench.mutants import Mutant, mutants
-from bench.mutate import FILES, Fate, every_mutant, listed, report
+from bench.mutate import FILES, ROOT, Fate, every_mutant, listed, report
 
 SOURCE = '''
 """Words."""
@@ -102,3 +104,12 @@ def test_what_a_run_says(found: list[Fate], whole: bool, code: int, said: str) -
 
 def test_what_is_listed_as_equal_is_a_mutant() -> None:
     assert listed() <= {mutant.key for mutant in every_mutant(FILES)}
+
+
+@pytest.mark.slow
+def test_a_sample_of_the_mutants_is_killed() -> None:
+    """The same ones each time, and none that is listed. Their limit is one of processor time."""
+    command = [sys.executable, "-m", "bench.mutate", "--sample", "30"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "30 of 30 mutants killed" in done.stdout

@@ -95,6 +95,13 @@ def test_budgets_that_leases_make_up_are_not_remembered() -> None:
     assert len(policy.verdicts._budgets._sets) <= 1
 
 
+def test_what_budgets_come_to_is_worked_out_once() -> None:
+    policy = compile_policy(document("budgets: {a: {bytes: 1/1h}, b: {bytes: 1/1h}}"))
+    budgets = policy.verdicts._budgets
+    for names in ([], ["a"], ["a", "b"]):
+        assert budgets.applying(names) is budgets.applying(names)
+
+
 def _weight(cells: Iterable[Cell[Rule]]) -> int:
     """References of eight bytes that these tables take: see `MAX_WEIGHT`."""
     slots = [slot for cell in cells for slot in cell.table.slots if slot is not None]

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 import json
+from types import FunctionType, ModuleType
 from typing import Any
 
 import pytest
 
 from exeat.appliance.public_suffixes import bundled_suffixes
 from exeat.policy.document import Document, load_policy
+from exeat.policy.index import Cell
 from exeat.policy.leases import Lease
 from exeat.policy.model import Request, Subject
+from exeat.policy.rules import Rule
 from exeat.policy.scopes import parse_scope
 from exeat.policy.snapshot import MAX_OVERLAYS, Snapshot, SnapshotError
 from exeat.policy.usage import Usage
@@ -135,10 +139,32 @@ def test_meanwhile_takes_away_at_once_and_gives_nothing_new() -> None:
     assert reason(kept, JOB, "c.org") == "lease.active"
 
 
-@pytest.mark.parametrize("change", [{"leases": [1]}, {"projects": None}, {"revoked": 5}, {"min_epoch": -1}])
+def test_meanwhile_without_an_epoch_fences_nothing() -> None:
+    newer = {key: value for key, value in message().items() if key != "min_epoch"}
+    assert Snapshot.load(message()).meanwhile(newer).min_epoch == 0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"leases": [1]},
+        {"leases": [{"to": ["10.0.0.0/99"]}]},
+        {"leases": [[("to", None)]]},
+        {"projects": None},
+        {"revoked": 5},
+        {"min_epoch": -1},
+    ],
+)
 def test_meanwhile_of_what_is_not_a_snapshot(change: dict[str, Any]) -> None:
     with pytest.raises(SnapshotError):
         Snapshot.load(message()).meanwhile(message() | change)
+
+
+@pytest.mark.parametrize("missing", ["leases", "projects", "jobs", "revoked"])
+def test_meanwhile_of_a_message_that_lacks_something(missing: str) -> None:
+    newer = {key: value for key, value in message().items() if key != missing}
+    with pytest.raises(SnapshotError):
+        Snapshot.load(message()).meanwhile(newer)
 
 
 def test_counters_are_restored_under_the_budgets_of_every_policy() -> None:
@@ -195,10 +221,50 @@ def test_every_counter_has_an_overlay_of_its_own() -> None:
 
 
 def test_an_overlay_is_made_once() -> None:
-    snapshot, usage = Snapshot.load(message()), Usage()
-    policy = snapshot.policy_for(WHO)
-    assert policy is not None
-    assert snapshot._overlay(policy, usage) is snapshot._overlay(policy, usage)
+    snapshot, counters = Snapshot.load(message()), [Usage(), Usage()]
+    policies = [snapshot.policy_for(who) for who in (WHO, JOB)]
+    pairs = [(policy, usage) for policy in policies if policy for usage in counters]
+    made = [snapshot._overlay(*pair) for pair in pairs]
+    assert len({id(overlay) for overlay in made}) == 4
+    assert all(snapshot._overlay(*pair) is overlay for pair, overlay in zip(pairs, made, strict=True))
+
+
+def test_every_policy_tells_the_counters_which_windows_it_has() -> None:
+    snapshot, usage, other = Snapshot.load(message()), Usage(), Subject("q", "a1")
+    assert snapshot.decide(Request(WHO, "x.a.org", 443), NOW, usage).allowed
+    assert snapshot.decide(Request(other, "b.org", 443), NOW, usage).allowed
+    usage.charge("q", ["b"], now_ms=NOW, bytes_up=10)
+    assert snapshot.decide(Request(other, "b.org", 443), NOW, usage).reason == "budget.exceeded"
+
+
+LARGE = """
+allow: [{id: a, to: [.a.org, "*.b.a.org", c.org, "*"], broad: true}]
+deny: [{id: d, to: [10.0.0.0/8, 10.1.0.0/16, "2606:4700::/32", e.org]}, {id: f, to: f.org}]
+ask: [{id: g, to: 10.2.0.0/16}]
+"""
+CEILING = "ceiling: [{to: .org, broad: true}, {to: 10.0.0.0/8, ports: any}]"
+
+
+@pytest.mark.parametrize("body", ["", LARGE, LARGE + CEILING, CEILING, "deny: [{id: n, to: 10.0.0.0/8}]"])
+def test_what_a_policy_leaves_behind_is_every_rule_and_place_of_it(body: str) -> None:
+    policy = document("p", body)
+    old = Snapshot.load(message(documents=[policy], projects={"p": policy.digest}, jobs={}))
+    gone = old.policies[policy.digest]
+    left = old.leftover(Snapshot.load(message()))
+    assert {id(piece) for piece in left} == {id(piece) for piece in _rules_and_cells(gone)}
+    assert old.leftover(old) == []
+
+
+def _rules_and_cells(whole: object) -> list[object]:
+    """What can be reached from `whole`, whatever holds it."""
+    found: dict[int, object] = {}
+    new = [whole]
+    while new:
+        item = new.pop()
+        if id(item) not in found and not isinstance(item, type | ModuleType | FunctionType):
+            found[id(item)] = item
+            new += gc.get_referents(item)
+    return [item for item in found.values() if isinstance(item, Rule | Cell)]
 
 
 @pytest.mark.parametrize(

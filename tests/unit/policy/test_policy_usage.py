@@ -62,11 +62,25 @@ def test_negative_charges_are_a_bug(usage: Usage) -> None:
         usage.charge_lease("L", bytes=-1)
 
 
-def test_a_corrupt_counter_is_no_room(usage: Usage) -> None:
+@pytest.mark.parametrize("limit", [-1, 0, 1, 2, 10])
+@pytest.mark.parametrize("spent", [0, 1, 2, 9, 10, 11])
+@pytest.mark.parametrize("now_ms", [4 * HOUR, 5 * HOUR, 6 * HOUR - 1, 6 * HOUR, 6 * HOUR + 1])
+def test_room_is_where_less_than_the_limit_is_used(usage: Usage, limit: int, spent: int, now_ms: int) -> None:
+    key = ("p", "default", "bytes_up")
+    usage.charge("p", ["default"], now_ms=5 * HOUR, bytes_up=spent)
+    room = usage.used(*key, HOUR, now_ms) < limit
+    assert usage.has_room([((key, HOUR), limit)], now_ms) is room
+    other = (("p", "both", "bytes"), HOUR), 1
+    assert usage.has_room([((key, HOUR), limit), other], now_ms) is room
+    assert usage.has_room([other, ((key, HOUR), limit)], now_ms) is room
+
+
+@pytest.mark.parametrize("now_ms", [0, 60_000])  # also where another window has begun
+def test_a_corrupt_counter_is_no_room(usage: Usage, now_ms: int) -> None:
     key = ("p", "default", "bytes_up"), 60_000
-    assert usage.has_room([(key, 10)], 0)
+    assert usage.has_room([(key, 10)], now_ms)
     usage._spent[key] = (0, -1)
-    assert not usage.has_room([(key, 10)], 0)
+    assert not usage.has_room([(key, 10)], now_ms)
 
 
 def test_leases_are_spent_at_the_limit(usage: Usage) -> None:
