@@ -21,6 +21,7 @@ COMMANDS = {
     "lease": "lease",
     "status": "status",
     "kill": "kill",
+    "flow": "flow",
     "policy": "policy",
     "ledger": "ledger",
     "dns": "dns",

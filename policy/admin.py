@@ -97,6 +97,7 @@ _ACTIONS: dict[str, Callable[[Actor, Context], str]] = {
     "lease.revoke": _own_or_reviewer,
     "policy.update": _update_policy,
     "kill.on": _operate,
+    "flow.cut": _operate,
     "kill.off": _operate,
     # Reading only: nobody writes to the ledger but the processes whose flows it records.
     "ledger.read": _read_ledger,

@@ -166,6 +166,7 @@ TEXTS: dict[str, str] = {
     "policy.unavailable": "no policy has been loaded yet",
     "ledger.unavailable": "the ledger cannot record, so nothing is opened",
     "kill": "stopped by the kill switch",
+    "cut": "an operator ended this flow",
 }
 
 # Nobody's permission would change these: the client or the far side has to.

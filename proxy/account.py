@@ -207,7 +207,7 @@ class Account:
             return
         decision = self._gateway.decide(self._request)
         if not self.holds(decision):
-            self._holder.end("kill" if decision.reason == "kill" else "policy.changed")
+            self._holder.end("policy.changed")
 
     def holds(self, decision: Decision) -> bool:
         """Whether this flow may go on though `decision` is what a new one would get now.

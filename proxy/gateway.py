@@ -25,7 +25,7 @@ from exeat.ledger.reactor import EPOLLIN, Reactor
 from exeat.ledger.snapshots import SnapshotLoader
 from exeat.policy.identity import Identities
 from exeat.policy.model import Decision, Request, Verdict
-from exeat.proxy import jails
+from exeat.proxy import jails, live
 from exeat.proxy.asks import AskBook
 from exeat.proxy.associate import UdpPort
 from exeat.proxy.ends import End, reset_on_close
@@ -110,6 +110,7 @@ class Gateway:
         self._settling: set[Tunnel | UdpFlow] = set()
         self._unclaimed: deque[Tunnel | UdpFlow] = deque()
         self._events: list[dict[str, Any]] = []
+        self._untold = 0  # events of this sweep beyond MAX_EVENTS
         self._ids: list[bytes] = []  # for flows to come
         self._sweeps = 0
         self._max_fds = _raise_fd_limit()
@@ -138,6 +139,7 @@ class Gateway:
         self._stale_at = self.reactor.now() + snapshot.fresh_ms / 1000
         if changed:
             self.guard.forget()
+            self._end_killed(snapshot)
             self._end_leases()
             for tunnel in list(self._tunnels.values()):
                 self.reactor.guarded(tunnel.recheck)
@@ -181,30 +183,30 @@ class Gateway:
     def on_cut(self, message: Message) -> None:
         self.guard.forget()
         reason = message.get("reason")
-        everyone = [*self._jails.values(), *self._outside.jails]
-        flows = [flow for jail in everyone for flow in jail.flows if self._cut_hits(flow, message)]
         reason = reason if isinstance(reason, str) and reason else "cut"
-        self._cut(flows, reason)
-        for tunnel in [tunnel for tunnel in self._settling if self._cut_hits(tunnel.flow, message)]:
+        self._cut_where(lambda evidence: live.hits(message, evidence), reason)
+
+    def _cut_where(self, hit: Callable[[Evidence], bool], reason: str) -> None:
+        everyone = [*self._jails.values(), *self._outside.jails]
+        self._cut([flow for jail in everyone for flow in jail.flows if hit(flow.evidence)], reason)
+        for tunnel in [tunnel for tunnel in self._settling if hit(tunnel.flow.evidence)]:
             self.reactor.guarded(partial(tunnel.end, reason))
+
+    def _end_killed(self, snapshot: Snapshot) -> None:
+        """The kill switch ends tunnels, what is about to be one, and associations."""
+        if snapshot.killed:
+            self._cut_where(lambda evidence: snapshot.stops(evidence.subject), "kill")
 
     def on_other(self, message: Message) -> None:
         if message.get("t") == "spent":
             self._spent = message
             return
+        if message.get("t") == "flows.list":
+            live.Listing(self.reactor, self.hub.send, message, self._tunnels.values(), self._waiting)
+            return
         key, request = message.get("key"), message.get("request")
         if message.get("t") == "ask.pending" and isinstance(key, str) and isinstance(request, str):
             self.asks.pending(key, request)
-
-    def _cut_hits(self, flow: Flow | UdpFlow, message: Message) -> bool:
-        subject = flow.jail.subject
-        decision = flow.evidence.decision
-        return bool(
-            message.get("all")
-            or (message.get("job") and message["job"] == subject.job)
-            or (message.get("project") and message["project"] == subject.project)
-            or (message.get("lease") and decision is not None and message["lease"] == decision.lease)
-        )
 
     def _cut(self, flows: list[Flow | UdpFlow], reason: str) -> None:
         for flow in flows:  # one that fails (a bug) must not save the others
@@ -437,6 +439,7 @@ class Gateway:
     ) -> None:
         """For live views only, told a few times a second; control may be away."""
         if len(self._events) >= MAX_EVENTS:
+            self._untold += 1
             return
         evidence = flow.evidence
         self._events.append(
@@ -463,7 +466,8 @@ class Gateway:
         self._end_leases()
         if self._events:
             events, self._events = self._events, []
-            self.hub.send({"t": "flows", "events": events})
+            untold, self._untold = self._untold, 0
+            self.hub.send({"t": "flows", "events": events, "lost": untold})
         self._sweeps += 1
         if self._sweeps % SLOW_SWEEPS == 0:
             for tunnel in list(self._tunnels.values()):

@@ -48,12 +48,14 @@ class Hub:
         spent: Callable[[str], Awaitable[Message]],
         open_sockets: Callable[[str, Sequence[str]], Awaitable[dict[str, int]]],
         on_ask: Callable[[Message], Awaitable[str]],
+        on_flows: Callable[[Message], None],
         spawn: Callable[[Coroutine[Any, Any, None]], None],
     ) -> None:
         self._snapshot = snapshot
         self._spent = spent
         self._open_sockets = open_sockets
         self._on_ask = on_ask
+        self._on_flows = on_flows
         self._spawn = spawn
         self._links: dict[str, Link] = {}
         self._whole = asyncio.Event()  # set while every gateway process is connected
@@ -84,6 +86,8 @@ class Hub:
             self._spawn(self._welcome(link, message))
         elif kind == "ask":
             self._spawn(self._ask(link, message))
+        elif kind in ("flows", "flows.part"):
+            self._on_flows(message)
         elif kind == "alert":
             print(f"control: {_alert_text(message)}", file=sys.stderr)
         elif kind == "jail.removed":
@@ -167,8 +171,15 @@ class Hub:
             pass  # a gateway that died meanwhile: its flows are settled by the ledger
         del self.jails[name]
 
-    def cut(self, reason: str, **what: str | bool) -> None:
-        """End live flows of a lease, job or project, or `all`, at once."""
+    def tell(self, role: str, message: Message) -> bool:
+        """Say something to one process; False if it is not connected."""
+        link = self._links.get(role)
+        if link is not None:
+            link.send(message)
+        return link is not None
+
+    def cut(self, reason: str, **what: str) -> None:
+        """End one live flow, or those of a lease, job or project, at once."""
         for link in list(self._links.values()):
             link.send({"t": "cut", "reason": reason, **what})
 

@@ -8,11 +8,9 @@ import sys
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from exeat.appliance.control.verbs import person
+from exeat.appliance.control.verbs import may
 from exeat.appliance.errors import RefusedError
 from exeat.ledger.records import printable
-from exeat.policy.admin import Actor, authorize
-from exeat.policy.reasons import short_text
 from exeat.policy.snapshot import EVERYONE
 
 if TYPE_CHECKING:
@@ -22,8 +20,6 @@ if TYPE_CHECKING:
     from exeat.appliance.control.store import Store
     from exeat.appliance.control.verbs import Verbs
     from exeat.ledger.ipc import Message
-
-ROLE = "admin"  # only root reaches control.sock; roles come with the API
 
 
 @dataclass(frozen=True)
@@ -36,8 +32,9 @@ class Stop:
 
 
 class KillSwitch:
-    """What is stopped. `stop(scope)` is called after turning on: publish, then cut what lives;
-    `changed` after turning off. `projects` are those there are: a misspelt one would stop nothing.
+    """What is stopped. `changed` publishes it: the proxy cuts what lives when it hears of it.
+
+    `projects` are those there are: a misspelt one would stop nothing.
     """
 
     def __init__(
@@ -46,14 +43,12 @@ class KillSwitch:
         evidence: Evidence,
         now_ms: Callable[[], int],
         projects: Callable[[], Collection[str]],
-        stop: Callable[[str], None],
         changed: Callable[[], None],
     ) -> None:
         self._store = store
         self._evidence = evidence
         self._now_ms = now_ms
         self._projects = projects
-        self._stop = stop
         self._changed = changed
         self._stops = {scope: Stop(**json.loads(body)) for scope, body in store.load_kills()}
 
@@ -77,14 +72,14 @@ class KillSwitch:
 
     async def _on(self, message: Message, _fds: list[int]) -> dict[str, Any]:
         """In force first, kept second, on the ledger third: nothing that fails delays it."""
-        who, scope = _may(message, "kill.on"), _scope(message)
+        who, scope = may(message, "kill.on"), _scope(message)
         known = self._projects()
         if scope != EVERYONE and scope not in known:
             there = ", ".join(sorted(known)) or "none"
             raise RefusedError("project.unknown", f"no project `{scope}` to stop (there are: {there})")
         stop = Stop(who, printable(str(message.get("reason") or ""), 256), self._now_ms())
         self._stops[scope] = stop
-        self._stop(scope)
+        self._changed()
         kept = self._keep(scope, stop)
         await self._evidence.owe(self._record("kill.on", scope, who, stop.reason))
         if not kept:
@@ -103,7 +98,7 @@ class KillSwitch:
 
     async def _off(self, message: Message, _fds: list[int]) -> dict[str, Any]:
         """On the ledger first: nothing opens unrecorded."""
-        who, scope = _may(message, "kill.off"), _scope(message)
+        who, scope = may(message, "kill.off"), _scope(message)
         stop = self._stops.get(scope)
         if stop is None:
             there = ", ".join("everything" if name == EVERYONE else name for name in self.scopes) or "nothing"
@@ -123,15 +118,6 @@ class KillSwitch:
     def _record(self, what: str, scope: str, who: str, reason: str) -> bytes:
         project = "" if scope == EVERYONE else scope
         return self._evidence.policy(project=project, digest="", actor=who, verdict=what, detail=reason)
-
-
-def _may(message: Message, action: str) -> str:
-    """Who asks for it, and may."""
-    who = person(message)
-    decision = authorize(Actor(who, ROLE), action)
-    if not decision.allowed:
-        raise RefusedError(decision.reason, short_text(decision.reason))
-    return who
 
 
 def _scope(message: Message) -> str:

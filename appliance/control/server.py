@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from exeat.appliance.control.addresses import doors, host_addresses, not_public
 from exeat.appliance.control.aio import Link, Requester, Server
 from exeat.appliance.control.evidence import Evidence
+from exeat.appliance.control.flows import Flows
 from exeat.appliance.control.hub import Hub
 from exeat.appliance.control.jobs import Jobs
 from exeat.appliance.control.kill import KillSwitch
@@ -36,7 +37,7 @@ from exeat.ledger.since import gists_since
 from exeat.policy.admin import Actor, authorize
 from exeat.policy.lint import lint
 from exeat.policy.model import Subject
-from exeat.policy.snapshot import EVERYONE, Snapshot
+from exeat.policy.snapshot import Snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable
@@ -80,6 +81,7 @@ class Control:
             spent=self._spent,
             open_sockets=lambda jail, names: self.jobs.open_sockets(jail, names),
             on_ask=self.leases.ask,
+            on_flows=lambda message: self.flows.heard(message),
             spawn=self.spawn,
         )
         self.jobs = Jobs(config.node.name, warden, self.hub, self.policies, store, self.spawn)
@@ -90,9 +92,9 @@ class Control:
             self._evidence,
             now_ms=self._clock.now_ms,
             projects=lambda: self.policies.all_projects,
-            stop=self._stop,
             changed=self._publish,
         )
+        self.flows = Flows(self.hub, self._evidence, lambda name: str(self.leases.row(name)["id"]))
         self._server = Server(config.run_dir / "control" / "control.sock", {ROOT}, self._accepted)
         self._verbs: dict[str, Verb] = {
             "status": self._status,
@@ -109,6 +111,7 @@ class Control:
             "why": self._why,
             "policy.reload": self._policy_reload,
             **self.kill.verbs(),
+            **self.flows.verbs(),
         }
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
@@ -189,14 +192,6 @@ class Control:
         self._generation += 1
         self._published = time.monotonic()
         self.hub.publish()
-
-    def _stop(self, scope: str) -> None:
-        """Nothing new by the snapshot; what lives, and what is about to, by the cut after it."""
-        self._publish()
-        if scope == EVERYONE:
-            self.hub.cut("kill", all=True)
-        else:
-            self.hub.cut("kill", project=scope)
 
     # -- the command line's requests
 

@@ -294,6 +294,30 @@ def test_what_ends_a_live_flow(tmp_path: Path, how: str) -> None:
     world(tmp_path, body)
 
 
+def test_the_kill_switch_ends_what_waits_and_is_cut_by_a_snapshot_alone(tmp_path: Path) -> None:
+    def body(w: World) -> None:
+        w.jail("job-2", hold_ms=50_000)
+        w.control.tell("jail job-1", {"t": "jail.remove", "jail": "job-1"})
+        w.control.wait(lambda m: m["t"] == "jail.removed")
+        kept, asked = w.connect(), w.connect()
+        kept.sendall(b"GET http://paste.example.org/ HTTP/1.1\r\nHost: paste.example.org\r\n\r\n")
+        assert b"[rule.deny]" in read_head(kept)  # and may ask again on this connection
+        asked.sendall(b"CONNECT git.example.org:7000 HTTP/1.1\r\n\r\n")
+        w.control.wait(lambda m: m["t"] == "ask")
+        w.policy(POLICY, killed=["p"])
+        assert b"stopped by the kill switch [kill]" in read_head(asked)
+        kept.settimeout(5)
+        assert read_all(kept).endswith(b"}\n"), "its connection is closed"
+        _, head, _ = w.ask(b"CONNECT www.example.org:7000 HTTP/1.1\r\n\r\n")
+        assert b"exeat kill off" in head
+        w.policy(POLICY)
+        status, _, _ = w.ask(b"CONNECT nowhere.example.org:7000 HTTP/1.1\r\n\r\n")
+        assert status == 403, "not by the switch any more"
+        assert [r.reason_code for r in w.records() if r.kind is Kind.DENY].count("kill") == 2
+
+    world(tmp_path, body)
+
+
 def test_bytes_of_a_lease_are_exact(tmp_path: Path) -> None:
     def body(w: World) -> None:
         Origin(7000, lambda sock: sock.sendall(b"d" * 3_000_000))

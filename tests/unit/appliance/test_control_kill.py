@@ -27,12 +27,12 @@ P = {"project": "p"}
 
 
 class Desk:
-    """`restart` is a new process on the same database; `events` what others were told, in order."""
+    """`restart` is a new process on the same database; `events` what was published, in order."""
 
     def __init__(self, folder: Path, socket: Path) -> None:
         self.folder = folder
         self.evidence = Evidence(socket, "n1")
-        self.events: list[str] = []
+        self.events: list[list[str]] = []
         self.store = Store(folder / "control.sqlite")
         self.restart()
 
@@ -44,8 +44,7 @@ class Desk:
             self.evidence,
             now_ms=lambda: 5,
             projects=lambda: {"p", "q"},
-            stop=lambda scope: self.events.append(f"stop {scope}"),
-            changed=lambda: self.events.append("changed"),
+            changed=lambda: self.events.append(self.kill.scopes),
         )
 
     def do(self, verb: str, message: dict[str, Any]) -> list[dict[str, Any]]:
@@ -70,7 +69,7 @@ def desk(tmp_path: Path) -> Iterator[Desk]:
 def test_on_and_off_are_kept_told_and_recorded(desk: Desk, tmp_path: Path) -> None:
     row = {"project": "p", "by": "ann", "reason": "leak\\u000a!", "at_ms": 5}
     assert desk.do("kill.on", {**P, "reason": "leak\n!", "as": "ann"}) == [row]
-    assert desk.events == ["stop p"]
+    assert desk.events == [["p"]]
     desk.restart()
     assert desk.do("kill.ls", {}) == [row]
     assert len(desk.do("kill.on", ALL)) == 2
@@ -79,7 +78,7 @@ def test_on_and_off_are_kept_told_and_recorded(desk: Desk, tmp_path: Path) -> No
     desk.restart()
     assert desk.kill.scopes == ["p"]
     assert desk.do("kill.off", P) == []
-    assert desk.events == ["stop p", "stop *", "changed", "changed"]
+    assert desk.events == [["p"], ["*", "p"], ["p"], []]
     desk.restart()
     assert desk.kill.scopes == []
     records = [record for _, record in read_records(ledgers.settings(tmp_path).state_dir / "ledger")]
@@ -116,10 +115,10 @@ def test_a_database_that_fails_stops_nothing_from_being_stopped(
 
     monkeypatch.setattr(desk.store, "save_kill", full)
     assert desk.refusal("kill.on", ALL) == "kill.not_kept"
-    assert (desk.kill.scopes, desk.events) == (["*"], ["stop *"])
+    assert (desk.kill.scopes, desk.events) == (["*"], [["*"]])
     monkeypatch.setattr(desk.store, "delete_kill", full)
     assert desk.refusal("kill.off", ALL) == "kill.not_kept"
-    assert (desk.kill.scopes, desk.events) == (["*"], ["stop *"])
+    assert (desk.kill.scopes, desk.events) == (["*"], [["*"]])
 
 
 def test_on_while_off_waits_for_the_ledger_wins(desk: Desk) -> None:
