@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 MAX_TARGETS: Final = 64  # live destinations of one association
 MAX_REFUSED: Final = 256  # of one association in QUIET_S; then other new destinations are dropped unseen
 QUIET_S: Final = 5.0  # how long a refused destination is dropped without another record
+SURE_S: Final = 0.2  # how long the kernel's word on whose a client's port is holds
 
 Peer = tuple[str, int]
 IsClient = Callable[[int, Any], bool]  # of a family and an address: is it the client?
@@ -37,6 +38,7 @@ class UdpPort:
     def __init__(self, gateway: Gateway, sock: socket.socket) -> None:
         self._reactor = gateway.reactor
         self._sock = sock
+        self.family = sock.family
         self._open: list[Association] = []  # whose client has not sent anything yet
         self._known: dict[Peer, Association] = {}
         self._reactor.add(sock.fileno(), EPOLLIN, self._on_readable)
@@ -79,7 +81,7 @@ class UdpPort:
     def _claim(self, peer: Any) -> Association | None:
         """The association that this new sender belongs to: one that named its port before the others."""
         for association in sorted(self._open, key=lambda one: not one.says):
-            if association.may_send(self._sock.family, peer):
+            if association.may_send(self.family, peer):
                 self._open.remove(association)
                 self._known[peer[:2]] = association
                 return association
@@ -94,12 +96,15 @@ class Association:
 
     def __init__(self, flow: Flow, port: UdpPort, says: int, is_client: IsClient | None = None) -> None:
         self.bound = port.address
+        self._flow = flow
         self._gateway = flow.gateway
         self._jail = flow.jail
         self._src = flow.evidence.src
         self._port = port
         self._is_client = is_client
         self.says = says
+        self._sure_until = 0.0  # reactor time
+        self._gone = False
         self._targets: dict[bytes, UdpFlow] = {}
         self._refused: dict[bytes, float] = {}  # until when, in reactor time
         port.join(self)
@@ -108,7 +113,22 @@ class Association:
         """Only who asked may, and only from the port that was named, if one was."""
         return self.says in (0, peer[1]) and (self._is_client is None or self._is_client(family, peer))
 
+    def _is_here(self, peer: Any) -> bool:
+        """Whether the port is still the client's: it may have closed it, and another process have it now."""
+        now = self._gateway.reactor.now()
+        if self._is_client is None or now < self._sure_until:
+            return True
+        if self._gone or not self._is_client(self._port.family, peer):
+            if not self._gone:
+                self._gone = True
+                self._gateway.reactor.call_soon(partial(self._flow.cut, "client.gone"))
+            return False
+        self._sure_until = now + SURE_S
+        return True
+
     def heard(self, data: bytes, peer: Any) -> None:
+        if not self._is_here(peer):
+            return
         try:
             datagram = socks5.read_datagram(data)
         except SocksError:
@@ -142,7 +162,8 @@ class Association:
         return len(self._refused) < MAX_REFUSED and self._refused.get(header, 0.0) <= now
 
     def _reply(self, header: bytes, peer: Any, payload: bytes) -> None:
-        self._port.reply(header + payload, peer)
+        if self._is_here(peer):
+            self._port.reply(header + payload, peer)
 
     def _ended(self, header: bytes) -> None:
         """Its next datagram begins another flow, after a while: it may have been refused."""

@@ -453,6 +453,7 @@ class Flow(NearSide):
         """Control ends this flow before it became a tunnel."""
         if self._association is not None:
             self._association.close(reason)
+            self._association = None
             self._close()
         elif self._before is not None:
             self._close()

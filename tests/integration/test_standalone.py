@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import socket
 from typing import TYPE_CHECKING
 
@@ -340,6 +341,52 @@ def test_datagrams_belong_to_the_host_that_asked() -> None:
             assert (close.bytes_out, close.bytes_in, close.close_reason) == (5, 6, "eof")
 
     alone(body)
+
+
+def test_a_port_that_another_uid_has_taken_over_ends_the_association() -> None:
+    head = b"\0\0\0\x03\x0fwww.example.org" + (7000).to_bytes(2, "big")
+
+    def body(made: Standalone, server: NameServer) -> None:
+        datagram = (socket.AF_INET, socket.SOCK_DGRAM)
+        with socket.socket(*datagram) as origin:
+            origin.bind((HOME, 7000))
+            origin.settimeout(10)
+            tcp, reply = associate(socket.create_connection(DOOR, 10))
+            at = ("127.0.0.1", int.from_bytes(reply[8:], "big"))
+            with socket.socket(*datagram) as mine:
+                mine.bind(("127.0.0.1", 0))
+                port = mine.getsockname()[1]
+                mine.sendto(head + b"hello", at)
+                said, upstream = origin.recvfrom(100)
+                assert said == b"hello"
+            with tcp, made_by(65533, *datagram) as other:
+                other.bind(("127.0.0.1", port))
+                other.settimeout(0)
+                tcp.settimeout(0.05)
+                for _ in range(200):
+                    with contextlib.suppress(OSError):
+                        other.sendto(head + b"not its own", at)
+                    with contextlib.suppress(TimeoutError):
+                        assert tcp.recv(1) == b""
+                        break
+                origin.sendto(b"answer", upstream)
+                with pytest.raises(BlockingIOError):
+                    other.recv(100)
+            assert wait_for(lambda: any(record.kind is Kind.CLOSE for record in made.records()))
+            [close] = [record for record in made.records() if record.kind is Kind.CLOSE]
+            assert close.close_reason == "client.gone"
+
+    alone(body)
+
+
+def made_by(uid: int, family: int, kind: int) -> socket.socket:
+    """A socket that belongs to `uid`, as if a process of its own had made it."""
+    libc = ctypes.CDLL(None)
+    libc.setfsuid(uid)  # of this thread only
+    try:
+        return socket.socket(family, kind)
+    finally:
+        libc.setfsuid(0)
 
 
 def test_no_association_without_a_rule_or_by_a_unix_socket() -> None:
