@@ -135,6 +135,22 @@ def is_reset(sock: socket.socket) -> bool:
     return False
 
 
+def gets_a_reset(w: JailedWorld, address: str, port: int) -> bool:
+    """Of a client that says nothing: on a busy machine the reset may be there before connect returns."""
+    try:
+        return is_reset(w.inside(address, port))
+    except ConnectionResetError:
+        return True
+
+
+def is_over(sock: socket.socket) -> bool:
+    """By an end of stream or by a reset, whichever the kernel makes of it."""
+    try:
+        return sock.recv(1) == b""
+    except ConnectionResetError:
+        return True
+
+
 def facts(record: Record) -> tuple[str, str, str, int]:
     assert record.dest is not None
     return record.name_source, record.rule_id, record.dest.host, record.dest.port
@@ -291,7 +307,7 @@ def test_a_silent_client_is_reset_where_no_name_is_allowed(tmp_path: Path) -> No
         for pins, port, reason, why in NO_NAME:
             origin = Origin(port, greeting, HOME)
             w.guard.pins = {HOME: pins}
-            assert is_reset(w.inside(HOME, port))
+            assert gets_a_reset(w, HOME, port)
             assert facts(w.wait_record(lambda r, p=port: r.dest is not None and r.dest.port == p)) == why
             assert w.denied(reason)
             assert origin.connections == 0
@@ -372,7 +388,7 @@ def test_silence_on_a_tls_port_ends(tmp_path: Path) -> None:
     def body(w: JailedWorld) -> None:
         origin = Origin(443, greeting, HOME)
         w.guard.pins = {HOME: ["www.example.org"]}
-        assert is_reset(w.inside(HOME, 443))
+        assert gets_a_reset(w, HOME, 443)
         assert facts(w.denied("tls.timeout")) == ("address", "", HOME, 443)
         assert origin.connections == 0
 
@@ -442,7 +458,7 @@ def test_a_killed_proxy_leaves_silence(tmp_path: Path) -> None:
         sock = w.inside(HOME, 443)
         os.kill(w.proxy.pid, signal.SIGKILL)
         w.proxy.wait(10)
-        assert is_reset(sock)
+        assert is_over(sock)
         for address in (HOME, OTHER, SIX):
             for port in (443, 80, 25):
                 with pytest.raises(ConnectionRefusedError):
