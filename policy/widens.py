@@ -66,7 +66,8 @@ class Cell(NamedTuple):
 
 
 def widens(a: Document, b: Document, *, now_ms: int) -> Witness | None:
-    """A flow that `b` gives away and `a` does not, at `now_ms` or later; None if there is none."""
+    """A flow that `b` gives away and `a` does not, at `now_ms` or later, of the widest kind that there
+    is; None if there is none."""
     found = _Comparison(a, b, now_ms).run()
     return None if not found else _witness(a, b, *found[0])
 
@@ -127,17 +128,15 @@ class _Comparison:
             map(Cell, touched_names),
             (Cell(place) for place in self._touched(literals) if not refused(place)),
             (Cell(name, each, public=False) for each in self._private() for name in touched_names),
+            # Only what a name resolves to is left to make a difference: deny rules on networks.
+            (Cell(name, *each) for each in self._judged_apart() for name in names),
         )
         for stage in stages:
             if self._search(stage):
                 return
-        # Only what a name resolves to is left to make a difference: deny rules on networks.
-        if not self._found or self._every:
-            self._search(Cell(name, *each) for each in self._judged_apart() for name in names)
-        if not self._found or self._every:
-            found = self._looser_knob([*map(Cell, names), *map(Cell, literals)])
-            if found is not None:
-                self._found.setdefault(found[1].kind, found)
+        found = self._looser_knob([*map(Cell, names), *map(Cell, literals)])
+        if found is not None:
+            self._found.setdefault(found[1].kind, found)
 
     def _touched(self, hosts: Iterable[Host]) -> list[Host]:
         """The hosts on which the policies may differ: all of them if more than rules changed."""

@@ -138,3 +138,13 @@ def test_every_kind_of_difference_is_one_and_the_first_is_the_widest(pair: tuple
         check_witness(a, b, each)
     if witness is not None:
         assert found[0].level is witness.level
+
+
+def test_a_looser_preset_is_wider_than_the_longer_leases_it_brings() -> None:
+    rule = {"id": "one", "to": ["b.a.org"], "private": "true", "node": "n1"}
+    tree = {"egress": "v1", "project": "p", "posture": "custom", "default": "ask", "allow": [rule]}
+    a, b = (document_of({**tree, "preset": preset}) for preset in ("standard", "relaxed"))
+    witness = widens(a, b, now_ms=NOW_MS)
+    assert witness is not None
+    assert (witness.level, witness.what) == (Level.ALLOW, "any server name passes")
+    check_witness(a, b, witness)
