@@ -45,7 +45,7 @@ def download(running: Running, url: str = SLOW) -> Iterator[subprocess.Popen[str
 
 
 def last(running: Running, kind: str) -> dict[str, Any]:
-    return [record for record in running.records() if record["kind"] == kind][-1]
+    return [record for record in running.records(200) if record["kind"] == kind][-1]
 
 
 def test_one_is_listed_with_moving_counts_and_cut_by_its_id(running: Running) -> None:

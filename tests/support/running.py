@@ -104,10 +104,10 @@ class Running:
     def healed(self) -> bool:
         return self.exeat("status", check=False).returncode == 0
 
-    def records(self) -> list[dict[str, Any]]:
-        lines = self.exeat(
-            "ledger", "tail", "--json", "--state-dir", str(self.lab.state_dir)
-        ).stdout.splitlines()
+    def records(self, newest: int = 20) -> list[dict[str, Any]]:
+        """The `newest` records, oldest first."""
+        words = ("ledger", "tail", "--json", "-n", str(newest), "--state-dir", str(self.lab.state_dir))
+        lines = self.exeat(*words).stdout.splitlines()
         return [json.loads(line) for line in lines]
 
 
