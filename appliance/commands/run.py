@@ -69,6 +69,8 @@ def run(args: argparse.Namespace) -> int:
     client.close()
     job = str(reply["job"])
     interrupts.started(job)
+    if reply["stopped"]:
+        print("exeat: this job has no network: the kill switch is on (exeat kill)", file=sys.stderr)
     code = _attend(config, job, pipes)
     if not args.quiet:
         _print_summary(config, job, as_json=args.json)

@@ -57,6 +57,9 @@ class KillSwitch:
         """Projects and EVERYONE, as a snapshot takes them."""
         return sorted(self._stops)
 
+    def stops(self, project: str) -> bool:
+        return not self._stops.keys().isdisjoint((EVERYONE, project))
+
     def rows(self) -> list[dict[str, Any]]:
         """What is stopped, for the command line; project None is everything."""
         return [

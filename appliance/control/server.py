@@ -248,7 +248,8 @@ class Control:
         if len(fds) != 3:
             raise RefusedError("job.streams", "three descriptors are needed: stdin, stdout, stderr")
         job = await self.jobs.start(message, fds)
-        return {"job": job.name, "project": job.project, "work": job.work}
+        stopped = self.kill.stops(job.project)
+        return {"job": job.name, "project": job.project, "work": job.work, "stopped": stopped}
 
     async def _job_wait(self, message: Message, _fds: list[int]) -> dict[str, Any]:
         job = self.jobs.get(message.get("job"))

@@ -42,6 +42,7 @@ def try_it(running: Running) -> tuple[str, str]:
     done = running.run(
         "sh", "-c", f"curl -sv -o /dev/null --max-time 9 {QUICK} 2>&1; getent hosts api.example.org; echo $?"
     )
+    assert ("kill switch is on" in done.stderr) == bool(running.json("kill"))
     return done.stdout, done.stdout.splitlines()[-1]
 
 
