@@ -75,11 +75,9 @@ class AskBook:
     def request_id(self, key: str) -> str:
         return self._ids.get(key, "")
 
-    def reconsider(self) -> None:
-        """The policy or the leases changed: everybody decides again."""
-        for flows in list(self._parked.values()):
-            for flow in list(flows):
-                flow.reconsider()
+    def parked(self) -> list[Parked]:
+        """Everybody who waits: each is to decide again when the policy or the leases change."""
+        return [flow for flows in self._parked.values() for flow in flows]
 
     def repeat(self) -> None:
         """Tell control again who waits: it may have been restarted, and coalesces by key."""

@@ -143,7 +143,8 @@ class Gateway:
             self._end_leases()
             for tunnel in list(self._tunnels.values()):
                 self.reactor.guarded(tunnel.recheck)
-            self.asks.reconsider()
+            for flow in self.asks.parked():
+                self.reactor.guarded(flow.reconsider)
         self.asks.repeat()  # control sends a snapshot whenever it has (re)connected
 
     def on_jail(

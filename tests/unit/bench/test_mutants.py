@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 
@@ -110,6 +111,7 @@ def test_what_is_listed_as_equal_is_a_mutant() -> None:
 def test_a_sample_of_the_mutants_is_killed() -> None:
     """The same ones each time, and none that is listed. Their limit is one of processor time."""
     command = [sys.executable, "-m", "bench.mutate", "--sample", "30"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}  # the tests may be run without the current folder
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "30 of 30 mutants killed" in done.stdout
