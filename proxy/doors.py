@@ -68,6 +68,19 @@ class Door(Protocol):
         ...
 
 
+def read_head(parser: HeadParser, data: bytes) -> RequestHead | None:
+    """The head of a request, once it is complete. Raises DoorError."""
+    try:
+        return parser.feed(data)
+    except HttpError as error:
+        raise DoorError(error.code) from None
+
+
+def http_refusal(why: Refusal, asked: RequestHead | None, *, stays: bool) -> bytes:
+    """The answer to a refused request: without a body where it was HEAD."""
+    return refusal.http_answer(why, body=asked is None or asked.method != b"HEAD", stays=stays)
+
+
 class HttpDoor:
     """Clients say the same CONNECT again and again: what it means is remembered by its very bytes."""
 
@@ -88,10 +101,7 @@ class HttpDoor:
         return b"", arrival
 
     def _parse(self, parser: HeadParser, data: bytes) -> Arrival | None:
-        try:
-            head = parser.feed(data)
-        except HttpError as error:
-            raise DoorError(error.code) from None
+        head = read_head(parser, data)
         if head is None:
             return None
         source = "connect" if head.connect else "http"
@@ -110,8 +120,7 @@ class HttpDoor:
         return ESTABLISHED
 
     def refused(self, why: Refusal, asked: RequestHead | None, *, stays: bool) -> bytes:
-        body = asked is None or asked.method != b"HEAD"
-        return refusal.http_answer(why, body=body, stays=stays)
+        return http_refusal(why, asked, stays=stays)
 
 
 class SocksDoor:

@@ -12,7 +12,7 @@ from exeat.policy.names import MalformedError, parse_authority, parse_host
 from exeat.proxy import refusal
 from exeat.proxy.client_hello import HelloError, HelloParser
 from exeat.proxy.connect import HeadParser, has_port
-from exeat.proxy.doors import Arrival, DoorError
+from exeat.proxy.doors import Arrival, DoorError, http_refusal, read_head
 from exeat.proxy.fields import HttpError
 from exeat.proxy.first_bytes import HTTP_PORT, TLS_PORTS, TLS_RECORD, request_begun
 
@@ -75,10 +75,7 @@ class RedirectedDoor:
         return Arrival("sni", hello.sni, self._port, bytes(self._data), 0)
 
     def _read_request(self, parser: OriginParser, data: bytes) -> Arrival | None:
-        try:
-            head = parser.feed(data)
-        except HttpError as error:
-            raise DoorError(error.code) from None
+        head = read_head(parser, data)
         if head is None:
             return None
         return Arrival("host", head.host, head.port, parser.rest, parser.consumed, head)
@@ -90,8 +87,7 @@ class RedirectedDoor:
         if self._hello is not None and self._data[:1] == bytes((TLS_RECORD,)):
             return refusal.tls_alert(why.reason)
         if self._http is not None or self._port == HTTP_PORT:
-            body = asked is None or asked.method != b"HEAD"
-            return refusal.http_answer(why, body=body, stays=stays)
+            return http_refusal(why, asked, stays=stays)
         return b""
 
 
