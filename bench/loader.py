@@ -97,7 +97,8 @@ class Loader:
     @contextlib.contextmanager
     def _started(self, words: Sequence[str]) -> Iterator[Running]:
         pipe = subprocess.PIPE
-        process = subprocess.Popen(words, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+        # Unbuffered: a line is read byte by byte, so that what follows it is left for communicate().
+        process = subprocess.Popen(words, stdin=pipe, stdout=pipe, stderr=pipe, bufsize=0)
         try:
             yield Running(process)
         finally:
@@ -108,13 +109,13 @@ class Loader:
 class Running:
     """One load. `wait_begin`, then `result`."""
 
-    def __init__(self, process: subprocess.Popen[str]) -> None:
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self._process = process
 
     def wait_begin(self) -> None:
         """Return when the warm-up is over (idle: when all tunnels are up)."""
         assert self._process.stdout is not None
-        if self._process.stdout.readline() != "begin\n":
+        if self._process.stdout.readline() != b"begin\n":
             self._fail()
 
     def result(self, seconds: float = 0) -> dict[str, Any]:
@@ -124,13 +125,13 @@ class Running:
         except subprocess.TimeoutExpired:
             raise LoadError(f"the load did not end in {seconds + ENDING_S:g} s") from None
         if self._process.returncode:
-            raise LoadError(err.strip() or f"the load ended with {self._process.returncode}")
+            raise LoadError(err.decode().strip() or f"the load ended with {self._process.returncode}")
         found: dict[str, Any] = json.loads(out)
         return found
 
     def _fail(self) -> None:
         _, err = self._process.communicate(timeout=ENDING_S)
-        raise LoadError(err.strip() or f"the load ended with {self._process.returncode}")
+        raise LoadError(err.decode().strip() or f"the load ended with {self._process.returncode}")
 
 
 def tree(pid: int) -> list[int]:
