@@ -1,4 +1,4 @@
-"""How the command line talks to a running appliance (control.sock)."""
+"""How the command line talks to a running appliance (control.sock, and guard.sock for what it answered)."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def load_config(args: argparse.Namespace) -> Config:
 
 
 class Client:
-    """One connection to control. Requests are answered in turn."""
+    """One connection to control, or to another process that answers people. Requests are answered in turn."""
 
-    def __init__(self, config: Config) -> None:
-        path = config.run_dir / "control" / "control.sock"
+    def __init__(self, config: Config, process: str = "control") -> None:
+        path = config.run_dir / process / f"{process}.sock"
         try:
             self._channel = Channel.connect(path)
         except PermissionError:

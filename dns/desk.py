@@ -1,9 +1,9 @@
 """guard.sock: where the proxy turns names into addresses (docs/architecture.md).
 
-Requests are `{id, verb: "resolve", subject, host, port, proto, lease}`, and for a connection of
-which only the address is known `{id, verb: "names", subject, address: {family, value}}`. Who may
-ask is decided by SO_PEERCRED; what was asked is validated again, field by field, because the
-answer is dialled.
+Requests are `{id, verb: "resolve", subject, host, port, proto, lease}`, for a connection of which
+only the address is known `{id, verb: "names", subject, address: {family, value}}`, and from people
+`{id, verb: "pins", ...}`. Who may ask is decided by SO_PEERCRED; what was asked is validated again,
+field by field, because the answer is dialled.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from exeat.dns.journal import Journal, Lookup, Sight
 from exeat.dns.judge import Asker, Judge
+from exeat.dns.pins_view import FilterError, gather, read_filter
 from exeat.dns.vet import Status
 from exeat.ledger.busy_service import BusyService
 from exeat.policy.model import Address, Subject
@@ -98,10 +99,13 @@ class Desk:
             if message.get("verb") == "names":
                 reply({"names": self._pins.names(read_subject(message), read_address(message))})
                 return
+            if message.get("verb") == "pins":
+                gather(self._reactor, self._pins, read_filter(message), reply)
+                return
             if message.get("verb") != "resolve":
-                raise BadRequestError("the verbs are resolve and names")
+                raise BadRequestError("the verbs are resolve, names and pins")
             request = Request(reply, *read_request(message))
-        except BadRequestError as error:
+        except (BadRequestError, FilterError) as error:
             _refuse(reply, "dns.refused", str(error))
         except MalformedError as error:
             _refuse(reply, error.code, "not a host name")

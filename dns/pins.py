@@ -8,7 +8,7 @@ restart, and nothing is written to disk.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -18,6 +18,14 @@ if TYPE_CHECKING:
 LEAST_S: Final = 60.0  # clients use an answer for longer than its time to live says
 MAX_ADDRESSES: Final = 1024  # of one subject; the oldest goes first
 MAX_NAMES: Final = 4  # of one address: more than one is ambiguous, however many there are
+
+
+class Pin(NamedTuple):
+    """One answer that has not ended: it stands for `left_s` more seconds."""
+
+    host: str
+    address: Address
+    left_s: float
 
 
 class Pins:
@@ -46,6 +54,21 @@ class Pins:
         now = self._now()
         found = self._books.get(subject, {}).get(address, {})
         return [host for host, ends in found.items() if ends > now]
+
+    def subjects(self) -> list[Subject]:
+        """Everybody who was told anything."""
+        return list(self._books)
+
+    def of(self, subject: Subject) -> list[Pin]:
+        """What `subject` was told and has not ended, by name and address."""
+        now = self._now()
+        book = self._books.get(subject, {})
+        return sorted(
+            Pin(host, address, ends - now)
+            for address, names in book.items()
+            for host, ends in names.items()
+            if ends > now
+        )
 
     def forget(self, subject: Subject) -> None:
         self._books.pop(subject, None)

@@ -1,16 +1,20 @@
-"""`exeat dns tail|top`: what was looked up, by whom, and what was said. Works on the ledger's files."""
+"""`exeat dns tail|top|pins`: what was looked up, by whom, and what was said.
+
+`tail` and `top` work on the ledger's files; `pins` asks the running guard which answers still stand.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
 import time
-from collections import Counter
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from exeat.appliance.client import load_config
+from exeat.appliance.client import Client, load_config
+from exeat.appliance.commands.dns_top import SECTIONS, Top, picture
 from exeat.appliance.errors import NotReachableError
 from exeat.ledger.reader import Follower, ReaderError, find_ledgers
 from exeat.ledger.records import Kind, Record, decode
@@ -29,14 +33,22 @@ def register(commands: Any) -> None:
     tail.add_argument("-f", "--follow", action="store_true", help="go on as lookups come")
     tail.set_defaults(handler=run_tail)
 
-    top = actions.add_parser("top", help="the names looked up most")
+    top = actions.add_parser("top", help="the names, subjects and refusals there were most of")
+    top.add_argument("--by", choices=SECTIONS, default="", help="only this table")
     top.set_defaults(handler=run_top)
-    for action in (tail, top):
-        action.add_argument("-n", "--lines", type=int, default=20, metavar="N", help="how many (default 20)")
+    pins = actions.add_parser("pins", help="the answers that still stand: who was told which address")
+    pins.add_argument("--name", metavar="NAME", default="", help="only this name and those below it")
+    pins.add_argument("--address", metavar="A", default="", help="only this address")
+    pins.set_defaults(handler=run_pins)
+    for action, lines in ((tail, 20), (top, 20), (pins, 200)):
+        action.add_argument(
+            "-n", "--lines", type=int, default=lines, metavar="N", help=f"how many (default {lines})"
+        )
         action.add_argument("--project", metavar="P", default="", help="only this project's")
         action.add_argument("--job", metavar="J", default="", help="only this job's")
-        action.add_argument("--denied", action="store_true", help="only what was not let through")
         action.add_argument("--json", action="store_true", help="print JSON")
+    for action in (tail, top):
+        action.add_argument("--denied", action="store_true", help="only what was not let through")
         action.add_argument(
             "--state-dir", type=Path, metavar="DIR", default=argparse.SUPPRESS, help="where the ledger lies"
         )
@@ -57,16 +69,33 @@ def run_tail(args: argparse.Namespace) -> int:
 
 
 def run_top(args: argparse.Namespace) -> int:
-    counts: Counter[tuple[str, str, str, str]] = Counter()
+    top = Top()
     for follower in _followers(args):
         for record in _lookups(follower, args):
-            counts[record.project, _host(record), record.decision, record.reason_code] += record.count
-    for (project, host, decision, reason), count in counts.most_common(max(0, args.lines)):
-        if args.json:
-            row = {"count": count, "project": project, "host": host, "decision": decision, "reason": reason}
+            top.add(record)
+    if args.json:
+        for row in top.rows(args.by, args.lines):
             print(json.dumps(row))
-        else:
-            print(f"{count:>8}  {decision:<5}  {host or '-'}  {reason}  ({project or '-'})")
+    else:
+        print(picture(top, args.by, args.lines))
+    return 0
+
+
+def run_pins(args: argparse.Namespace) -> int:
+    asked = {"project": args.project, "job": args.job, "name": args.name, "address": args.address}
+    given = {field: value for field, value in asked.items() if value}
+    with closing(Client(load_config(args), "guard")) as guard:
+        reply = guard.call("pins", limit=args.lines, **given)
+    if args.json:
+        print(json.dumps(reply["rows"]))
+        return 0
+    for row in reply["rows"]:
+        who = f"{row['project']}/{row['job'] or row['agent']}"
+        print(f"{who:<20} {row['name']:<40} {row['address']:<26} {row['left_s']:>6.0f} s left")
+    if not reply["rows"]:
+        print("no answers stand")
+    elif reply["total"] > len(reply["rows"]):
+        print(f"and {reply['total'] - len(reply['rows'])} more")
     return 0
 
 

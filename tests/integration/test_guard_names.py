@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from tests.support.dns_servers import zone_handler
 from tests.support.guard_rig import Ports, Rig, answers, ask, guard_rig, subject_of
 
+from exeat.appliance.cli import main
+from exeat.ledger.ipc import Channel
 from exeat.policy.addresses import parse_address
 
 if TYPE_CHECKING:
@@ -102,3 +105,55 @@ def test_a_jail_knows_only_its_own_until_it_is_removed(rig: Rig, jail: Ports) ->
 def test_questions_are_validated(rig: Rig, change: dict[str, Any]) -> None:
     reply = names(rig, "203.0.113.1", **change)
     assert (reply["ok"], reply["error"]) == (False, "dns.refused")
+
+
+def pins(rig: Rig, **more: Any) -> Any:
+    channel = Channel.connect(rig.run_dir / "guard" / "guard.sock", timeout=10)
+    reply, _ = channel.call({"id": 1, "verb": "pins", **more})
+    channel.close()
+    return reply
+
+
+def test_the_answers_that_stand_can_be_seen(
+    rig: Rig, jail: Ports, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = rig.jail("k", "q")
+    ask(jail.udp, "one.wild.net")
+    ask(jail.udp, "alias.wild.net")
+    ask(other.udp, "two.wild.net")
+    ask(other.udp, "secret.wild.net")
+    reply = pins(rig)
+    assert [(row["project"], row["job"], row["name"], row["address"]) for row in reply["rows"]] == [
+        ("p", "j", "alias.wild.net", "203.0.113.2"),
+        ("p", "j", "one.wild.net", "203.0.113.1"),
+        ("q", "k", "two.wild.net", "203.0.113.1"),
+    ]
+    assert all(0 < row["left_s"] <= 60 for row in reply["rows"])
+    shown = {
+        "--project": ("q", ["two"]), "--job": ("j", ["alias", "one"]), "--name": ("one.wild.net", ["one"]),
+        "--address": ("203.0.113.1", ["one", "two"]), "-n": ("1", ["alias"]),
+    }  # fmt: skip
+    for option, (value, wanted) in shown.items():
+        assert main(["--run-dir", str(rig.run_dir), "dns", "pins", "--json", option, value]) == 0
+        rows = json.loads(capsys.readouterr().out)
+        assert [row["name"].split(".")[0] for row in rows] == wanted, option
+    assert main(["--run-dir", str(rig.run_dir), "dns", "pins", "-n", "1"]) == 0
+    line, more = capsys.readouterr().out.splitlines()
+    assert line.split()[:3] == ["p/j", "alias.wild.net", "203.0.113.2"]
+    assert more == "and 2 more"
+    rig.remove("j")
+    assert [row["project"] for row in pins(rig)["rows"]] == ["q"]
+    assert pins(rig, name="wild.net")["total"] == 1
+    assert pins(rig, name="ild.net")["total"] == 0
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"limit": 0}, {"limit": 2001}, {"limit": "1"}, {"project": 1}, {"name": "not a name"},
+        {"name": "192.0.2.1"}, {"address": "x"}, {"subject": {}},
+    ],
+)  # fmt: skip
+def test_a_question_for_answers_that_makes_no_sense_is_refused(rig: Rig, field: dict[str, Any]) -> None:
+    assert pins(rig, **field)["error"] == "dns.refused"
+    assert pins(rig)["rows"] == []

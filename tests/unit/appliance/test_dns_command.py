@@ -1,4 +1,4 @@
-"""`exeat dns tail|top` through the command line, on a ledger made by the real store."""
+"""`exeat dns tail|top|pins` through the command line, on a ledger made by the real store."""
 
 from __future__ import annotations
 
@@ -74,15 +74,41 @@ def test_tail_picks(
 def test_top_adds_up(state: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _, lines = run(capsys, "top", "--json", "--state-dir", str(state))
     rows = [json.loads(line) for line in lines]
-    assert [(row["count"], row["host"], row["reason"]) for row in rows] == [
+    assert [(row["count"], row["host"], row["reason"]) for row in rows if row["by"] == "name"] == [
         (31, "www.example.org", "rule.allow"),
         (7, "evil.example.com", "posture.default_deny"),
         (1, "evil.com", "dns.tunnel"),
     ]
-    _, lines = run(capsys, "top", "--state-dir", str(state), "-n", "1")
-    assert lines == ["      31  allow  www.example.org  rule.allow  (p)"]
+    assert [(row["count"], row["job"], row["decision"]) for row in rows if row["by"] == "subject"] == [
+        (31, "j1", "allow"), (7, "j1", "deny"), (1, "j2", "deny"),
+    ]  # fmt: skip
+    assert [(row["count"], row["reason"]) for row in rows if row["by"] == "refusal"] == [
+        (7, "posture.default_deny"), (1, "dns.tunnel"),
+    ]  # fmt: skip
+
+
+def test_top_draws(state: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _, lines = run(capsys, "top", "--state-dir", str(state), "--by", "name", "-n", "2")
+    assert lines == [
+        "names                      lookups",
+        "████████████████████████        31  allow  www.example.org  rule.allow  (p)",
+        "█████▍                           7  deny   evil.example.com  posture.default_deny  (p)",
+    ]
+    _, lines = run(capsys, "top", "--state-dir", str(state))
+    assert [line.split()[0] for line in lines if line.endswith("lookups")] == [
+        "names",
+        "subjects",
+        "refusals",
+    ]
+    _, lines = run(capsys, "top", "--state-dir", str(state), "--project", "q")
+    assert lines == ["no lookups"]
 
 
 def test_without_a_ledger_it_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["dns", "tail", "--state-dir", str(tmp_path)]) == 3
     assert "no ledger here" in capsys.readouterr().err
+
+
+def test_pins_without_a_guard_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--run-dir", str(tmp_path), "dns", "pins"]) == 3
+    assert "not running" in capsys.readouterr().err
