@@ -109,12 +109,21 @@ class Dns(Section):
     """`upstream`: resolvers in order of preference, all in the clear or all over TLS.
 
     `upstream_ca`: a PEM file with the roots for tls:// upstreams, in place of the system's.
+    `resolvers_file`: public encrypted resolvers to refuse, in place of the list that comes with exeat.
     `listen`: for clients outside jails.
     """
 
     upstream: Annotated[tuple[str, ...], AfterValidator(_checked_upstreams)] = ()
     upstream_ca: Path | None = None
+    resolvers_file: Path | None = None
     listen: Endpoints = ()
+
+    @field_validator("resolvers_file")
+    @classmethod
+    def _absolute(cls, value: Path | None) -> Path | None:
+        if value is not None and not value.is_absolute():
+            raise ValueError("must be an absolute path")
+        return value
 
     def servers(self) -> tuple[tuple[str, int, str], ...]:
         """(address text, port, name or "" for one in the clear) of each upstream."""

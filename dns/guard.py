@@ -185,6 +185,14 @@ class Guard:
         """`ask.pending` is not for the guard; `spent` comes before the first snapshot."""
         if message.get("t") == "spent":
             self._spent = message
+        elif message.get("t") == "resolvers":
+            self._on_resolvers(message)
+
+    def _on_resolvers(self, message: Message) -> None:
+        names = frozenset(message["names"])
+        if names != self._judge.resolvers:
+            self._judge.resolvers = names
+            self._forget_answers()
 
     def close(self) -> None:
         for jail in list(self._jails):

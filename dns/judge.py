@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from exeat.dns.known import is_encrypted_resolver
+from exeat.dns.known import encrypted_resolvers, on_list
 from exeat.dns.wire import host_text
 from exeat.ledger.clock import Clock
 from exeat.policy.model import Address, Decision, Request, Subject, Verdict
@@ -51,6 +51,7 @@ class Judge:
         self._screen = screen
         self._clock = Clock()
         self._snapshot: Snapshot | None = None
+        self.resolvers = encrypted_resolvers()  # names that posture `public` alone does not open
         self._fresh_until = 0.0
         self._usage = Usage()
         # What `verdict` looks at: the lookup itself was admitted and charged, and must not be
@@ -152,6 +153,6 @@ class Judge:
         else:
             request = Request(asker.subject, host, asker.port, asker.proto, addresses)
             decision = self._snapshot.decide(request, now_ms, usage)
-        if decision.reason == "posture.public" and decision.allowed and is_encrypted_resolver(host):
+        if decision.reason == "posture.public" and decision.allowed and on_list(host, self.resolvers):
             return BYPASS  # a rule or a lease for it would have been the reason
         return decision

@@ -12,7 +12,7 @@ from exeat.appliance.control.aio import Link, Server
 from exeat.appliance.errors import RefusedError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Sequence
+    from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
     from pathlib import Path
 
     from exeat.ledger.ipc import Channel, Message
@@ -46,6 +46,7 @@ class Hub:
         *,
         snapshot: Callable[[], Message],
         spent: Callable[[str], Awaitable[Message]],
+        resolvers: Callable[[], Iterable[str]],
         open_sockets: Callable[[str, Sequence[str]], Awaitable[dict[str, int]]],
         on_ask: Callable[[Message], Awaitable[str]],
         on_flows: Callable[[Message], None],
@@ -53,6 +54,7 @@ class Hub:
     ) -> None:
         self._snapshot = snapshot
         self._spent = spent
+        self._resolvers = resolvers
         self._open_sockets = open_sockets
         self._on_ask = on_ask
         self._on_flows = on_flows
@@ -103,6 +105,8 @@ class Hub:
         self._links[role] = link
         if len(self._links) == len(ROLE_SOCKETS):
             self._whole.set()
+        if role == "guard":
+            link.send(self._list_message())
         link.send(self._snapshot())
         for name in list(self.jails):
             if name not in hello.get("jails", ()):
@@ -148,6 +152,13 @@ class Hub:
         message = self._snapshot()
         for link in list(self._links.values()):
             link.send(message)
+
+    def publish_resolvers(self) -> None:
+        """Tell the guard which public resolvers it refuses now."""
+        self.tell("guard", self._list_message())
+
+    def _list_message(self) -> Message:
+        return {"t": "resolvers", "names": sorted(self._resolvers())}
 
     async def add_jail(self, jail: Jail, sockets: dict[str, int]) -> None:
         """Hand a new jail's sockets to the gateway (the descriptors stay the caller's)."""

@@ -24,6 +24,7 @@ from exeat.appliance.control.jobs import Jobs
 from exeat.appliance.control.kill import KillSwitch
 from exeat.appliance.control.leases import Leases
 from exeat.appliance.control.policies import Change, Policies
+from exeat.appliance.control.resolvers import ResolverList
 from exeat.appliance.control.routing import Routing
 from exeat.appliance.control.spent import longest_window_ms, replay
 from exeat.appliance.control.store import Store, StoreError
@@ -73,12 +74,14 @@ class Control:
         self._evidence = Evidence(config.run_dir / "ledger" / "ledger.sock", config.node.name)
         warden = Requester(config.run_dir / "warden" / "warden.sock", "warden")
         self.policies = Policies(config.policy.dir, store, config.policy.shadow)
+        self.resolvers = ResolverList(config.dns.resolvers_file)
         self.leases = Leases(config, self._clock, store, self.policies, self._evidence, changed=self._publish)
         self.hub = Hub(
             config.run_dir / "control" / "hub.sock",
             pwd.getpwnam(config.users.gateway).pw_uid,
             snapshot=self._snapshot,
             spent=self._spent,
+            resolvers=lambda: self.resolvers.names,
             open_sockets=lambda jail, names: self.jobs.open_sockets(jail, names),
             on_ask=self.leases.ask,
             on_flows=lambda message: self.flows.heard(message),
@@ -119,6 +122,7 @@ class Control:
         self._tasks.create_task(_guarded(work))
 
     async def start(self) -> None:
+        self.resolvers.start()
         await self._load_policies()
         self.spawn(self.jobs.adopt())
         self.spawn(self._tick())
@@ -224,7 +228,7 @@ class Control:
             "projects": sorted(self.policies.projects),
             "shadows": self.policies.shadow_names,
             "baseline": self.policies.baseline,
-            "policy_error": self.policies.error,
+            "policy_error": self.policies.error or self.resolvers.error,
             "jobs": len(running),
             "leases": self.leases.counts(),
             "listeners": [{"door": door, "at": name} for door, name, _ in wanted(self._config)],
@@ -291,16 +295,24 @@ class Control:
         who = person(message)
         changes = await asyncio.to_thread(self.policies.read, self._clock.now_ms())
         changes += await asyncio.to_thread(self.policies.read_shadows)
+        names = await asyncio.to_thread(self.resolvers.read)
         for change in changes:
             if change.widens:
-                self._need_second_person(change, who, message.get("reviewed_by"))
+                what = f"project {change.project} would let more out: {change.widens}"
+                self._need_second_person(what, who, message.get("reviewed_by"))
+        if names.widens:
+            what = f"resolvers_file would no longer refuse {names.widens}"
+            self._need_second_person(what, who, message.get("reviewed_by"))
         effective = [change for change in changes if change.changed]
-        if effective:
-            await self._evidence.write(
-                *(self._policy_record(c, who, "widens" if c.widens else "narrows") for c in effective)
-            )
+        records = [self._policy_record(c, who, "widens" if c.widens else "narrows") for c in effective]
+        records += [self.resolvers.record(names, who, self._evidence)] if names.changed else []
+        if records:
+            await self._evidence.write(*records)
         self.policies.apply(changes)
+        self.resolvers.apply(names)
         _warn(effective)
+        if names.changed:
+            self.hub.publish_resolvers()
         self._publish()
         return {
             "projects": sorted(self.policies.projects),
@@ -308,14 +320,13 @@ class Control:
             "shadows": self.policies.shadow_names,
         }
 
-    def _need_second_person(self, change: Change, person: str, reviewer: object) -> None:
+    def _need_second_person(self, what: str, person: str, reviewer: object) -> None:
         context = {"widens": True, "reviewers": [person, *([reviewer] if reviewer else [])]}
         decision = authorize(Actor(person, "admin"), "policy.update", context)
         if not decision.allowed:
             raise RefusedError(
                 decision.reason,
-                f"project {change.project} would let more out: {change.widens}; a second person must agree: "
-                "exeat policy reload --as NAME --reviewed-by OTHER",
+                f"{what}; a second person must agree: exeat policy reload --as NAME --reviewed-by OTHER",
             )
 
     def _policy_record(self, change: Change, actor: str, verdict: str) -> bytes:

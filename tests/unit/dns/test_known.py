@@ -11,7 +11,6 @@ from exeat.dns import known
 from exeat.dns.judge import Asker, Judge
 from exeat.policy.document import load_policy
 from exeat.policy.model import Subject
-from exeat.policy.names import MalformedError
 from exeat.policy.snapshot import Snapshot
 
 ASKER = Asker(Subject("p", "a", "j", "", "n"))
@@ -51,7 +50,7 @@ def test_a_rule_for_one_wins() -> None:
 
 @pytest.mark.parametrize("host", ["google", "xdns.google", "dns.google.evil.com", "quad9.net", "com"])
 def test_neighbours_are_not_on_it(host: str) -> None:
-    assert not known.is_encrypted_resolver(host)
+    assert not known.on_list(host, known.encrypted_resolvers())
 
 
 def test_the_list_says_where_it_is_from_and_holds_no_name_twice() -> None:
@@ -65,10 +64,19 @@ def test_the_list_says_where_it_is_from_and_holds_no_name_twice() -> None:
     for name in names:
         _, dot, parent = name.partition(".")
         assert dot
-        assert not known.is_encrypted_resolver(parent), name
+        assert not known.on_list(parent, names), name
 
 
-@pytest.mark.parametrize("text", ["Dns.Google\n", "a b\n", "192.0.2.1\n", ".x\n"])
-def test_a_list_with_anything_else_does_not_load(text: str) -> None:
-    with pytest.raises((ValueError, MalformedError)):
-        known.read_names(text)
+@pytest.mark.parametrize("line", ["Dns.Google", "a b", "192.0.2.1", ".x.y", "com", "*.dns.google", "[::1]"])
+def test_a_list_with_anything_else_does_not_load(line: str) -> None:
+    with pytest.raises(ValueError, match=r"^f\.txt:3: `"):
+        known.read_names(f"# resolvers\ndns.google\n{line}\n", "f.txt")
+
+
+def test_a_list_has_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="no name in it"):
+        known.read_names("# nothing\n\n")
+    monkeypatch.setattr(known, "MAX_NAMES", 2)
+    assert known.read_names("a.test\na.test\nb.test\n") == {"a.test", "b.test"}
+    with pytest.raises(ValueError, match=r":3: more than 2"):
+        known.read_names("a.test\nb.test\nc.test\n")
