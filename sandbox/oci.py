@@ -49,7 +49,7 @@ exit $?
 
 # Below /proc: what tells about the whole machine, and what would change it.
 _MASKED: Final = """
-acpi asound interrupts kallsyms kcore keys key-users
+acpi asound config.gz interrupts kallsyms kcore keys key-users
 kmsg latency_stats modules sched_debug scsi slabinfo timer_list timer_stats vmallocinfo
 """.split()  # noqa: SIM905
 _READ_ONLY: Final = ("bus", "fs", "irq", "sys", "sysrq-trigger")

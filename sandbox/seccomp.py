@@ -20,6 +20,7 @@ _ENOSYS: Final = 38
 _EPERM: Final = 1
 _NAMESPACE_FLAGS: Final = 0x7E020000  # CLONE_NEW{NS,CGROUP,UTS,IPC,USER,PID,NET}; NEWTIME is clone3 only
 _SOCK_TYPE_MASK: Final = 0xF
+_PER_LINUX, _PER_ASK = 0, 0xFFFFFFFF  # personality(2): what everybody has, and "which have I?"
 _AF_UNIX, _AF_INET, _AF_INET6, _AF_NETLINK = 1, 2, 10, 16
 _SOCK_STREAM, _SOCK_DGRAM, _TCP, _UDP, _NETLINK_ROUTE = 1, 2, 6, 17, 0
 
@@ -45,7 +46,7 @@ get_thread_area getcpu getegid geteuid getgid getgroups getitimer getpgid getpgr
 getpriority getrandom getresgid getresuid getrlimit getrusage getsid gettid gettimeofday getuid
 kill landlock_add_rule landlock_create_ruleset landlock_restrict_self madvise map_shadow_stack
 membarrier memfd_create mincore mlock mlock2 mlockall mmap mprotect mremap mseal msync munlock
-munlockall munmap nanosleep pause personality pidfd_open pidfd_send_signal pipe pipe2 pkey_alloc
+munlockall munmap nanosleep pause pidfd_open pidfd_send_signal pipe pipe2 pkey_alloc
 pkey_free pkey_mprotect prctl prlimit64 process_mrelease remap_file_pages restart_syscall rseq
 rt_sigaction rt_sigpending rt_sigprocmask rt_sigqueueinfo rt_sigreturn rt_sigsuspend
 rt_sigtimedwait rt_tgsigqueueinfo sched_get_priority_max sched_get_priority_min sched_getaffinity
@@ -100,6 +101,8 @@ def profile(kind: Profile, machine: str) -> dict[str, Any]:
             {"names": ["clone3"], "action": "SCMP_ACT_ERRNO", "errnoRet": _ENOSYS},
             _allow("clone", _masked(0, _NAMESPACE_FLAGS, 0)),
             *_ioctl(),
+            # No ADDR_NO_RANDOMIZE, no READ_IMPLIES_EXEC: they only make a program easier to take over.
+            *(_allow("personality", _equal(0, value)) for value in (_PER_LINUX, _PER_ASK)),
             _allow("socketpair", _equal(0, _AF_UNIX)),
             *_sockets(kind),
         ],

@@ -274,6 +274,178 @@ def more_capabilities():
     return call(126, header, every)
 
 
+# /proc, cgroups and the keys of the kernel.
+read_probe("read_config", "/proc/config.gz")
+read_probe("read_kmsg", "/proc/kmsg")
+read_probe("read_keys", "/proc/keys")
+read_probe("read_modules", "/proc/modules")
+read_probe("read_timers", "/proc/timer_list")
+write_probe("write_hotplug", "/proc/sys/kernel/hotplug")
+write_probe("write_modprobe", "/proc/sys/kernel/modprobe")
+write_probe("write_binfmt", "/proc/sys/fs/binfmt_misc/register")
+write_probe("write_forwarding", "/proc/sys/net/ipv4/ip_forward")
+write_probe("write_route_localnet", "/proc/sys/net/ipv4/conf/all/route_localnet")
+write_probe("write_unprivileged_ports", "/proc/sys/net/ipv4/ip_unprivileged_port_start")
+write_probe("write_user_namespaces", "/proc/sys/user/max_user_namespaces")
+write_probe("write_init_uid_map", "/proc/self/uid_map")
+write_probe("write_irq", "/proc/irq/default_smp_affinity")
+write_probe("write_cgroup", "/sys/fs/cgroup/cgroup.procs")
+write_probe("write_cgroup_release", "/sys/fs/cgroup/memory/release_agent")
+write_probe("write_debug_filesystem", "/sys/kernel/debug/x")
+write_probe("write_terminal", "/dev/tty")
+write_probe("write_console", "/dev/console")
+
+
+@probe
+def leave_by_the_root_of_init():
+    return reached("/proc/1/root" + FACTS["secret"])
+
+
+@probe
+def leave_by_the_folder_of_init():
+    return reached("/proc/1/cwd/../../.." + FACTS["secret"])
+
+
+@probe
+def leave_by_dots():
+    return reached("../" * 60 + FACTS["secret"].lstrip("/"))
+
+
+@probe
+def leave_by_a_link():
+    os.symlink(FACTS["secret"], "/work/link")
+    return reached("/work/link")
+
+
+@probe
+def leave_by_a_link_in_proc():
+    os.symlink("/proc/1/root" + FACTS["secret"], "/tmp/link")
+    return reached("/tmp/link")
+
+
+@probe
+def leave_by_an_open_folder():
+    for name in os.listdir("/proc/self/fd"):
+        if os.path.isdir(f"/proc/self/fd/{name}") and reached(f"/proc/self/fd/{name}/..{FACTS['secret']}"):
+            return f"by descriptor {name}"
+    raise FileNotFoundError(errno.ENOENT, "")
+
+
+def reached(path):
+    with open(path) as handle:
+        return f"read {handle.read()!r}"
+
+
+@probe
+def take_a_descriptor_of_init():
+    taken = [name for name in os.listdir("/proc/1/fd") if int(name) > 2]
+    return f"init holds {taken}" if taken else ""
+
+
+@probe
+def open_the_runtime():
+    # CVE-2019-5736: the runtime's own binary, written through /proc while it enters.
+    target = os.readlink("/proc/1/exe")
+    with open("/proc/1/exe", "r+b"):
+        return f"opened {target} for writing"
+
+
+@probe
+def link_a_file_of_the_host():
+    os.link("/usr/bin/env", "/work/env")
+    return "linked"
+
+
+@probe
+def lower_the_oom_score():
+    with open("/proc/self/oom_score_adj", "w") as handle:
+        handle.write("-1000")
+    return "never killed for memory"
+
+
+@probe
+def run_before_others():
+    os.setpriority(os.PRIO_PROCESS, 0, -10)
+    return "priority raised"
+
+
+@probe
+def run_as_real_time():
+    os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+    return "real time"
+
+
+@probe
+def dump_core():
+    import resource
+
+    try:
+        resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
+    except ValueError:
+        raise PermissionError(errno.EPERM, "") from None
+    return "cores allowed"
+
+
+@probe
+def make_a_setuid_program():
+    with open("/work/tool", "wb") as handle:
+        handle.write(b"x")
+    os.chmod("/work/tool", 0o6755)  # noqa: S103 - that is the attempt
+    return "" if os.statvfs("/work/tool").f_flag & os.ST_NOSUID else "/work without nosuid"
+
+
+@probe
+def gain_file_capabilities():
+    with open("/work/cap", "wb") as handle:
+        handle.write(b"x")
+    os.setxattr("/work/cap", "security.capability", struct.pack("<5I", 0x2000001, 0xFFFFFFFF, 0, 0, 0))
+    return "a file with capabilities"
+
+
+@probe
+def give_a_file_away():
+    with open("/work/gift", "wb") as handle:
+        handle.write(b"x")
+    os.chown("/work/gift", 0, 0)
+    return "a file of root"
+
+
+@probe
+def gain_by_setuid_program():
+    return "" if os.statvfs("/usr/bin/su").f_flag & os.ST_NOSUID else "/usr without nosuid"
+
+
+# The neighbour: another job that runs meanwhile, with a socket, memory and a file of its own.
+connect_probe("neighbour_abstract_socket", socket.AF_UNIX, "\0exeat-neighbour")
+connect_probe("neighbour_port", socket.AF_INET, ("127.0.0.1", 4567))
+read_probe("neighbour_tmp", "/tmp/neighbour")
+read_probe("neighbour_shm", "/dev/shm/neighbour")
+read_probe("neighbour_work", FACTS["neighbour"] + "/file")
+read_probe("neighbour_work_by_root", "/proc/1/root" + FACTS["neighbour"] + "/file")
+
+
+@probe
+def neighbour_signal():
+    os.kill(FACTS["neighbour_pid"], 0)
+    return "reached the neighbour"
+
+
+@probe
+def neighbour_memory():
+    return call(29, 0x6E656967, 4096, 0)  # shmget of its key, not making one
+
+
+@probe
+def neighbour_queue():
+    return call(240, b"neighbour", 0, 0, 0)  # mq_open
+
+
+@probe
+def type_over_another_terminal():
+    names = [name for name in os.listdir("/dev/pts") if name.isdigit()]
+    return f"there are terminals {names}" if names else ""
+
+
 def attempt(name):
     """In a child: a probe may be killed, or spoil the process."""
     read, write = os.pipe()
@@ -284,6 +456,8 @@ def attempt(name):
             result = PROBES[name]() or "nothing"
         except OSError as error:
             result = errno.errorcode.get(error.errno, str(error))
+        except Exception as error:
+            result = repr(error)
         os.write(write, result.encode())
         os._exit(0)
     os.close(write)
@@ -291,6 +465,13 @@ def attempt(name):
     os.close(read)
     _, status = os.waitpid(pid, 0)
     return signal.Signals(os.WTERMSIG(status)).name if os.WIFSIGNALED(status) else result
+
+
+def links():
+    try:
+        return sorted(name for _, name in socket.if_nameindex())
+    except OSError:
+        return []
 
 
 def facts():
@@ -312,7 +493,7 @@ def facts():
         "seccomp": status["Seccomp"],
         "fds": fds,
         "pids": sorted(int(name) for name in os.listdir("/proc") if name.isdigit()),
-        "links": sorted(name for _, name in socket.if_nameindex()),
+        "links": links(),
         "gateway": sorted(os.listdir("/run/exeat")),
         "root": sorted(os.listdir("/")),
         "hostname": platform.node(),
