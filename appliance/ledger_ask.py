@@ -1,4 +1,4 @@
-"""`exeat ledger query|reconcile`: ask the evidence, and hold it against the kernel's own counts."""
+"""`exeat ledger query|index|reconcile`: ask the evidence, and hold it against the kernel's own counts."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from exeat.ledger.index import Fresh, Index
     from exeat.ledger.reconcile import Account, Drift, Reconciliation
 
 _FILTERS = ("project", "job", "agent", "episode", "lease", "host", "port", "verdict", "reason", "rule")
@@ -39,10 +40,14 @@ def register(actions: Any, directories: Callable[[argparse.Namespace], list[Path
     ask.add_argument("--format", choices=("table", "json", "csv"), default="table")
     ask.set_defaults(handler=lambda args: run_query(directories(args), args))
 
+    kept = actions.add_parser("index", help="bring the index that `query` asks up to date")
+    kept.add_argument("--anew", action="store_true", help="make it from the first record on")
+    kept.set_defaults(handler=lambda args: run_index(directories(args), args))
+
     books = actions.add_parser("reconcile", help="the ledger's bytes against the kernel's, flow by flow")
     books.add_argument("--job", default="", metavar="J", help="only this job's flows")
     books.set_defaults(handler=lambda args: run_reconcile(directories(args), args))
-    return [ask, books]
+    return [ask, kept, books]
 
 
 def _limit(text: str) -> int:
@@ -52,7 +57,7 @@ def _limit(text: str) -> int:
 
 
 def _keys(text: str) -> list[str]:
-    from exeat.ledger.index import SUM_KEYS
+    from exeat.ledger.questions import SUM_KEYS
 
     keys = text.split(",")
     for key in keys:
@@ -77,37 +82,59 @@ def _moment(text: str) -> int:
 
 
 def run_query(ledgers: list[Path], args: argparse.Namespace) -> int:
-    from exeat.ledger import index
+    from exeat.ledger import questions
 
     where = {name: getattr(args, name) for name in _FILTERS if getattr(args, name) is not None}
     if not where.get("port", "0").isdecimal():
         raise UsageError("--port: not a number")
-    question = index.Question(where, args.since, args.until)
-    columns: Sequence[str] = (*args.sum, *_SUMMED) if args.sum else index.ROW
+    question = questions.Question(where, args.since, args.until)
+    columns: Sequence[str] = (*args.sum, *_SUMMED) if args.sum else questions.ROW
     rows: list[tuple[Any, ...]] = []
     for directory in ledgers:
         opened = _open(directory)
         try:
             found = (
-                index.sums(opened, question, args.sum)
+                questions.sums(opened, question, args.sum)
                 if args.sum
-                else index.entries(opened, question, args.limit)
+                else questions.entries(opened, question, args.limit)
             )
+            fresh = opened.fresh()
         finally:
             opened.close()
         rows += found[: args.limit]
+        print(f"as of {_fresh(fresh)}", file=sys.stderr)
+    if args.sum and (unknown := questions.why_by_rows(question, args.sum)):
+        print(f"row by row: the sums per hour do not tell {unknown}", file=sys.stderr)
     if not args.sum:
         rows = [(row[0], _time(row[1]), *row[2:]) for row in rows]
     _write("json" if args.json else args.format, columns, rows)
     return 0
 
 
-def _open(directory: Path) -> Any:
+def run_index(ledgers: list[Path], args: argparse.Namespace) -> int:
+    found = []
+    for directory in ledgers:
+        opened = _open(directory, anew=args.anew)
+        fresh = opened.fresh()
+        opened.close()
+        found.append({"path": str(directory), **fresh._asdict()})
+        if not args.json:
+            print(f"{directory}: {_fresh(fresh)}")
+    if args.json:
+        print(json.dumps(found))
+    return 0
+
+
+def _fresh(fresh: Fresh) -> str:
+    return f"{fresh.records} records, the last of {_time(fresh.t)}" if fresh.records else "no records"
+
+
+def _open(directory: Path, *, anew: bool = False) -> Index:
     from exeat.ledger.index import open_index
     from exeat.ledger.reader import ReaderError
 
     try:
-        return open_index(directory)
+        return open_index(directory, anew=anew)
     except (ReaderError, OSError, sqlite3.Error) as error:
         raise NotReachableError(f"{directory}: {error}") from None
 

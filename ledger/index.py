@@ -2,15 +2,19 @@
 
 One row for every refusal, lookup and settled flow (an `open` only until its flow is settled), one
 for each other event. Who, where and why are the same for many rows, so they stand in a table of
-their own. Never the truth: what the index says can be looked up in the ledger by `seq`.
+their own; what of them does not change from one run of a job to the next is a *place*. For each
+place there are sums per hour (`hour`), written in the same transaction as the rows they are of:
+`ledger.questions` asks them where it can. Never the truth: what the index says can be looked up in
+the ledger by `seq`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import os
 import sqlite3
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from exeat.ledger import records
 from exeat.ledger.quick import Outline
@@ -18,13 +22,13 @@ from exeat.ledger.reader import Follower, segment_of
 from exeat.ledger.records import Kind
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from exeat.ledger.reader import Entry
 
-_VERSION: Final = 2
-_BATCH: Final = 50_000
+HOUR_MS: Final = 3_600_000
+PLACE: Final = ("project", "agent", "host", "port", "verdict", "reason", "rule", "node")
 WHO: Final = (
     "project",
     "job",
@@ -38,26 +42,86 @@ WHO: Final = (
     "rule",
     "node",
 )
+_VERSION: Final = 3
+_BATCH: Final = 50_000
+_REMEMBERED: Final = 65_536  # of `who`
+_AT_ONCE: Final = 500  # values in one statement
 # Their encoding tells one row of `who` from another, in the order of the records' layout.
 _WHO_FIELDS: Final = (
     *("job", "project", "agent", "dest", "decision", "reason_code", "rule_id", "lease_id"),
     *("generation", "policy_digest", "posture", "name_source", "episode", "node"),
 )
 _PASSING: Final = frozenset({Kind.RESERVE, Kind.PROGRESS, Kind.RESUME})
-_OF_FLOWS: Final = frozenset({Kind.OPEN, Kind.CLOSE, Kind.ORPHAN})
+OF_FLOWS: Final = frozenset({Kind.OPEN, Kind.CLOSE, Kind.ORPHAN})
+SETTLED: Final = frozenset({Kind.CLOSE, Kind.ORPHAN})
+# In `hour`, `entries` is how many rows of `entry` the sums are of, `others` as `others_in` counts them.
 _SCHEMA: Final = f"""
-create table who (id integer primary key, bytes blob unique, {", ".join(WHO)});
+create table place (id integer primary key, {", ".join(PLACE)}, unique ({", ".join(PLACE)}));
+create table who (id integer primary key, bytes blob unique, place integer, {", ".join(WHO)});
 create table entry (seq integer primary key, t integer, kind integer, who integer,
                     bytes_out integer, bytes_in integer, count integer);
+create table hour (hour integer, place integer, kind integer, entries integer,
+                   bytes_out integer, bytes_in integer, others integer,
+                   primary key (hour, place, kind)) without rowid;
 create table flow (id blob primary key, seq integer, who integer) without rowid;
 create index entry_t on entry (t);
-create table state (next integer);
-insert into state values (0);
+create table state (next integer, t integer);
+insert into state values (0, 0);
 pragma user_version = {_VERSION};
 """  # noqa: S608 - names are ours
+_INSERT_WHO: Final = f"insert into who (bytes, place, {', '.join(WHO)}) values (?, ?{', ?' * len(WHO)})"  # noqa: S608
+_INSERT_PLACE: Final = f"insert into place ({', '.join(PLACE)}) values (?{', ?' * (len(PLACE) - 1)})"  # noqa: S608
+_FIND_PLACE: Final = f"select id from place where {' and '.join(f'{name} = ?' for name in PLACE)}"  # noqa: S608
+_ADD_HOUR: Final = """
+insert into hour values (?, ?, ?, ?, ?, ?, ?) on conflict do update set entries = entries + excluded.entries,
+  bytes_out = bytes_out + excluded.bytes_out, bytes_in = bytes_in + excluded.bytes_in,
+  others = others + excluded.others
+"""
 
 
-_INSERT_WHO: Final = f"insert into who (bytes, {', '.join(WHO)}) values (?{', ?' * len(WHO)})"  # noqa: S608
+class _Row(NamedTuple):
+    """A row of `entry`. Time in milliseconds."""
+
+    seq: int
+    t: int
+    kind: int
+    who: int
+    bytes_out: int
+    bytes_in: int
+    times: int
+
+
+class Fresh(NamedTuple):
+    """How far the index has come: records taken in, and the time (ms) of the last of them."""
+
+    records: int
+    t: int
+
+
+def others_in(kind: int, count: int) -> int:
+    """How many events a row stands for that are no flows."""
+    return 0 if kind in OF_FLOWS else max(count, 1)
+
+
+class _Sums:
+    """What a batch changes in the sums per hour."""
+
+    def __init__(self) -> None:
+        self._changes: dict[tuple[int, int, int], list[int]] = {}
+
+    def add(self, row: _Row, place: int, sign: int) -> None:
+        _, t, kind, _, out, into, count = row
+        sums = self._changes.setdefault((t // HOUR_MS, place, kind), [0, 0, 0, 0])
+        sums[0] += sign
+        sums[1] += sign * out
+        sums[2] += sign * into
+        sums[3] += sign * others_in(kind, count)
+
+    def write(self, db: sqlite3.Connection) -> None:
+        changed = {key: sums for key, sums in self._changes.items() if any(sums)}
+        db.executemany(_ADD_HOUR, [(*key, *sums) for key, sums in changed.items()])
+        fewer = [key for key, sums in changed.items() if sums[0] < 0]
+        db.executemany("delete from hour where hour = ? and place = ? and kind = ? and entries = 0", fewer)
 
 
 class Index:
@@ -76,12 +140,14 @@ class Index:
             self.db.executescript(f"begin; {_SCHEMA} commit;")
         elif self.db.execute("pragma user_version").fetchone()[0] != _VERSION:
             raise sqlite3.DatabaseError("an index of another version")
-        self._who = dict(self.db.execute("select bytes, id from who"))
-        self._flows = {flow: (seq, who) for flow, seq, who in self.db.execute("select * from flow")}
+        self._who: dict[bytes, tuple[int, int]] = {}  # number of the row, and of its place
+        self._place_of: dict[int, int] = {}
+        self._flows: dict[bytes, tuple[int, int]] = {}  # the row that stands for it, and its `who`
 
     def catch_up(self) -> int:
-        """Take in what has been committed since; how many records there were."""
-        (next_seq,) = self.db.execute("select next from state").fetchone()
+        """Take in what has been committed since; how many records there were. One process at a time."""
+        next_seq = self.fresh().records
+        self._flows = {flow: (seq, who) for flow, seq, who in self.db.execute("select * from flow")}
         follower = Follower(self._directory, index=segment_of(self._directory, next_seq))
         taken = 0
         batch: list[Entry] = []
@@ -96,59 +162,89 @@ class Index:
         self._take(batch)
         return taken
 
+    def fresh(self) -> Fresh:
+        return Fresh(*self.db.execute("select next, t from state").fetchone())
+
     def close(self) -> None:
         self.db.close()
 
     def _take(self, batch: list[Entry]) -> None:
         if not batch:
             return
-        rows: dict[int, tuple[int, ...]] = {}
-        ended: list[tuple[int]] = []
-        touched: set[bytes] = set()
         self.db.execute("begin")
+        rows, ended, touched, t = self._rows(batch)
+        sums = _Sums()
+        for row in rows.values():
+            sums.add(row, self._place(row.who), 1)
+        for row in self._stored(ended):
+            sums.add(row, self._place(row.who), -1)
+        sums.write(self.db)
+        self.db.executemany("insert into entry values (?, ?, ?, ?, ?, ?, ?)", rows.values())
+        self.db.executemany("delete from entry where seq = ?", [(seq,) for seq in ended])
+        self.db.executemany("delete from flow where id = ?", [(flow,) for flow in touched])
+        left = [(flow, *self._flows[flow]) for flow in touched if flow in self._flows]
+        self.db.executemany("insert into flow values (?, ?, ?)", left)
+        self.db.execute("update state set next = ?, t = ?", (batch[-1][0] + 1, t))
+        self.db.execute("commit")
+
+    def _rows(self, batch: list[Entry]) -> tuple[dict[int, _Row], list[int], set[bytes], int]:
+        """New rows by number; numbers of stored rows they replace; flows concerned; the last one's time."""
+        rows: dict[int, _Row] = {}
+        ended: list[int] = []
+        touched: set[bytes] = set()
+        t = 0
         for seq, data in batch:
-            found = records.outline(data) or _decoded(data)
-            kind, flow = found.kind, found.flow
+            kind, real, flow, out, into, _, about, times = records.outline(data) or _decoded(data)
+            t = real // 1_000_000
             if kind in _PASSING:
                 continue
-            who = self._who.get(found.who) or self._new_who(found.who, data)
-            if kind in _OF_FLOWS:
+            who, _ = self._who.get(about) or self._find_who(about, data)
+            if kind in OF_FLOWS:
                 before = self._flows.pop(flow, None)
                 touched.add(flow)
                 if before is not None:
                     if rows.pop(before[0], None) is None:
-                        ended.append((before[0],))
+                        ended.append(before[0])
                     who = before[1] if kind == Kind.ORPHAN else who
                 if kind != Kind.CLOSE:  # an orphaned flow may still be closed
                     self._flows[flow] = (seq, who)
-            rows[seq] = (
-                seq,
-                found.t_real_ns // 1_000_000,
-                kind,
-                who,
-                found.bytes_out,
-                found.bytes_in,
-                found.times,
-            )
-        self.db.executemany("insert into entry values (?, ?, ?, ?, ?, ?, ?)", rows.values())
-        self.db.executemany("delete from entry where seq = ?", ended)
-        self.db.executemany("delete from flow where id = ?", [(flow,) for flow in touched])
-        left = [(flow, *self._flows[flow]) for flow in touched if flow in self._flows]
-        self.db.executemany("insert into flow values (?, ?, ?)", left)
-        self.db.execute("update state set next = ?", (batch[-1][0] + 1,))
-        self.db.execute("commit")
+            rows[seq] = _Row(seq, t, kind, who, out, into, times)
+        return rows, ended, touched, t
 
-    def _new_who(self, encoded: bytes, data: bytes) -> int:
-        record = records.decode(data)
+    def _stored(self, numbers: Sequence[int]) -> Iterator[_Row]:
+        for first in range(0, len(numbers), _AT_ONCE):
+            some = numbers[first : first + _AT_ONCE]
+            marks = ", ".join("?" * len(some))
+            found = self.db.execute(f"select * from entry where seq in ({marks})", some)  # noqa: S608
+            yield from map(_Row._make, found)
+
+    def _place(self, who: int) -> int:
+        place = self._place_of.get(who)
+        if place is None:
+            (place,) = self.db.execute("select place from who where id = ?", (who,)).fetchone()
+            self._place_of[who] = place
+        return place
+
+    def _find_who(self, encoded: bytes, data: bytes) -> tuple[int, int]:
+        found = self.db.execute("select id, place from who where bytes = ?", (encoded,)).fetchone()
+        number, place = found or self._new_who(encoded, records.decode(data))
+        if len(self._who) >= _REMEMBERED:
+            self._who.clear()
+        self._who[encoded] = number, place
+        self._place_of[number] = place
+        return number, place
+
+    def _new_who(self, encoded: bytes, record: records.Record) -> tuple[int, int]:
         dest = record.dest or records.Dest()
         values = (
             *(record.project, record.job, record.agent, record.episode, record.lease_id),
             *(dest.host, dest.port, record.decision, record.reason_code, record.rule_id, record.node),
         )
-        cursor = self.db.execute(_INSERT_WHO, (encoded, *values))
-        number = int(cursor.lastrowid or 0)
-        self._who[encoded] = number
-        return number
+        place = [values[WHO.index(name)] for name in PLACE]
+        found = self.db.execute(_FIND_PLACE, place).fetchone()
+        at = found[0] if found else self.db.execute(_INSERT_PLACE, place).lastrowid or 0
+        number = self.db.execute(_INSERT_WHO, (encoded, at, *values)).lastrowid or 0
+        return number, at
 
 
 def _decoded(data: bytes) -> Outline:
@@ -172,21 +268,38 @@ def _decoded(data: bytes) -> Outline:
     )
 
 
-def open_index(directory: Path) -> Index:
-    """The index kept beside the ledger, caught up; made anew if it cannot be used, in memory if there is
-    no room or right to keep it. Raises OSError, ReaderError."""
+def open_index(directory: Path, *, anew: bool = False) -> Index:
+    """The index kept beside the ledger, caught up; made anew if it cannot be used (or if wished), in memory
+    if there is no room or right to keep it. Raises OSError, ReaderError."""
     path = directory / "derived" / "index.sqlite"
     try:
         path.parent.mkdir(mode=0o750, exist_ok=True)
-        return _caught_up(directory, path)
-    except (sqlite3.Error, OSError):
-        for name in (path, path.with_name(path.name + "-wal"), path.with_name(path.name + "-shm")):
-            with contextlib.suppress(OSError):
-                name.unlink()
-    try:
-        return _caught_up(directory, path)
+        with _alone(path.with_suffix(".lock")):
+            if anew:
+                _discard(path)
+            try:
+                return _caught_up(directory, path)
+            except (sqlite3.Error, OSError):
+                _discard(path)
+            return _caught_up(directory, path)
     except (sqlite3.Error, OSError):
         return _caught_up(directory, None)
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Wait for others who are bringing the index up to date: two would take the same records in."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _discard(path: Path) -> None:
+    for name in (path, path.with_name(path.name + "-wal"), path.with_name(path.name + "-shm")):
+        name.unlink(missing_ok=True)
 
 
 def _caught_up(directory: Path, path: Path | None) -> Index:
@@ -197,83 +310,3 @@ def _caught_up(directory: Path, path: Path | None) -> Index:
         index.close()
         raise
     return index
-
-
-# --- questions
-
-_COLUMNS: Final = {
-    **{name: f"who.{name}" for name in WHO},
-    "seq": "entry.seq",
-    "kind": "entry.kind",
-    "hour": "strftime('%Y-%m-%dT%H:00Z', entry.t / 1000, 'unixepoch')",
-    "day": "strftime('%Y-%m-%d', entry.t / 1000, 'unixepoch')",
-}
-SUM_KEYS: Final = (*WHO, "kind", "hour", "day")
-ROW: Final = ("seq", "time", "kind", *WHO[:-1], "bytes_out", "bytes_in", "count")
-
-
-class Question(NamedTuple):
-    """What to look for. Times are milliseconds, `since` included, `until` not; "" is any.
-
-    `where` maps names of `WHO` to the value wanted; a host `*.example.org` is any name under it.
-    """
-
-    where: Mapping[str, str] = MappingProxyType({})
-    since: int | None = None
-    until: int | None = None
-
-    def condition(self) -> tuple[str, list[Any]]:
-        """The SQL condition and its values."""
-        parts, values = list[str](), list[Any]()
-        for name, wanted in self.where.items():
-            if name == "host" and wanted.startswith("*."):
-                parts.append("substr(who.host, ?) = ?")
-                values += [1 - len(wanted), wanted[1:]]
-            else:
-                parts.append(f"{_COLUMNS[name]} = ?")
-                values.append(int(wanted) if name == "port" else wanted)
-        for sign, moment in ((">=", self.since), ("<", self.until)):
-            if moment is not None:
-                parts.append(f"entry.t {sign} ?")
-                values.append(moment)
-        return (" and ".join(parts) or "1"), values
-
-
-def entries(index: Index, question: Question, limit: int) -> list[tuple[Any, ...]]:
-    """The newest `limit` rows that answer, oldest first, in the columns of `ROW`; time in milliseconds."""
-    condition, values = question.condition()
-    columns = ", ".join(f"who.{name}" for name in WHO[:-1])
-    found = index.db.execute(
-        f"select entry.seq, t, kind, {columns}, bytes_out, bytes_in, count"  # noqa: S608 - names are ours
-        f" from entry join who on who.id = entry.who where {condition} order by entry.seq desc limit ?",
-        [*values, limit],
-    ).fetchall()
-    return [(row[0], row[1], Kind(row[2]).label, *row[3:]) for row in reversed(found)]
-
-
-def sums(index: Index, question: Question, keys: Sequence[str]) -> list[tuple[Any, ...]]:
-    """Per combination of `keys` (of `SUM_KEYS`): the keys, then bytes_out, bytes_in, flows, other entries.
-
-    Most bytes first. Flows are those that are settled; their bytes are what `close` or `orphan` says.
-    """
-    condition, values = question.condition()
-    chosen = ", ".join(_COLUMNS[key] for key in keys)
-    # First by the number of who: few numbers are compared, not many texts.
-    timed = any(key in ("hour", "day") for key in keys)
-    hour = "entry.t / 3600000" if timed else "0"
-    found = index.db.execute(
-        f"select {chosen}, sum(o), sum(i), sum(flows), sum(others) from ("  # noqa: S608
-        f" select entry.who as who, entry.kind as kind, {hour} * 3600000 as t,"
-        " sum(bytes_out) as o, sum(bytes_in) as i,"
-        f" sum(kind in ({int(Kind.CLOSE)}, {int(Kind.ORPHAN)})) as flows,"
-        f" sum(case when kind in ({int(Kind.OPEN)}, {int(Kind.CLOSE)}, {int(Kind.ORPHAN)}) then 0"
-        " else max(count, 1) end) as others"
-        f" from entry join who on who.id = entry.who where {condition} group by 1, 2, 3) as entry"
-        f" join who on who.id = entry.who group by {', '.join(str(n + 1) for n in range(len(keys)))}"
-        " order by sum(o) + sum(i) desc, 1",
-        values,
-    ).fetchall()
-    if "kind" in keys:
-        at = list(keys).index("kind")
-        found = [(*row[:at], Kind(row[at]).label, *row[at + 1 :]) for row in found]
-    return found

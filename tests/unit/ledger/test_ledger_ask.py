@@ -5,6 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import sqlite3
+import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,7 +16,7 @@ from hypothesis import strategies as st
 from tests.support.ledgers import flow_id
 
 from exeat.appliance.cli import main
-from exeat.ledger import index
+from exeat.ledger import index, questions
 from exeat.ledger.reconcile import reconcile
 from exeat.ledger.records import Dest, Kind, Record, encode
 from exeat.ledger.store import Store
@@ -160,11 +163,11 @@ def test_an_open_flow_shows_until_it_is_settled(tmp_path: Path) -> None:
     store.append(parts[:1], 1)
     for more in (parts[1:2], [of(Kind.ORPHAN, 1, bytes_out=4)], parts[2:]):
         found = index.open_index(store.directory)
-        seen.append([(row[2], row[7], row[-3]) for row in index.entries(found, index.Question(), 10)])
+        seen.append([(row[2], row[7], row[-3]) for row in questions.entries(found, questions.Question(), 10)])
         found.close()
         store.append(more, 1)
     found = index.open_index(store.directory)
-    seen.append([(row[2], row[7], row[-3]) for row in index.entries(found, index.Question(), 10)])
+    seen.append([(row[2], row[7], row[-3]) for row in questions.entries(found, questions.Question(), 10)])
     found.close()
     assert [[kind for kind, *_ in rows] for rows in seen] == [["open"], ["open"], ["orphan"], ["close"]]
     assert seen[2] == [("orphan", "", 4)]
@@ -188,10 +191,114 @@ def test_sums_are_those_of_the_records(tmp_path_factory: pytest.TempPathFactory,
         for at, more in enumerate((out, into, 1)):
             sums[at] += more
     found = index.open_index(store.directory)
-    rows = index.sums(found, index.Question(), ["host", "job"])
+    rows = questions.sums(found, questions.Question(), ["host", "job"])
     found.close()
     store.close()
     assert {row[:2]: list(row[2:5]) for row in rows} == expected
+
+
+MS = 1_000_000
+MOMENTS = st.integers(NOON // MS - 2, NOON // MS + 4 * HOUR // MS + 2) | st.sampled_from(
+    [hour * HOUR // MS for hour in range(NOON // HOUR, NOON // HOUR + 5)]
+)
+# What happens to a flow, and in which of three visits of the index.
+LIVES = st.lists(
+    st.tuples(
+        st.sampled_from("abc"),
+        st.sampled_from(["j1", "j2"]),
+        st.lists(st.tuples(st.integers(0, 2), MOMENTS), min_size=3, max_size=3),
+        st.sampled_from(["open", "close", "orphan", "late", "deny", "dns"]),
+        st.integers(1, 10**6),
+    ),
+    max_size=25,
+)
+
+
+@given(LIVES, st.none() | MOMENTS, st.none() | MOMENTS, st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_sums_per_hour_are_those_of_the_rows(
+    tmp_path_factory: pytest.TempPathFactory,
+    lives: list[Any],
+    since: int | None,
+    until: int | None,
+    cut: bool,
+) -> None:
+    """However flows end, in one visit of the index or in several, and wherever the span is cut."""
+    visits: list[list[bytes]] = [[], [], []]
+    for number, (host, job, steps, end, count) in enumerate(lives):
+        who = {"project": job, "job": job, "dest": Dest(host, 1), "decision": "allow"}
+        kinds = {
+            "open": [Kind.OPEN],
+            "close": [Kind.OPEN, Kind.CLOSE],
+            "orphan": [Kind.OPEN, Kind.ORPHAN],
+            "late": [Kind.OPEN, Kind.ORPHAN, Kind.CLOSE],
+            "deny": [Kind.DENY],
+            "dns": [Kind.DNS],
+        }[end]
+        visit = 0
+        for kind, (later, t) in zip(kinds, steps, strict=False):
+            visit = max(visit, later)
+            counts = {"bytes_out": count, "bytes_in": 2 * count} if kind in index.SETTLED else {}
+            fields = {**who, **counts, "count": count if kind is Kind.DNS else 0}
+            visits[visit].append(of(kind, number if kind in index.OF_FLOWS else None, t * MS, **fields))
+    store = Store.create(tmp_path_factory.mktemp("l") / "l", "exeat/n1", 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(index, "_BATCH", 5)
+        patch.setattr(index, "_AT_ONCE", 2)
+        patch.setattr(index, "_REMEMBERED", 1)
+        for visit in visits:
+            store.append(visit, 1) if visit else None
+            found = index.open_index(store.directory)
+            for keys in (["project", "host"], ["kind", "verdict"], ["hour", "host"], ["day"]):
+                question = questions.Question({"host": "a"} if cut else {}, since, until)
+                assert not questions.why_by_rows(question, keys)
+                quick, slow = (questions.sums(found, question, keys, by_rows=how) for how in (False, True))
+                assert sorted(quick) == sorted(slow)
+            (lost,) = found.db.execute("select count(*) from hour where entries < 1").fetchone()
+            assert lost == 0
+            found.close()
+    store.close()
+
+
+def test_two_at_once_take_each_record_in_once(store: Store, tmp_path: Path) -> None:
+    store.append([part for number in range(10, 3000) for part in flow(number, "e.example.org", 1, 1)], 1)
+    code = "import sys, pathlib; from exeat.ledger import index; index.open_index(pathlib.Path(sys.argv[1]))"
+    others = [subprocess.Popen([sys.executable, "-c", code, store.directory]) for _ in range(2)]
+    assert [other.wait(60) for other in others] == [0, 0]
+    found = index.open_index(store.directory)
+    assert found.db.execute("select count(*) from entry").fetchone() == (5 + 2990,)
+    assert found.fresh().records == store.size
+    found.close()
+
+
+def test_a_question_says_what_it_is_answered_from(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    state = ["--state-dir", str(store.directory.parent.parent), "ledger"]
+    fresh = "11 records, the last of 2026-09-21T14:13:20.000Z"
+    for argv, said in (
+        (["--sum", "host"], [f"as of {fresh}"]),
+        (
+            ["--sum", "host", "--job", "j1"],
+            [f"as of {fresh}", "row by row: the sums per hour do not tell job"],
+        ),
+    ):
+        assert main([*state, "query", *argv]) == 0
+        assert capsys.readouterr().err.splitlines() == said
+    assert main([*state, "index"]) == 0
+    assert capsys.readouterr().out == f"{store.directory}: {fresh}\n"
+
+
+def test_an_index_is_made_anew_when_asked(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    ask(store, capsys)
+    path = store.directory / "derived" / "index.sqlite"
+    with sqlite3.connect(path) as db:
+        db.execute("update hour set bytes_in = 1")
+    db.close()
+    assert ask(store, capsys, "--sum", "verdict", "--verdict", "allow")[0]["bytes_in"] == 3
+    assert (
+        main(["--state-dir", str(store.directory.parent.parent), "ledger", "index", "--anew", "--json"]) == 0
+    )
+    assert json.loads(capsys.readouterr().out)[0]["records"] == 11
+    assert ask(store, capsys, "--sum", "verdict", "--verdict", "allow")[0]["bytes_in"] == 302
 
 
 # --- reconcile

@@ -1,0 +1,144 @@
+"""Questions to the index (`ledger.index`): rows, and sums over them.
+
+Sums per place and hour answer most questions about sums: the whole hours of a span are taken from
+them, and only the broken ones at its ends from the rows. What names a job, an episode or a lease
+changes with every run and is not summed beforehand: such a question goes through the rows of its
+whole span. Both ways give the same figures; `why_by_rows` says which one is taken.
+"""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from exeat.ledger.index import HOUR_MS, OF_FLOWS, PLACE, SETTLED, WHO
+from exeat.ledger.records import Kind
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from exeat.ledger.index import Index
+
+_TIMES: Final = {
+    "hour": "strftime('%Y-%m-%dT%H:00Z', part.hour * 3600, 'unixepoch')",
+    "day": "strftime('%Y-%m-%d', part.hour * 3600, 'unixepoch')",
+}
+SUM_KEYS: Final = (*WHO, "kind", *_TIMES)
+ROW: Final = ("seq", "time", "kind", *WHO[:-1], "bytes_out", "bytes_in", "count")
+_IS_FLOW: Final = f"(kind in ({', '.join(str(int(kind)) for kind in sorted(SETTLED))}))"
+_OF_FLOW: Final = f"kind in ({', '.join(str(int(kind)) for kind in sorted(OF_FLOWS))})"
+_OTHERS: Final = f"case when {_OF_FLOW} then 0 else max(count, 1) end"
+
+
+class Question(NamedTuple):
+    """What to look for. Times are milliseconds, `since` included, `until` not; "" is any.
+
+    `where` maps names of `WHO` to the value wanted; a host `*.example.org` is any name under it.
+    """
+
+    where: Mapping[str, str] = MappingProxyType({})
+    since: int | None = None
+    until: int | None = None
+
+
+def why_by_rows(question: Question, keys: Sequence[str]) -> str:
+    """What the sums per hour do not know and the question names; empty if they can be used."""
+    unknown = {*question.where, *keys} - {*PLACE, "kind", *_TIMES}
+    return ", ".join(sorted(unknown))
+
+
+def entries(index: Index, question: Question, limit: int) -> list[tuple[Any, ...]]:
+    """The newest `limit` rows that answer, oldest first, in the columns of `ROW`; time in milliseconds."""
+    who, values = _names(question)
+    when, moments = _span(question.since, question.until)
+    columns = ", ".join(f"about.{name}" for name in WHO[:-1])
+    found = index.db.execute(
+        f"select entry.seq, t, kind, {columns}, bytes_out, bytes_in, count"  # noqa: S608 - names are ours
+        f" from entry join who about on about.id = entry.who where {who} and {when}"
+        " order by entry.seq desc limit ?",
+        [*values, *moments, limit],
+    ).fetchall()
+    return [(row[0], row[1], Kind(row[2]).label, *row[3:]) for row in reversed(found)]
+
+
+def sums(
+    index: Index, question: Question, keys: Sequence[str], *, by_rows: bool = False
+) -> list[tuple[Any, ...]]:
+    """Per combination of `keys` (of `SUM_KEYS`): the keys, then bytes_out, bytes_in, flows, other entries.
+
+    Most bytes first. Flows are those that are settled; their bytes are what `close` or `orphan` says.
+    `by_rows` looks at every row even if the sums per hour could answer.
+    """
+    by_rows = by_rows or bool(why_by_rows(question, keys))
+    parts, moments = (_by_rows if by_rows else _by_hours)(question, timed=any(key in _TIMES for key in keys))
+    condition, values = _names(question)
+    chosen = ", ".join(_TIMES.get(key) or ("part.kind" if key == "kind" else f"about.{key}") for key in keys)
+    # First by the number of who or place: few numbers are compared, not many texts.
+    found = index.db.execute(
+        f"select {chosen}, sum(o), sum(i), sum(flows), sum(others) from ("  # noqa: S608 - names are ours
+        " select at, kind, hour, sum(o) as o, sum(i) as i, sum(flows) as flows, sum(others) as others"
+        f" from ({parts}) group by 1, 2, 3) as part join {'who' if by_rows else 'place'} as about"
+        f" on about.id = part.at where {condition} group by {', '.join(str(n + 1) for n in range(len(keys)))}"
+        " order by sum(o) + sum(i) desc, 1",
+        [*moments, *values],
+    ).fetchall()
+    if "kind" in keys:
+        at = list(keys).index("kind")
+        found = [(*row[:at], Kind(row[at]).label, *row[at + 1 :]) for row in found]
+    return found
+
+
+def _names(question: Question) -> tuple[str, list[Any]]:
+    """The condition on who and where, and its values."""
+    parts, values = list[str](), list[Any]()
+    for name, wanted in question.where.items():
+        if name == "host" and wanted.startswith("*."):
+            parts.append("substr(about.host, ?) = ?")
+            values += [1 - len(wanted), wanted[1:]]
+        else:
+            parts.append(f"about.{name} = ?")
+            values.append(int(wanted) if name == "port" else wanted)
+    return (" and ".join(parts) or "1"), values
+
+
+def _span(since: int | None, until: int | None) -> tuple[str, list[int]]:
+    """The condition on the time of a row, and its values."""
+    ends = [(sign, at) for sign, at in ((">=", since), ("<", until)) if at is not None]
+    return " and ".join(f"t {sign} ?" for sign, _ in ends) or "1", [at for _, at in ends]
+
+
+def _rows(at: str, source: str, span: tuple[str, list[int]], *, timed: bool) -> str:
+    hour = f"t / {HOUR_MS}" if timed else "0"
+    return (
+        f"select {at} as at, kind, {hour} as hour, bytes_out as o, bytes_in as i,"  # noqa: S608
+        f" {_IS_FLOW} as flows, {_OTHERS} as others from {source} where {span[0]}"
+    )
+
+
+def _by_rows(question: Question, *, timed: bool) -> tuple[str, list[int]]:
+    span = _span(question.since, question.until)
+    return _rows("entry.who", "entry", span, timed=timed), span[1]
+
+
+def _by_hours(question: Question, *, timed: bool) -> tuple[str, list[int]]:
+    """Whole hours from their sums, what is left at both ends of the span from the rows."""
+    since, until = question.since, question.until
+    first = None if since is None else -(-since // HOUR_MS)
+    end = None if until is None else until // HOUR_MS
+    if first is not None and end is not None and first >= end:  # no whole hour
+        edges = [(since, until)]
+        whole, values = "0", list[int]()
+    else:
+        edges = [] if since is None or first is None else [(since, first * HOUR_MS)]
+        edges += [] if until is None or end is None else [(end * HOUR_MS, until)]
+        ends = [(sign, at) for sign, at in ((">=", first), ("<", end)) if at is not None]
+        whole, values = " and ".join(f"hour {sign} ?" for sign, _ in ends) or "1", [at for _, at in ends]
+    parts = [
+        f"select place as at, kind, {'hour' if timed else '0'} as hour, bytes_out as o, bytes_in as i,"  # noqa: S608
+        f" {_IS_FLOW} * entries as flows, others from hour where {whole}"
+    ]
+    for edge in (edge for edge in edges if edge[0] != edge[1]):
+        span = _span(*edge)
+        parts.append(_rows("who.place", "entry join who on who.id = entry.who", span, timed=timed))
+        values += span[1]
+    return " union all ".join(parts), values
