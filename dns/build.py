@@ -37,9 +37,15 @@ if TYPE_CHECKING:
 NEGATIVE_S = 5  # seconds a client may remember a denial, so that an approved lease soon works
 
 
+# Of each octet the bit that the case of a letter is: 0x20 for a to z, nothing for all else.
+_CASE = bytes(0x20 if 97 <= octet <= 122 else 0 for octet in range(256))
+
+
 def randomise_case(name: bytes, random: bytes) -> bytes:
-    """0x20: flip the case of each letter by a bit of `random` (at least `len(name)` octets)."""
-    return bytes(byte - 32 if 97 <= byte <= 122 and random[i] & 1 else byte for i, byte in enumerate(name))
+    """0x20: flip the case of each letter of a lower-case `name` by a bit of `random`, which is as long."""
+    letters = int.from_bytes(name.translate(_CASE), "big")
+    flips = int.from_bytes(random, "big") & letters
+    return (int.from_bytes(name, "big") ^ flips).to_bytes(len(name), "big")
 
 
 def build_query(ident: int, question: bytes, *, block: int = 0) -> bytes:

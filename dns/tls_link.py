@@ -90,6 +90,7 @@ class TlsLink:
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls: ssl.SSLObject | None = None
         self._ready = False  # the handshake is over
+        self._kept = False  # this connection's session, for the next one
         self._heard = 0.0  # when the last octets came
         self._out = bytearray()
         self._in = bytearray()
@@ -188,7 +189,8 @@ class TlsLink:
                     self._lost("closed")
                     return
                 self._in += data
-                self._session = tls.session  # its tickets came before the first answer
+                if not self._kept:  # copying it is a hundred times the work of reading an answer
+                    self._session, self._kept = tls.session, True  # its tickets came before the first answer
                 self._take()
         except ssl.SSLWantReadError:
             return
