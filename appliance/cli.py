@@ -24,6 +24,7 @@ COMMANDS = {
     "flow": "flow",
     "policy": "policy",
     "ledger": "ledger",
+    "keys": "keys",
     "dns": "dns",
     "lab": "lab",
     "doctor": "doctor",

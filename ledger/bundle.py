@@ -29,6 +29,7 @@ Records of the exeat ledger {origin}, with the proof that they stand in it.
 
 verify_offline.py is one file of exeat's source (ledger/verify_offline.py) and needs only Python.
 Get VKEY from the operator of the ledger; log.vkey here is only as good as the way it came to you.
+If the ledger has changed its key since, log.chain leads from the one you have to the one that signed.
 Keep `checkpoint`: with it, a history that is rewritten later shows.
 """
 
@@ -56,7 +57,7 @@ def signed(directory: Path) -> Signed:
     text = read_checkpoint(directory)
     if text is None:
         raise BundleError(f"{directory} has no checkpoint yet")
-    checkpoint = note.open_checkpoint(text, keys.verifier(directory))
+    checkpoint = note.open_checkpoint(text, *keys.known(directory))
     tree = Tree(checkpoint.size, tile_loader(directory))
     if tree.root() != checkpoint.root:
         raise BundleError(f"{directory}: the tiles are damaged: `exeat ledger fsck --repair` makes them anew")
@@ -90,7 +91,7 @@ def export(
     ledger goes on from it. Raises as `signed`, and FileExistsError.
     """
     text, checkpoint, tree = signed(directory)
-    old = note.open_checkpoint(since, keys.verifier(directory)) if since is not None else None
+    old = note.open_checkpoint(since, *keys.known(directory)) if since is not None else None
     if old is not None and old.size > checkpoint.size:
         raise BundleError(f"the checkpoint given has {old.size} records, the ledger's {checkpoint.size}")
     chosen = list(of_job(directory, job) if job else in_range(directory, first, last))
@@ -104,6 +105,8 @@ def export(
         growth = proofs.consistency(old.size, checkpoint.size, tree.roots)
         (out / f"consistency-{old.size}").write_text(_lines(growth))
     (out / "log.vkey").write_text(f"{keys.verifier(directory)}\n")
+    if chain := keys.chain(directory):
+        (out / "log.chain").write_text(chain, encoding="utf-8")
     (out / "README.txt").write_text(_README.format(origin=checkpoint.origin))
     (out / "checkpoint").write_text(text, encoding="utf-8")
     return Exported(len(covered), checkpoint.size, len(chosen) - len(covered))

@@ -29,6 +29,7 @@ from exeat.ledger.note import NoteError
 from exeat.ledger.publish import Publishing
 from exeat.ledger.records import Kind, Record, RecordError
 from exeat.ledger.store import SEGMENT_BYTES, Store, StoreError
+from exeat.ledger.upkeep import Upkeep
 from exeat.ledger.wire import REPLY, Status, WireError
 
 if TYPE_CHECKING:
@@ -57,8 +58,6 @@ ROLES: Final[dict[str, frozenset[Kind]]] = {
             Kind.RECONCILE,
             Kind.GAP,
             Kind.BOOT,
-            Kind.KEY,
-            Kind.WITNESS,
             Kind.ANOMALY,
         }
     ),
@@ -153,6 +152,7 @@ class Daemon:
         self._grace: loop.Timer | None = None
         self._table, self._store = self._open_store(create=settings.create)
         self._publishing = Publishing(settings.directory)
+        self._upkeep = Upkeep(settings.directory, self._own)
         self._told = 0  # up to where the publisher knows
         try:
             self._begin()
@@ -192,6 +192,7 @@ class Daemon:
         directory = self._settings.directory
         try:
             keys.ensure(directory, self._settings.origin)
+            keys.settle(directory)
             return keys.verifier(directory).public
         except (NoteError, keys.KeyMissingError) as error:
             print(f"exeat: ledger: nothing will be signed: {error}", file=sys.stderr)
@@ -222,7 +223,19 @@ class Daemon:
             self._store.sync_head()
         if self._store.latched and not was:
             self._say_latched()
+        self._run_errands()
         self._tell_publisher()
+
+    def _run_errands(self) -> None:
+        if self._store.latched:
+            return
+        for record in self._upkeep.due():
+            self._commit()  # what waits has its numbers already
+            try:
+                self._store.append([records.encode(record)], time.time_ns())
+            except StoreError:
+                self._say_latched()
+                return
 
     def _tell_publisher(self) -> None:
         if self._store.size > self._told and not self._store.latched:

@@ -20,11 +20,11 @@ def check(directory: Path, *, repair: bool) -> list[str]:
     The checkpoint is never made anew: only the ledger itself signs. Raises OSError, ReaderError.
     """
     try:
-        verifier = keys.verifier(directory)
+        known = keys.known(directory)
         text = read_checkpoint(directory)
         if text is None:
             return ["there is no checkpoint"]
-        checkpoint = note.open_checkpoint(text, verifier)
+        checkpoint = note.open_checkpoint(text, *known)
     except (keys.KeyMissingError, note.NoteError) as error:
         return [str(error)]
     tree = _Tiles(directory, repair=repair)

@@ -115,7 +115,12 @@ class Signer:
 
     def sign(self, text: str) -> str:
         """The whole note."""
-        return f"{text}\n{self.line(text)}"
+        return sign(text, self)
+
+
+def sign(text: str, *signers: Signer) -> str:
+    """The whole note, signed by each of `signers`."""
+    return f"{text}\n" + "".join(signer.line(text) for signer in signers)
 
 
 def check_name(name: str) -> str:

@@ -24,8 +24,8 @@ import time
 import traceback
 from typing import TYPE_CHECKING, Final
 
-from exeat.ledger import note, tiles
-from exeat.ledger.keys import KeyMissingError, signer
+from exeat.ledger import keys, note, tiles
+from exeat.ledger.keys import KeyMissingError
 from exeat.ledger.merkle import leaf_hash
 from exeat.ledger.reader import Follower, segment_of
 from exeat.ledger.tiles import Rows, TileError, Tree
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from exeat.ledger.note import Checkpoint, Signer
+    from exeat.ledger.note import Checkpoint
     from exeat.ledger.reader import Entry
 
 MESSAGE: Final = struct.Struct(">Q32s")  # size, root
@@ -77,7 +77,7 @@ class Publisher:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._signer: Signer = signer(directory)
+        self._origin = keys.signer(directory).name
         self._signed = self._last_signed()
         self._stale = False  # the tiles were not those of the checkpoint
         self._rows = self._take_up()
@@ -99,7 +99,7 @@ class Publisher:
         self._grow(size, root)
         if signed is not None and (signed.size, signed.root) == (size, root) and not self._stale:
             return
-        self._write_checkpoint(note.Checkpoint(self._signer.name, size, root))
+        self._write_checkpoint(note.Checkpoint(self._origin, size, root))
         self._stale = False
 
     def _last_signed(self) -> Checkpoint | None:
@@ -107,7 +107,7 @@ class Publisher:
         if text is None:
             return None
         try:
-            return note.open_checkpoint(text, self._signer.verifier)
+            return note.open_checkpoint(text, *keys.known(self._directory))
         except note.NoteError as error:
             raise PublishError(f"{self._directory}/checkpoint: {error}") from None
 
@@ -158,8 +158,9 @@ class Publisher:
     def _write_checkpoint(self, checkpoint: Checkpoint) -> None:
         path = self._directory / "checkpoint"
         temporary = path.with_suffix(".tmp")
+        signers = keys.signers(self._directory, time.time())  # anew each time: keys make way for others
         with temporary.open("w", encoding="utf-8") as file:
-            file.write(self._signer.sign(checkpoint.text()))
+            file.write(note.sign(checkpoint.text(), *signers))
             file.flush()
             os.fsync(file.fileno())
         temporary.rename(path)
@@ -243,7 +244,7 @@ def _in_child(directory: Path, pipe: int) -> None:
 def follow(directory: Path, pipe: int) -> None:
     """Publish what comes through `pipe`, the newest if several wait, until its end."""
     publisher: Publisher | None = None
-    given_up = False
+    given_up, said, lock = False, "", -1
     hangup = select.poll()
     hangup.register(pipe, 0)  # its end is reported all the same
     while data := os.read(pipe, 1024 * MESSAGE.size):
@@ -251,17 +252,21 @@ def follow(directory: Path, pipe: int) -> None:
             continue
         try:
             if publisher is None:
-                _alone(directory)
+                lock = _alone(directory) if lock < 0 else lock
                 publisher = Publisher(directory)
             publisher.publish(*MESSAGE.unpack(data[-MESSAGE.size :]))
             hangup.poll(_REST_MS)
-        except (PublishError, KeyMissingError) as error:
+        except KeyMissingError as error:  # a new one may be made
+            if str(error) != said:
+                said = str(error)
+                print(f"exeat: ledger: no checkpoints: {error}", file=sys.stderr, flush=True)
+        except PublishError as error:
             print(f"exeat: ledger: no checkpoints any more: {error}", file=sys.stderr, flush=True)
             given_up = True
 
 
-def _alone(directory: Path) -> None:
-    """Wait until the publisher of a writer that was killed has ended; held until exit."""
-    fcntl.flock(
-        os.open(directory / "publish.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640), fcntl.LOCK_EX
-    )
+def _alone(directory: Path) -> int:
+    """Wait until the publisher of a writer that was killed has ended; the lock, held until exit."""
+    fd = os.open(directory / "publish.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    return fd

@@ -16,13 +16,24 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final
 
 from exeat.ledger.grammar import brief
+from exeat.ledger.verify_offline import FalseError, parse_record, read_statement
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 _MAX_PROBLEMS: Final = 100
 _PREFIX: Final = struct.Struct(">IIQ")
-_ACCOUNTED: Final = ("kinds", "flows_open", "flows_closed", "flows_orphaned", "bytes_out", "bytes_in")
+_DATA: Final = 39  # of a record's fields, the binary evidence
+_ACCOUNTED: Final = (
+    "kinds",
+    "flows_open",
+    "flows_closed",
+    "flows_orphaned",
+    "bytes_out",
+    "bytes_in",
+    "key",
+    "key_breaks",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +58,8 @@ class Report:
     flows_orphaned: int = 0
     bytes_out: int = 0
     bytes_in: int = 0
+    key: str = ""  # the public key that signs at the end, in hex
+    key_breaks: list[int] = field(default_factory=list)  # records by which a key followed without the former
     problems: list[Problem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -351,10 +364,32 @@ class _Accounts:
             self._problem(number, f"not a record of schema 1: {error}")
             return
         self._report.kinds[kind] = self._report.kinds.get(kind, 0) + 1
+        what = ""
         if kind in ("open", "reserve", "progress", "close", "orphan", "resume"):
             what = self._flow(kind, account)
-            if what:
-                self._problem(number, f"{kind}: {what}")
+        elif kind == "key" or (kind == "boot" and not self._report.key):
+            what = self._key(number, kind, parse_record(data)[1][_DATA])
+        if what:
+            self._problem(number, f"{kind}: {what}")
+
+    def _key(self, number: int, kind: str, data: bytes) -> str:
+        """The first start says which key signs; each change of it must go on from the one before."""
+        if kind == "boot":
+            self._report.key = data.hex()
+            return ""
+        if not data:
+            return ""
+        try:
+            former, new, vouched = read_statement(data.decode())
+        except (FalseError, UnicodeDecodeError) as error:
+            return str(error)
+        now = self._report.key
+        if now not in ("", former.public.hex(), new.public.hex()):  # the same one again: after a crash
+            return "this change of keys does not go on from the key before it"
+        self._report.key = new.public.hex()
+        if not vouched and now != self._report.key:
+            self._report.key_breaks.append(number)
+        return ""
 
     def _flow(self, kind: str, fields: tuple[bytes, int, int, int]) -> str:
         flow, out, into, reserved = fields

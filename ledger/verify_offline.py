@@ -2,11 +2,13 @@
 """Check what an exeat ledger handed out, anywhere: one file, Python's standard library, no exeat.
 
     python3 verify_offline.py BUNDLE [--key VKEY] [--checkpoint EARLIER] [--json]
-    python3 verify_offline.py RECORD.tlog-proof --key VKEY
+    python3 verify_offline.py RECORD.tlog-proof --key VKEY [--chain FILE]
 
 BUNDLE is a folder made by `exeat ledger export`, or a file by `exeat ledger prove`. VKEY is the ledger's
-public key as you got it from its operator; without it the bundle's own is used, and said to be.
+public key as you got it from its operator; without it the bundle's own is used, and said to be. A key
+that has made way for others since is followed by the statements in FILE (a bundle has its own).
 EARLIER is a checkpoint you kept: with it a rewritten history shows even if the real key signed it.
+With --witness VKEY (again and again) the checkpoint must be cosigned: by all, or by --quorum of them.
 Exit code: 0 everything holds, 1 it does not, 2 it cannot be judged.
 """
 
@@ -181,6 +183,8 @@ class Key(NamedTuple):
     name: str
     key_id: bytes
     public: bytes
+    vkey: str
+    kind: int = 1  # 1 signs, 4 cosigns
 
 
 class Checkpoint(NamedTuple):
@@ -194,34 +198,91 @@ def read_key(text: str) -> Key:
     name, _, rest = text.strip().partition("+")
     ident, _, body = rest.partition("+")
     raw = _unb64(body)
-    if len(raw) != 33 or raw[0] != 1 or not name:
-        raise UnusableError("the key is not an Ed25519 key of a ledger")
+    if len(raw) != 33 or raw[0] not in (1, 4) or not name:
+        raise UnusableError("the key is not an Ed25519 key")
     key_id = sha256(name.encode() + b"\n" + raw).digest()[:4]
     if key_id.hex() != ident:
         raise UnusableError("the key's id does not belong to it")
-    return Key(name, key_id, raw[1:])
+    return Key(name, key_id, raw[1:], text.strip(), raw[0])
 
 
-def read_checkpoint(text: str, key: Key) -> Checkpoint:
-    """A checkpoint that `key` signed. Raises FalseError if it did not."""
+def signers(text: str, keys: list[Key]) -> tuple[str, list[Key]]:
+    """The text of a signed note, and which of `keys` signed it. Raises FalseError if one did wrongly."""
     body, gap, lines = text.rpartition("\n\n")
-    fields = body.split("\n")
-    if not gap or len(fields) < 3 or not re.fullmatch(r"0|[1-9][0-9]{0,18}", fields[1]):
-        raise FalseError("not a checkpoint")
-    root = _unb64(fields[2])
-    if len(root) != 32 or fields[0] != key.name:
-        raise FalseError(f"a checkpoint of {fields[0]!r}, not of {key.name}")
+    if not gap:
+        raise FalseError("not a signed note")
+    body += "\n"
+    found = []
     for line in lines.split("\n"):
         mark, _, rest = line.partition(" ")
         name, _, encoded = rest.partition(" ")
-        if mark != "\u2014" or name != key.name:
-            continue
-        raw = _unb64(encoded)
-        if raw[:4] == key.key_id:
-            if not ed25519_holds(key.public, (body + "\n").encode(), raw[4:]):
-                raise FalseError("the signature of the checkpoint is wrong")
-            return Checkpoint(fields[0], int(fields[1]), root)
-    raise FalseError("the checkpoint is not signed with this key")
+        for key in keys if mark == "\u2014" else []:
+            raw = _unb64(encoded) if name == key.name else b""
+            if raw[:4] != key.key_id:
+                continue
+            message, signature = body.encode(), raw[4:]
+            if key.kind == 4:  # cosignature/v1: a time before the signature, and before the text
+                time_s, signature = int.from_bytes(raw[4:12], "big"), raw[12:]
+                message = f"cosignature/v1\ntime {time_s}\n{body}".encode()
+            if not ed25519_holds(key.public, message, signature):
+                raise FalseError(f"the signature of {key.name} is wrong")
+            found.append(key)
+    return body, found
+
+
+def read_checkpoint(text: str, *keys: Key) -> Checkpoint:
+    """A checkpoint that one of `keys`, which are those of one ledger, signed. Raises FalseError."""
+    body, signed = signers(text, list(keys))
+    fields = body.split("\n")
+    if len(fields) < 4 or not re.fullmatch(r"0|[1-9][0-9]{0,18}", fields[1]):
+        raise FalseError("not a checkpoint")
+    root = _unb64(fields[2])
+    if len(root) != 32 or fields[0] != keys[0].name:
+        raise FalseError(f"a checkpoint of {fields[0]!r}, not of {keys[0].name}")
+    if not signed:
+        raise FalseError("the checkpoint is not signed with this key, nor with one it vouches for")
+    return Checkpoint(fields[0], int(fields[1]), root)
+
+
+_STATEMENT: Final = re.compile(r"exeat-keys/v1\n(\S+)\nfrom (\S+)\nto (\S+)\nuntil (?:0|[1-9][0-9]{0,11})\n")
+
+
+def read_statement(text: str) -> tuple[Key, Key, bool]:
+    """(former key, new key, whether the former one vouches for the new one). Raises FalseError."""
+    body = text.rpartition("\n\n")[0] + "\n"
+    match = _STATEMENT.fullmatch(body)
+    if match is None:
+        raise FalseError("not a statement about keys")
+    try:
+        former, new = read_key(match[2]), read_key(match[3])
+    except UnusableError as error:
+        raise FalseError(f"a statement about keys: {error}") from None
+    if {former.name, new.name} != {match[1]} or {former.kind, new.kind} != {1}:
+        raise FalseError("a statement about other keys than its ledger's")
+    _, signed = signers(text, [former, new])
+    if new not in signed:
+        raise FalseError("a new key did not sign that it follows")
+    return former, new, former in signed
+
+
+def follow(chain: str, key: Key) -> list[Key]:
+    """`key` and those it vouches for, one through the other. Raises FalseError."""
+    parts = chain.removesuffix("\n").split("\n\n")
+    found = [key]
+    for text, lines in zip(parts[::2], parts[1::2], strict=False):
+        former, new, vouched = read_statement(f"{text}\n\n{lines}\n")
+        if vouched and former == found[-1]:
+            found.append(new)
+    return found
+
+
+def cosigned(text: str, witnesses: list[Key], quorum: int) -> list[str]:
+    """The names of those of `witnesses` that cosigned; at least `quorum` of them. Raises FalseError."""
+    _, found = signers(text, witnesses)
+    names = sorted({key.name for key in found})
+    if len(names) < quorum:
+        raise FalseError(f"cosigned by {len(names)} of the {quorum} witnesses that it takes")
+    return names
 
 
 def _unb64(text: str) -> bytes:
@@ -357,7 +418,9 @@ def read_records(packed: bytes) -> list[tuple[int, bytes]]:
 
 def check_bundle(folder: Path, key: Key, earlier: str | None) -> dict[str, Any]:
     """Everything there is to check of a bundle; what it holds. Raises FalseError, UnusableError."""
-    tree = read_checkpoint(_read(folder / "checkpoint").decode(), key)
+    chain = folder / "log.chain"
+    keys = follow(_read(chain).decode(), key) if chain.exists() else [key]
+    tree = read_checkpoint(_read(folder / "checkpoint").decode(), *keys)
     found = read_records(_read(folder / "records.xz"))
     if found and found[-1][0] >= tree.size:
         raise FalseError(f"record {found[-1][0]} is not in a tree of {tree.size}")
@@ -366,7 +429,7 @@ def check_bundle(folder: Path, key: Key, earlier: str | None) -> dict[str, Any]:
         raise FalseError("the records are not those of the ledger under these numbers")
     result = {"origin": tree.origin, "size": tree.size, "root": tree.root.hex(), **_contents(found)}
     if earlier is not None:
-        old = read_checkpoint(earlier, key)
+        old = read_checkpoint(earlier, *keys)
         path = folder / f"consistency-{old.size}"
         if 0 < old.size < tree.size and not path.exists():
             raise UnusableError(f"no proof from {old.size} records on: have it exported with `--since`")
@@ -401,7 +464,7 @@ def _contents(found: list[tuple[int, bytes]]) -> dict[str, Any]:
     return {"records": len(found), "kinds": kinds, "bytes_out": out, "bytes_in": into}
 
 
-def check_proof(text: str, key: Key) -> dict[str, Any]:
+def check_proof(text: str, *keys: Key) -> dict[str, Any]:
     """A C2SP tlog-proof whose extra data is the record. Raises FalseError."""
     head, gap, note = text.partition("\n\n")
     lines = head.split("\n")
@@ -410,7 +473,7 @@ def check_proof(text: str, key: Key) -> dict[str, Any]:
     if not lines[1].startswith("extra ") or not re.fullmatch(r"index (0|[1-9][0-9]{0,18})", lines[2]):
         raise FalseError("a tlog-proof without the record")
     record, index = _unb64(lines[1][6:]), int(lines[2][6:])
-    tree = read_checkpoint(note, key)
+    tree = read_checkpoint(note, *keys)
     check_inclusion(index, _leaf(record), _hashes("\n".join(lines[3:])), tree)
     return {"origin": tree.origin, "size": tree.size, "index": index, **_contents([(index, record)])}
 
@@ -426,7 +489,10 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Check a bundle or a proof from an exeat ledger.")
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--key", metavar="VKEY", help="the ledger's public key, or a file that holds it")
+    parser.add_argument("--chain", metavar="FILE", type=Path, help="how the keys followed each other")
     parser.add_argument("--checkpoint", metavar="FILE", type=Path, help="a checkpoint you kept")
+    parser.add_argument("--witness", metavar="VKEY", action="append", default=[], help="must have cosigned")
+    parser.add_argument("--quorum", metavar="N", type=int, help="so many of the witnesses are enough")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(argv)
     try:
@@ -452,16 +518,27 @@ def _check(args: argparse.Namespace) -> dict[str, Any]:
             raise UnusableError("a proof needs --key")
         vkey = _read(bundle / "log.vkey").decode()
         notes = {"key": "the bundle's own: compare it with the one its operator gave you"}
-    elif "+" not in vkey:
-        vkey = _read(Path(vkey)).decode()
     try:
-        key = read_key(vkey)
+        key = read_key(_text_or_file(vkey))
+        witnesses = [read_key(_text_or_file(each)) for each in args.witness]
     except FalseError as error:
         raise UnusableError(f"the key: {error}") from None
-    earlier = _read(args.checkpoint).decode() if args.checkpoint else None
+    if key.kind != 1 or any(each.kind != 4 for each in witnesses):
+        raise UnusableError("a ledger's key signs, a witness's cosigns: these are not in their places")
+    if witnesses:
+        note = _read(bundle / "checkpoint" if bundle.is_dir() else bundle).decode()
+        quorum = len(witnesses) if args.quorum is None else args.quorum
+        text = note if bundle.is_dir() else note.partition("\n\n")[2]
+        notes["cosigned"] = ", ".join(cosigned(text, witnesses, quorum))
     if bundle.is_dir():
+        earlier = _read(args.checkpoint).decode() if args.checkpoint else None
         return {"ok": True, **notes, **check_bundle(bundle, key, earlier)}
-    return {"ok": True, **check_proof(_read(bundle).decode(), key)}
+    keys = follow(_read(args.chain).decode(), key) if args.chain else [key]
+    return {"ok": True, **notes, **check_proof(_read(bundle).decode(), *keys)}
+
+
+def _text_or_file(given: str) -> str:
+    return given if "+" in given else _read(Path(given)).decode()
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _FOLLOW_S = 0.2
 _HEX = {"flow", "policy_digest", "answer", "boot_id", "data"}
+_KEY_BREAK = "the key before was lost; nothing but the operator's word leads from it to the next"
 _COUNTED = {Kind.PROGRESS, Kind.CLOSE, Kind.ORPHAN}
 
 
@@ -46,7 +47,7 @@ def register(commands: Any) -> None:
     check.add_argument(
         "--checkpoint", type=Path, metavar="FILE", help="a signed checkpoint kept elsewhere: shows the same"
     )
-    check.add_argument("--key", metavar="VKEY", help="the key that signed it, if not the ledger's own now")
+    check.add_argument("--key", metavar="VKEY", help="the key that signed it, if none of the ledger's own")
     check.set_defaults(handler=run_verify)
     others = ledger_ask.register(actions, _ledgers) + ledger_proofs.register(actions, _ledgers)
     for action in (show, check, *others):
@@ -177,8 +178,8 @@ def run_verify(args: argparse.Namespace) -> int:
         try:
             own, wrong = _own_head(directory)
             report = verify(directory, heads=heads + own + _kept_head(directory, args), two=True)
-            if wrong:
-                report.problems.append(Problem(report.size, wrong))
+            for what in filter(None, (wrong, _wrong_key(directory, report))):
+                report.problems.append(Problem(report.size, what))
             reports.append((directory, report))
         except OSError as error:
             raise NotReachableError(f"{directory}: {error.strerror or error}") from None
@@ -202,10 +203,23 @@ def _own_head(directory: Path) -> tuple[tuple[tuple[int, bytes], ...], str]:
         text = read_checkpoint(directory)
         if text is None:
             return (), ""
-        own = note.open_checkpoint(text, keys.verifier(directory))
+        own = note.open_checkpoint(text, *keys.known(directory))
     except (keys.KeyMissingError, note.NoteError) as error:
         return (), f"its checkpoint does not count: {error}"
     return ((own.size, own.root),), ""
+
+
+def _wrong_key(directory: Path, report: Report) -> str:
+    """What is wrong if the key that is kept is not the one that the records lead to."""
+    from exeat.ledger import keys
+
+    try:
+        kept = keys.verifier(directory).public.hex()
+        if kept == report.key or not report.key or keys.pending(directory) is not None:
+            return ""
+    except keys.KeyMissingError:
+        return ""
+    return f"keys/log.vkey is not the key that the records name ({report.key})"
 
 
 def _kept_head(directory: Path, args: argparse.Namespace) -> tuple[tuple[int, bytes], ...]:
@@ -215,8 +229,8 @@ def _kept_head(directory: Path, args: argparse.Namespace) -> tuple[tuple[int, by
     if args.checkpoint is None:
         return ()
     try:
-        key = note.parse_vkey(args.key) if args.key else keys.verifier(directory)
-        kept = note.open_checkpoint(args.checkpoint.read_text(encoding="utf-8"), key)
+        known = (note.parse_vkey(args.key),) if args.key else keys.known(directory)
+        kept = note.open_checkpoint(args.checkpoint.read_text(encoding="utf-8"), *known)
     except (keys.KeyMissingError, note.NoteError, UnicodeDecodeError, OSError) as error:
         raise UsageError(f"--checkpoint: {error}") from None
     return ((kept.size, kept.root),)
@@ -238,6 +252,7 @@ def _text(directory: Path, report: Report) -> str:
         ),
         ("head", f"{report.size}:{report.root}"),
         *(("note", note) for note in report.notes),
+        *(("note", f"record {number}: {_KEY_BREAK}") for number in report.key_breaks),
         *(("PROBLEM", f"record {problem.record}: {problem.what}") for problem in report.problems),
         ("result", "verified" if report.ok else "NOT VERIFIED"),
     ]
