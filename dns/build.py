@@ -10,6 +10,7 @@ import struct
 from typing import TYPE_CHECKING
 
 from exeat.dns.wire import (
+    AD,
     CD,
     CLASS_IN,
     HEADER,
@@ -52,9 +53,10 @@ def build_query(ident: int, question: bytes, *, block: int = 0) -> bytes:
     """A recursive query with our own OPT: no client option, flag or case goes through it.
 
     With `block` it is padded to a multiple of that many octets (RFC 7830; RFC 8467 says 128), so
-    that its length does not tell an onlooker of an encrypted stream which name is asked for.
+    that its length does not tell an onlooker of an encrypted stream which name is asked for. Such a
+    stream is also where an AD bit means something, and is asked for (RFC 6840 section 5.7).
     """
-    header = HEADER.pack(ident, RD, 1, 0, 0, 1)
+    header = HEADER.pack(ident, RD | AD if block else RD, 1, 0, 0, 1)
     padding = b""
     if block:
         bare = HEADER.size + len(question) + 1 + RECORD.size + 4
@@ -87,6 +89,7 @@ def build_reply(
     ttl: int = 0,
     ede: tuple[Ede, str] | None = None,
     limit: int = 0xFFFF,
+    authentic: bool = False,
 ) -> bytes:
     """The whole reply. Without addresses, NOERROR and NXDOMAIN carry an SOA (RFC 2308).
 
@@ -94,7 +97,7 @@ def build_reply(
     goes only to a client that sent one. A reply over `limit` octets becomes an empty one with TC.
     """
     opt = _build_opt(query.opt, rcode, ede) if query.opt is not None else b""
-    flags = QR | query.flags & (RD | CD) | RA | rcode & 0xF
+    flags = QR | query.flags & (RD | CD) | RA | (AD if authentic else 0) | rcode & 0xF
     negative = not addresses and rcode in (Rcode.NOERROR, Rcode.NXDOMAIN)
     answer = b"".join(
         b"\xc0\x0c"
@@ -107,7 +110,7 @@ def build_reply(
     counts = (1, len(addresses), int(negative), int(bool(opt)))
     reply = HEADER.pack(query.id, flags, *counts) + query.question + answer + authority + opt
     if len(reply) > limit:
-        return HEADER.pack(query.id, flags | TC, 1, 0, 0, int(bool(opt))) + query.question + opt
+        return HEADER.pack(query.id, flags & ~AD | TC, 1, 0, 0, int(bool(opt))) + query.question + opt
     return reply
 
 

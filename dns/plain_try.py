@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import socket
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from exeat.dns.build import build_query, build_question, randomise_case
@@ -110,6 +111,8 @@ class PlainTry:
 
     def _end(self, answer: Answer | None, *, silent: bool = False) -> None:
         self.drop()
+        if answer is not None and answer.authentic:  # in the clear anybody can say so
+            answer = replace(answer, authentic=False)
         self._ended(answer, silent)
 
     def _over_tcp(self) -> None:

@@ -47,6 +47,7 @@ class Finding:
 
     `reason` is "" for FOUND, a code of the policy core when it refused, else one of REASONS.
     `stale`: the upstreams did not answer in time, so this is what they said last (RFC 8767).
+    `authentic`: the upstream has checked the signatures, and is one that is believed.
     """
 
     status: Status
@@ -55,6 +56,7 @@ class Finding:
     addresses: tuple[tuple[Address, int], ...] = ()
     ttl: int = 0
     stale: bool = False
+    authentic: bool = False
 
     @property
     def refused(self) -> bool:
@@ -171,7 +173,7 @@ class Resolver:
             return _refused(decision)
         if chain.status is Status.FOUND:
             addresses = tuple((address, chain.ttl) for address in chain.addresses)
-            return Finding(chain.status, decision, "", addresses, chain.ttl, chain.stale)
+            return Finding(chain.status, decision, "", addresses, chain.ttl, chain.stale, chain.authentic)
         reason = REASONS[chain.status]
         if chain.status is Status.HOSTILE:
             decision = Decision(Verdict.DENY, reason, decision.rule)

@@ -284,6 +284,7 @@ class _Turn:
                 ttl=finding.ttl,
                 ede=(Ede.STALE, "the upstream resolver does not answer") if finding.stale else None,
                 limit=self._room(),
+                authentic=finding.authentic and self._query.wants_authentic,
             )
             self._end(reply, finding.ttl)
         elif finding.status is Status.UNAVAILABLE:

@@ -40,7 +40,7 @@ class Chain:
 
     `targets` are the names the asked one is an alias of, in order, in wire form. `ttl` is in
     seconds and already clamped; for a negative answer it says how long that may be remembered.
-    `stale` is the resolver's mark for an answer past its time.
+    `stale` is the resolver's mark for an answer past its time, `authentic` the upstream's AD bit.
     """
 
     status: Status
@@ -48,6 +48,7 @@ class Chain:
     addresses: tuple[Address, ...] = ()
     ttl: int = MIN_TTL_S
     stale: bool = False
+    authentic: bool = False
 
 
 UNAVAILABLE = Chain(Status.UNAVAILABLE)
@@ -78,7 +79,8 @@ def follow(answer: Answer, name: bytes, qtype: int) -> Chain:
         return Chain(Status.NODATA, targets, (), _negative_ttl(answer))
     addresses = tuple(dict.fromkeys(r.value for r in found if isinstance(r.value, Address)))
     ttl = min(record.ttl for record in answer.records if record.rtype in (qtype, Qtype.CNAME))
-    return Chain(Status.FOUND, targets, addresses, max(MIN_TTL_S, min(MAX_TTL_S, ttl)))
+    ttl = max(MIN_TTL_S, min(MAX_TTL_S, ttl))
+    return Chain(Status.FOUND, targets, addresses, ttl, authentic=answer.authentic)
 
 
 def _aliases(records: Sequence[Record]) -> dict[bytes, bytes] | None:

@@ -34,7 +34,7 @@ HEADER = struct.Struct(">6H")
 QUESTION_END = struct.Struct(">HH")
 RECORD = struct.Struct(">HHIH")
 _HOST = re.compile(rb"[a-z0-9_.-]+")
-QR, TC, RD, RA, CD = 0x8000, 0x0200, 0x0100, 0x0080, 0x0010  # header flags
+QR, TC, RD, RA, AD, CD = 0x8000, 0x0200, 0x0100, 0x0080, 0x0020, 0x0010  # header flags
 
 
 class Qtype(IntEnum):
@@ -106,6 +106,11 @@ class Query:
     opt: Opt | None
 
     @property
+    def wants_authentic(self) -> bool:
+        """Whether this client understands the AD bit of a reply (RFC 6840 section 5.8)."""
+        return bool(self.flags & AD) or (self.opt is not None and self.opt.dnssec_ok)
+
+    @property
     def udp_limit(self) -> int:
         """How many octets of UDP payload this client takes from us."""
         if self.opt is None:
@@ -124,7 +129,10 @@ class Record(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What an upstream said. `negative_ttl` comes from the SOA of the authority section, if any."""
+    """What an upstream said. `negative_ttl` comes from the SOA of the authority section, if any.
+
+    `authentic` is the AD bit: it says that it has checked the signatures (RFC 4035 section 3.2.3).
+    """
 
     id: int
     rcode: int
@@ -132,6 +140,7 @@ class Answer:
     question: bytes
     records: tuple[Record, ...]
     negative_ttl: int | None
+    authentic: bool = False
 
 
 def parse_query(data: bytes) -> Query:
@@ -252,7 +261,7 @@ def parse_answer(data: bytes) -> Answer:
         return Answer(ident, rcode, True, question, (), None)
     records, end = _read_answers(data, end, ancount)
     negative_ttl, extended = _read_rest(data, end, nscount, arcount)
-    return Answer(ident, extended << 4 | rcode, False, question, records, negative_ttl)
+    return Answer(ident, extended << 4 | rcode, False, question, records, negative_ttl, bool(flags & AD))
 
 
 def _read_answers(data: bytes, offset: int, count: int) -> tuple[tuple[Record, ...], int]:

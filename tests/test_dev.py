@@ -117,3 +117,31 @@ def test_the_stamp_changes_with_what_the_environment_is_made_from() -> None:
     done = bash(script, sys.prefix)
     assert done.returncode == 0, done.stderr
     assert len(set(done.stdout.split()) - {"-"}) == 3
+
+
+def test_what_is_installed_for_the_tests_is_not_started(tmp_path: Path) -> None:
+    """While apt works no service may start, and none that came with it will at the next boot."""
+    script = """POLICY_RC=$1
+        apt-get() { "$POLICY_RC" unbound start; echo "apt $? $*"; return "$code"; }
+        systemctl() { echo "systemctl $*"; }
+        code=0; install_quietly curl unbound; install_quietly curl; ls "$1" || true
+        code=100; install_quietly nsd || echo "failed $?"; ls "$1" || true"""
+    done = bash(script, str(tmp_path / "policy-rc.d"))
+    lines = done.stdout.splitlines()
+    assert lines[0] == "apt 101 install -y --no-install-recommends curl unbound"
+    assert lines[1].startswith("systemctl disable")
+    assert lines[1].endswith(" unbound")
+    assert lines[2:] == [
+        "apt 101 install -y --no-install-recommends curl",
+        "apt 101 install -y --no-install-recommends nsd",
+        "failed 100",
+    ]
+
+
+def test_a_policy_for_services_that_is_there_stays(tmp_path: Path) -> None:
+    policy = tmp_path / "policy-rc.d"
+    policy.write_text("#!/bin/sh\nexit 7\n")
+    policy.chmod(0o755)
+    done = bash('POLICY_RC=$1; apt-get() { "$POLICY_RC"; echo $?; }; install_quietly curl', str(policy))
+    assert done.stdout == "7\n"
+    assert policy.read_text() == "#!/bin/sh\nexit 7\n"
