@@ -21,6 +21,7 @@ from pydantic import (
     field_validator,
 )
 
+from exeat.appliance.ledger_config import Ledger
 from exeat.appliance.routing import Routing, parse_uids
 from exeat.appliance.sections import (
     LABEL,
@@ -77,6 +78,7 @@ class Users(Section):
     gateway: str = "exeat"
     ledger: str = "exeat-ledger"
     control: str = "exeat-control"
+    export: str = "exeat-export"
 
 
 _HTTP: Final = "http://"
@@ -287,6 +289,7 @@ class Config(Section):
     asks: Asks = Asks()
     lab: Lab = Lab()
     routing: Routing = Routing()
+    ledger: Ledger = Ledger()
 
     @field_validator("routing")
     @classmethod

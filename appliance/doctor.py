@@ -333,7 +333,9 @@ def _examine(config: Config) -> Iterator[Check]:
     yield check_cgroups(_text("/proc/self/mountinfo"))
     yield check_reuseport()
     yield check_splice()
-    yield check_users((config.users.gateway, config.users.ledger, config.users.control))
+    users = config.users
+    exporting = (users.export,) if config.ledger.exports else ()
+    yield check_users((users.gateway, users.ledger, users.control, *exporting))
     yield check_readable("interpreter", (Path(sys.executable), Path(os.__file__)))
     sources = list(_sources())
     yield check_readable("package", sources)

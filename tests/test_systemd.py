@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from exeat.appliance.cli import build_parser
 from exeat.appliance.config import Config
 from exeat.appliance.supervisor import START_ORDER
 
@@ -25,6 +26,11 @@ OWNER = {
     "control": CONFIG.users.control,
     "guard": CONFIG.users.gateway,
     "proxy": CONFIG.users.gateway,
+}
+# Started by timers or by hand, besides the processes of `exeat up`: unit -> (command, user, state folder).
+BESIDE = {
+    "archive-prepare": ("ledger archive prepare", CONFIG.users.ledger, "ledger"),
+    "archive": ("ledger archive run --carry-only", CONFIG.users.export, "archive"),
 }
 STATE = {"warden": "work", "ledger": "ledger", "control": "control", "guard": None, "proxy": None}
 # What `systemd-analyze security` may say, 0 (tight) to 10; the warden needs what it needs.
@@ -48,7 +54,7 @@ def values(process: str, key: str) -> list[str]:
 
 def test_one_unit_for_each_process() -> None:
     assert {path.name for path in UNITS.glob("*.service")} == {
-        f"exeat-{name}.service" for name in START_ORDER
+        f"exeat-{name}.service" for name in (*START_ORDER, *BESIDE)
     }
     wants = re.findall(r"^Wants=(.*)$", (UNITS / "exeat.target").read_text(), re.MULTILINE)
     assert sorted(wants[0].split()) == sorted(f"exeat-{name}.service" for name in START_ORDER)
@@ -66,20 +72,38 @@ def test_each_unit_starts_its_process_as_its_user(process: str) -> None:
     assert values(process, "NoNewPrivileges") == ["yes"]
 
 
+@pytest.mark.parametrize("name", BESIDE)
+def test_each_unit_beside_them_is_a_command_of_its_user(name: str) -> None:
+    command, owner, state = BESIDE[name]
+    assert values(name, "ExecStart") == [f"/opt/exeat/bin/exeat {command}"]
+    build_parser().parse_args(command.split())
+    assert values(name, "User") == [owner]
+    assert values(name, "StateDirectory") == [f"exeat/{state}"]
+    assert values(name, "NoNewPrivileges") == ["yes"]
+    networks = set(" ".join(values(name, "RestrictAddressFamilies")).split()) - {"AF_UNIX"}
+    assert bool(networks) == (owner == CONFIG.users.export)  # a key or a network, never both
+
+
+def test_each_timer_starts_a_unit_that_is_there() -> None:
+    for timer in UNITS.glob("*.timer"):
+        assert (UNITS / f"{timer.stem}.service").is_file()
+
+
 def test_the_warden_keeps_the_mounts_of_the_host() -> None:
     assert MOUNT_NAMESPACE.findall(unit("warden")) == []
     assert values("warden", "KillMode") == ["process"]
     assert "CAP_NET_RAW" not in " ".join(values("warden", "CapabilityBoundingSet"))
 
 
-@pytest.mark.parametrize("process", [name for name in START_ORDER if name != "warden"])
+@pytest.mark.parametrize("process", [name for name in (*START_ORDER, *BESIDE) if name != "warden"])
 def test_nobody_else_holds_a_capability(process: str) -> None:
     assert values(process, "CapabilityBoundingSet") == [""]
     assert values(process, "ProtectSystem") == ["strict"]
 
 
 def test_the_same_users_everywhere() -> None:
-    wanted = {CONFIG.users.gateway, CONFIG.users.ledger, CONFIG.users.control}
+    users = CONFIG.users
+    wanted = {users.gateway, users.ledger, users.control, users.export}
     sysusers = (UNITS / "sysusers.d/exeat.conf").read_text()
     assert set(re.findall(r"^u\s+(\S+)", sysusers, re.MULTILINE)) == wanted
     match = re.search(r"^readonly USERS=\((.*)\)$", (REPO / "dev").read_text(), re.MULTILINE)
@@ -106,7 +130,7 @@ if shutil.which("systemd-analyze"):
         program.touch(mode=0o755)
         targets = tmp_path / "lib/systemd/system"
         targets.mkdir(parents=True)
-        for name in ("sysinit", "basic", "shutdown", "network", "multi-user"):
+        for name in ("sysinit", "basic", "shutdown", "network", "network-online", "multi-user", "timers"):
             (targets / f"{name}.target").write_text(f"[Unit]\nDescription={name}\n")
         (targets / "system.slice").write_text("[Slice]\n")
 
@@ -117,14 +141,15 @@ if shutil.which("systemd-analyze"):
         return run
 
     def test_systemd_accepts_the_units(analyze: Callable[..., subprocess.CompletedProcess[str]]) -> None:
-        names = [f"exeat-{name}.service" for name in START_ORDER]
+        names = [f"exeat-{name}.service" for name in (*START_ORDER, *BESIDE)]
+        names += [path.name for path in UNITS.glob("*.timer")]
         done = analyze("verify", "--man=no", "exeat.target", *names)
         assert (done.stdout + done.stderr, done.returncode) == ("", 0)
 
-    @pytest.mark.parametrize("process", START_ORDER)
+    @pytest.mark.parametrize("process", [*START_ORDER, *BESIDE])
     def test_the_units_stay_tight(
         analyze: Callable[..., subprocess.CompletedProcess[str]], process: str
     ) -> None:
-        threshold = f"--threshold={round(EXPOSURE[process] * 10)}"
+        threshold = f"--threshold={round(EXPOSURE.get(process, 2.0) * 10)}"
         done = analyze("security", "--offline=true", threshold, f"exeat-{process}.service")
         assert done.returncode == 0, done.stdout[-200:]

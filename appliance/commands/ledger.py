@@ -1,6 +1,6 @@
 """`exeat ledger ...`: read the evidence, check it, hand it on. Works on files; nothing need run.
 
-Here: tail and verify. The other actions are in `appliance/ledger_proofs.py` and `appliance/ledger_ask.py`.
+Here: tail and verify. The other actions are in `appliance/ledger_*.py`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from exeat.appliance import ledger_ask, ledger_proofs
+from exeat.appliance import ledger_archive, ledger_ask, ledger_proofs
 from exeat.appliance.client import load_config
 from exeat.appliance.errors import NotReachableError, UsageError
 from exeat.ledger.reader import Follower, ReaderError, find_ledgers, tail
@@ -49,8 +49,8 @@ def register(commands: Any) -> None:
     )
     check.add_argument("--key", metavar="VKEY", help="the key that signed it, if none of the ledger's own")
     check.set_defaults(handler=run_verify)
-    others = ledger_ask.register(actions, _ledgers) + ledger_proofs.register(actions, _ledgers)
-    for action in (show, check, *others):
+    others = [part.register(actions, _ledgers) for part in (ledger_ask, ledger_proofs, ledger_archive)]
+    for action in (show, check, *(each for part in others for each in part)):
         action.add_argument("--json", action="store_true", help="print JSON")
         action.add_argument(
             "--state-dir", type=Path, metavar="DIR", default=argparse.SUPPRESS, help="where the ledger lies"
