@@ -70,16 +70,18 @@ def sums(
     `by_rows` looks at every row even if the sums per hour could answer.
     """
     by_rows = by_rows or bool(why_by_rows(question, keys))
-    parts, moments = (_by_rows if by_rows else _by_hours)(question, timed=any(key in _TIMES for key in keys))
+    per = [
+        name
+        for name, asked in (("kind", "kind" in keys), ("hour", not _TIMES.keys().isdisjoint(keys)))
+        if asked
+    ]
+    parts, moments = (_by_rows if by_rows else _by_hours)(question, per)
     condition, values = _names(question)
     chosen = ", ".join(_TIMES.get(key) or ("part.kind" if key == "kind" else f"about.{key}") for key in keys)
-    # First by the number of who or place: few numbers are compared, not many texts.
     found = index.db.execute(
-        f"select {chosen}, sum(o), sum(i), sum(flows), sum(others) from ("  # noqa: S608 - names are ours
-        " select at, kind, hour, sum(o) as o, sum(i) as i, sum(flows) as flows, sum(others) as others"
-        f" from ({parts}) group by 1, 2, 3) as part join {'who' if by_rows else 'place'} as about"
-        f" on about.id = part.at where {condition} group by {', '.join(str(n + 1) for n in range(len(keys)))}"
-        " order by sum(o) + sum(i) desc, 1",
+        f"select {chosen}, sum(o), sum(i), sum(flows), sum(others) from ({parts}) as part"  # noqa: S608 - names are ours
+        f" join {'who' if by_rows else 'place'} as about on about.id = part.at where {condition}"
+        f" group by {_first(len(keys))} order by sum(o) + sum(i) desc, 1",
         [*moments, *values],
     ).fetchall()
     if "kind" in keys:
@@ -107,20 +109,29 @@ def _span(since: int | None, until: int | None) -> tuple[str, list[int]]:
     return " and ".join(f"t {sign} ?" for sign, _ in ends) or "1", [at for _, at in ends]
 
 
-def _rows(at: str, source: str, span: tuple[str, list[int]], *, timed: bool) -> str:
-    hour = f"t / {HOUR_MS}" if timed else "0"
+def _first(count: int) -> str:
+    return ", ".join(str(number + 1) for number in range(count))
+
+
+def _part(at: str, hour: str, flows: str, others: str, source: str, per: Sequence[str]) -> str:
+    """Sums by the number of who or place: few numbers are compared, not many texts. `per` adds columns."""
+    more = "".join(f"{hour} as hour, " if name == "hour" else f"{name}, " for name in per)
     return (
-        f"select {at} as at, kind, {hour} as hour, bytes_out as o, bytes_in as i,"  # noqa: S608
-        f" {_IS_FLOW} as flows, {_OTHERS} as others from {source} where {span[0]}"
+        f"select {at} as at, {more}sum(bytes_out) as o, sum(bytes_in) as i, sum({flows}) as flows,"  # noqa: S608
+        f" sum({others}) as others from {source} group by {_first(1 + len(per))}"
     )
 
 
-def _by_rows(question: Question, *, timed: bool) -> tuple[str, list[int]]:
+def _of_rows(at: str, source: str, span: tuple[str, list[int]], per: Sequence[str]) -> str:
+    return _part(at, f"t / {HOUR_MS}", _IS_FLOW, _OTHERS, f"{source} where {span[0]}", per)
+
+
+def _by_rows(question: Question, per: Sequence[str]) -> tuple[str, list[int]]:
     span = _span(question.since, question.until)
-    return _rows("entry.who", "entry", span, timed=timed), span[1]
+    return _of_rows("entry.who", "entry", span, per), span[1]
 
 
-def _by_hours(question: Question, *, timed: bool) -> tuple[str, list[int]]:
+def _by_hours(question: Question, per: Sequence[str]) -> tuple[str, list[int]]:
     """Whole hours from their sums, what is left at both ends of the span from the rows."""
     since, until = question.since, question.until
     first = None if since is None else -(-since // HOUR_MS)
@@ -133,12 +144,9 @@ def _by_hours(question: Question, *, timed: bool) -> tuple[str, list[int]]:
         edges += [] if until is None or end is None else [(end * HOUR_MS, until)]
         ends = [(sign, at) for sign, at in ((">=", first), ("<", end)) if at is not None]
         whole, values = " and ".join(f"hour {sign} ?" for sign, _ in ends) or "1", [at for _, at in ends]
-    parts = [
-        f"select place as at, kind, {'hour' if timed else '0'} as hour, bytes_out as o, bytes_in as i,"  # noqa: S608
-        f" {_IS_FLOW} * entries as flows, others from hour where {whole}"
-    ]
+    parts = [_part("place", "hour", f"{_IS_FLOW} * entries", "others", f"hour where {whole}", per)]
     for edge in (edge for edge in edges if edge[0] != edge[1]):
         span = _span(*edge)
-        parts.append(_rows("who.place", "entry join who on who.id = entry.who", span, timed=timed))
+        parts.append(_of_rows("who.place", "entry join who on who.id = entry.who", span, per))
         values += span[1]
     return " union all ".join(parts), values

@@ -48,6 +48,9 @@ def register(commands: Any) -> None:
         "--checkpoint", type=Path, metavar="FILE", help="a signed checkpoint kept elsewhere: shows the same"
     )
     check.add_argument("--key", metavar="VKEY", help="the key that signed it, if none of the ledger's own")
+    check.add_argument(
+        "--quick", action="store_true", help="hashes and order only; no accounts, no look into the records"
+    )
     check.set_defaults(handler=run_verify)
     others = [part.register(actions, _ledgers) for part in (ledger_ask, ledger_proofs, ledger_archive)]
     for action in (show, check, *(each for part in others for each in part)):
@@ -177,7 +180,8 @@ def run_verify(args: argparse.Namespace) -> int:
     for directory in ledgers:
         try:
             own, wrong = _own_head(directory)
-            report = verify(directory, heads=heads + own + _kept_head(directory, args), two=True)
+            known = heads + own + _kept_head(directory, args)
+            report = verify(directory, heads=known, two=True, quick=args.quick)
             for what in filter(None, (wrong, _wrong_key(directory, report))):
                 report.problems.append(Problem(report.size, what))
             reports.append((directory, report))
@@ -241,15 +245,10 @@ def _json(directory: Path, report: Report) -> dict[str, Any]:
 
 
 def _text(directory: Path, report: Report) -> str:
-    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(report.kinds.items())) or "none"
+    held = f"{report.size} in {report.segments} segment{'s' * (report.segments != 1)}"
     rows = [
         ("ledger", report.origin or str(directory)),
-        ("records", f"{report.size} in {report.segments} segment{'s' * (report.segments != 1)}: {kinds}"),
-        (
-            "flows",
-            f"{report.flows_closed} closed, {report.flows_orphaned} orphaned, {report.flows_open} open; "
-            f"out {human(report.bytes_out)}, in {human(report.bytes_in)}",
-        ),
+        *([("records", f"{held}: hashes and order only")] if report.quick else _books(held, report)),
         ("head", f"{report.size}:{report.root}"),
         *(("note", note) for note in report.notes),
         *(("note", f"record {number}: {_KEY_BREAK}") for number in report.key_breaks),
@@ -257,3 +256,12 @@ def _text(directory: Path, report: Report) -> str:
         ("result", "verified" if report.ok else "NOT VERIFIED"),
     ]
     return "\n".join(f"{name:<8}  {value}" for name, value in rows)
+
+
+def _books(held: str, report: Report) -> list[tuple[str, str]]:
+    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(report.kinds.items())) or "none"
+    flows = (
+        f"{report.flows_closed} closed, {report.flows_orphaned} orphaned, {report.flows_open} open; "
+        f"out {human(report.bytes_out)}, in {human(report.bytes_in)}"
+    )
+    return [("records", f"{held}: {kinds}"), ("flows", flows)]

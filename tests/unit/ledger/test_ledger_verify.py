@@ -9,7 +9,8 @@ from tests.support.ledgers import DEST, deny, record
 
 from exeat.ledger import headfile, segment
 from exeat.ledger.merkle import Frontier
-from exeat.ledger.records import Kind
+from exeat.ledger.reader import read
+from exeat.ledger.records import Kind, Record, encode
 from exeat.ledger.store import Store
 from exeat.ledger.verify import Report, parse_head, verify
 from exeat.ledger.verify_offline import parse_record
@@ -79,6 +80,91 @@ def test_two_processes_find_what_is_wrong_in_the_books(tmp_path: Path) -> None:
     report = verify(ledger, two=True)
     assert report == verify(ledger)
     assert [problem.record for problem in report.problems] == [1, 2]
+
+
+def test_a_flow_that_goes_from_one_half_into_the_other(tmp_path: Path) -> None:
+    """Opened in the first, going on and settled in the second; also one that is closed after its orphan."""
+    begun = [[record(Kind.OPEN, n, reserved=9)] for n in range(4)]
+    filler = [[deny(n)] for n in range(40)]
+    ended = [
+        [record(Kind.PROGRESS, 0, bytes_out=3), record(Kind.CLOSE, 0, bytes_out=4)],
+        [record(Kind.ORPHAN, 1, bytes_in=2)],
+        [record(Kind.ORPHAN, 2), record(Kind.CLOSE, 2, bytes_in=5), record(Kind.OPEN, 9)],
+    ]
+    ledger = build(tmp_path / "l", [*begun, *filler, *ended])
+    report = verify(ledger, two=True)
+    assert report.ok
+    assert report == verify(ledger)
+    assert (report.flows_open, report.flows_closed, report.flows_orphaned) == (2, 2, 1)
+    assert (report.bytes_out, report.bytes_in, report.kinds["open"]) == (4, 5, 5)
+
+
+def test_the_first_start_says_which_key_signs_also_to_two(tmp_path: Path) -> None:
+    starts = [[encode(Record(Kind.BOOT, data=bytes([n]) * 32))] for n in (1, 2)]
+    ledger = build(tmp_path / "l", [starts[0], *([deny(n)] for n in range(40)), starts[1]])
+    assert verify(ledger, two=True) == verify(ledger)
+    assert verify(ledger, two=True).key == "01" * 32
+
+
+@pytest.mark.parametrize(
+    ("last", "what"),
+    [
+        ([record(Kind.CLOSE, 1, bytes_out=10)], "close: 10 bytes passed, 9 were reserved"),
+        ([record(Kind.CLOSE, 7)], "close: the flow was never opened"),
+        ([record(Kind.OPEN, 1)], "open: this flow was opened before"),
+        ([record(Kind.CLOSE, 1), record(Kind.OPEN, 1)], "open: this flow was opened before"),
+    ],
+)
+def test_what_only_both_halves_together_show(tmp_path: Path, last: list[bytes], what: str) -> None:
+    begun = [record(Kind.OPEN, 1, reserved=9)]
+    ledger = build(tmp_path / "l", [begun, *([deny(n)] for n in range(40)), last])
+    report = verify(ledger, two=True)
+    assert report == verify(ledger)
+    assert [problem.what for problem in report.problems] == [what]
+
+
+def test_quick_says_of_a_sound_ledger_what_the_tree_is(ledger: Path) -> None:
+    whole = verify(ledger)
+    for two in (False, True):
+        report = verify(ledger, two=two, quick=True)
+        assert (report.ok, report.quick, report.kinds) == (True, True, {})
+        assert (report.size, report.root, report.segments) == (whole.size, whole.root, whole.segments)
+
+
+def test_quick_misses_nothing_but_checksums_of_records(ledger: Path) -> None:
+    """What it does not pass is reported as by the full verification."""
+    missed = 0
+    for path in segments(ledger)[-2:]:
+        clean = path.read_bytes()
+        checksums = {
+            at for start, found in frames(path) if found.kind == b"R" for at in range(start + 4, start + 8)
+        }
+        for at in range(0, frames(path)[-1][1].end, 7):
+            path.write_bytes(clean[:at] + bytes([clean[at] ^ 4]) + clean[at + 1 :])
+            report, whole = verify(ledger, quick=True), verify(ledger)
+            if report.quick and not whole.ok:
+                assert at in checksums
+                assert path != segments(ledger)[-1]
+                missed += 1
+            else:
+                assert (report.problems, report.notes) == (whole.problems, whole.notes)
+        path.write_bytes(clean)
+    assert missed
+
+
+def test_quick_against_a_head_that_was_noted(ledger: Path) -> None:
+    report = verify(ledger, quick=True)
+    for size in (1, 7, report.size):
+        sound = verify(ledger, heads=((size, root_at(ledger, size)),), quick=True)
+        assert sound.ok
+        assert not verify(ledger, heads=((size, b"x" * 32),), quick=True).ok
+    assert not verify(ledger, heads=((report.size + 1, b"x" * 32),), quick=True).ok
+
+
+def root_at(ledger: Path, size: int) -> bytes:
+    tree = Frontier()
+    tree.extend(data for seq, data in read(ledger) if seq < size)
+    return tree.root()
 
 
 def test_any_flipped_byte_is_named(ledger: Path) -> None:
