@@ -163,21 +163,23 @@ class Guard:
         self._forget_answers()
 
     def _on_warned(self, warned: Warned) -> None:
-        """Data seems to leave in names: on the ledger as a lookup of the domain, and told to control."""
-        subject, decision, alert = warned
-        lookup = Lookup.of(subject, alert.domain, decision, "dns", self._judge.binding(subject))
+        """Something is wrong with lookups: on the ledger as one of the domain, and told to control."""
+        subject, decision = warned.subject, warned.decision
+        detail = f"score {warned.score}: {' '.join(warned.signals)}"
+        lookup = Lookup.of(subject, warned.domain, decision, "dns", self._judge.binding(subject), detail)
         if self._journal.ready:
             self._journal.note(lookup, lambda _sight: None)
         self._hub.send(
             {
                 "t": "alert",
                 "subject": subject._asdict(),
-                "domain": alert.domain,
+                "domain": warned.domain,
                 "verdict": str(decision.verdict),
                 "reason": decision.reason,
-                "signals": list(alert.signals),
-                "octets": alert.octets,
-                "names": alert.names,
+                "score": warned.score,
+                "signals": list(warned.signals),
+                "octets": warned.octets,
+                "names": warned.names,
             }
         )
 

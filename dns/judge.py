@@ -13,6 +13,7 @@ from exeat.dns.wire import host_text
 from exeat.ledger.clock import Clock
 from exeat.policy.model import Address, Decision, Request, Subject, Verdict
 from exeat.policy.names import MalformedError, parse_host
+from exeat.policy.postures import Preset
 from exeat.policy.usage import Usage
 
 if TYPE_CHECKING:
@@ -92,8 +93,18 @@ class Judge:
         """May `host` be resolved for this asker at all? Asked before anything leaves the node."""
         decision = self._ask(asker, host, (), self._usage)
         if decision.allowed and self._screen is not None:
-            return self._screen.look(asker.subject, host, decision)
+            return self._screen.look(asker.subject, host, decision, strict=self._strict(asker.subject))
         return decision
+
+    def heard(self, asker: Asker, host: str, decision: Decision, *, exists: bool) -> None:
+        """An upstream has answered what `decision` admitted; `exists` is False for no such name."""
+        if self._screen is not None:
+            strict = self._strict(asker.subject)
+            self._screen.heard(asker.subject, host, decision, exists=exists, strict=strict)
+
+    def _strict(self, subject: Subject) -> bool:
+        document = self._snapshot.document_for(subject) if self._snapshot is not None else None
+        return document is not None and document.preset is Preset.STRICT
 
     def shadow(self, asker: Asker, host: str, decided: Decision) -> str:
         """What a record of the lookup says of the shadow policy (`Snapshot.shadow`)."""
@@ -109,7 +120,7 @@ class Judge:
     def odd_type(self, asker: Asker, host: str, decision: Decision) -> None:
         """The asker asks an allowed `host` for a type that only tunnels and zone transfers want."""
         if self._screen is not None:
-            self._screen.odd_type(asker.subject, host, decision)
+            self._screen.odd_type(asker.subject, host, decision, strict=self._strict(asker.subject))
 
     def verdict(
         self, asker: Asker, host: str, targets: Sequence[bytes], addresses: tuple[Address, ...]

@@ -108,7 +108,13 @@ class Resolver:
             done(_refused(decision))
             return
         self._judge.charge(asker, decision)
-        wait = _Wait(self._reactor, self._stale(key), lambda chain: done(self._judged(asker, host, chain)))
+
+        def arrived(chain: Chain) -> None:
+            if chain.status is not Status.UNAVAILABLE and not chain.stale:
+                self._judge.heard(asker, host, decision, exists=chain.status is not Status.NXDOMAIN)
+            done(self._judged(asker, host, chain))
+
+        wait = _Wait(self._reactor, self._stale(key), arrived)
         self._ask(key, wait.arrived)
 
     def _ask(self, key: Key, done: Callable[[Chain], None]) -> None:

@@ -33,10 +33,12 @@ MAX_NAMES = 200_000
 
 
 class Alert(NamedTuple):
-    """Something was noticed, once per window and degree. `octets` and `names` are those so far."""
+    """Something was noticed, once per window and degree. `octets` and `names` are those so far, `score`
+    how much of what is refused for, from 0 to 1."""
 
     denied: bool
     domain: str
+    score: float
     signals: tuple[str, ...]
     octets: int
     names: int
@@ -81,6 +83,10 @@ class _Entry:
             "types": self.total("odd") >= ODD_TYPES,
         }
         return tuple(name for name, seen in found.items() if seen)
+
+    def score(self) -> float:
+        share = max(self.total("octets") / DENY_OCTETS, self.total("coded") / CODED_NAMES)
+        return round(min(1.0, share), 3)
 
     def spent(self) -> bool:
         return self.total("octets") >= DENY_OCTETS or self.total("coded") >= CODED_NAMES
@@ -140,7 +146,7 @@ class Tunnels:
         if not spent and (not signals or now < entry.alerted_until):
             return None
         entry.alerted_until = now + WINDOW_S
-        return Alert(spent, domain, signals, entry.total("octets"), entry.count)
+        return Alert(spent, domain, entry.score(), signals, entry.total("octets"), entry.count)
 
     def _slot(self, entry: _Entry, now: float) -> _Slot:
         """The slot of `now`, with those that left the window gone."""

@@ -104,6 +104,8 @@ TEXTS: dict[str, str] = {
     "dns.encrypted_resolver": "a public encrypted resolver: names are looked up by the guard only",
     "dns.tunnel": "too much data left in the names looked up below this domain",
     "dns.tunnel_suspected": "the names looked up below this domain look like data",
+    "dns.anomaly": "the lookups of this client are not like a client's; it waits ten minutes",
+    "dns.anomaly_suspected": "the lookups of this client are not like a client's",
     "tls.not_tls": "this port takes TLS only",
     "tls.malformed": "malformed TLS ClientHello",
     "tls.ech": "encrypted ClientHello hides the server name",

@@ -205,6 +205,8 @@ def _alert_text(message: Message) -> str:
     subject = message.get("subject")
     who = subject if isinstance(subject, dict) else {}
     place = f"{who.get('project', '')}/{who.get('job') or who.get('agent', '')}"
-    facts = (f"{key}={message.get(key)}" for key in ("domain", "verdict", "signals", "octets", "names"))
+    facts = (
+        f"{key}={message.get(key)}" for key in ("domain", "verdict", "score", "signals", "octets", "names")
+    )
     text = f"alert {message.get('reason')}: {place} {' '.join(facts)}"
     return text.encode("ascii", "replace").decode()[:300].replace("\n", " ")

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import base64
 import os
-import shutil
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -41,13 +40,6 @@ chroot = /tmp
 domain = {domain}
 resources = self:127.0.0.1:9
 """
-
-
-@pytest.fixture(autouse=True)
-def tools() -> None:
-    missing = [tool for tool in ("iodine", "iodined", "dns2tcpc", "dns2tcpd") if not shutil.which(tool)]
-    if missing:
-        pytest.skip("needs: apt-get install iodine dns2tcp")
 
 
 @pytest.fixture
@@ -231,3 +223,21 @@ def test_control_is_told_once(quiet: Rig) -> None:
     ]
     assert "coded" in told[0]["signals"]
     assert told[0]["octets"] <= BOUND
+
+
+@pytest.mark.parametrize("preset", ["standard", "strict"])
+def test_names_made_by_rule_are_noticed_and_where_policy_is_strict_refused(quiet: Rig, preset: str) -> None:
+    """A program that tries made-up domains until one exists: no tunnel below any, but no client either."""
+    quiet.snapshot(f"{{egress: v1, project: p, posture: public, preset: {preset}}}")
+    jail, other = quiet.jail("j", "p"), quiet.jail("other", "p")
+    said = [ede(ask(jail.udp, f"k{i}x{i * i}.com")) for i in range(110)]
+    refused = [(15, "dns.anomaly")] in said
+    assert refused is (preset == "strict")
+    assert len({name for name, _ in quiet.server.seen}) >= 60
+    assert (ede(ask(jail.udp, "www.evil.com")) == [(15, "dns.anomaly")]) is refused
+    assert ask(other.udp, "www.evil.com").answer
+    wanted = "dns.anomaly" if refused else "dns.anomaly_suspected"
+    records = quiet.wait_for_records(lambda records: any(r.reason_code == wanted for r in records))
+    noticed = [r for r in records if r.reason_code.startswith("dns.anomaly") and r.detail]
+    assert {r.detail.split(" ")[0] for r in noticed} == {"score"}
+    assert all("nowhere" in r.detail for r in noticed)
