@@ -22,6 +22,7 @@ from pydantic import (
 )
 
 from exeat.appliance.ledger_config import Ledger
+from exeat.appliance.limits import node_limits
 from exeat.appliance.routing import Routing, parse_uids
 from exeat.appliance.sections import (
     LABEL,
@@ -235,12 +236,19 @@ class Policy(Section):
 
 
 class Sandbox(Section):
-    """`roots`: folders below which `--rw` and `--ro` mounts may lie."""
+    """`roots`: folders below which `--rw` and `--ro` mounts may lie. `limits`: of each job."""
 
     roots: tuple[Path, ...] = (Path("/srv"), Path("/home"))
     uid_base: Annotated[int, Field(ge=1000, le=2**31)] = 700_000
     uid_count: Annotated[int, Field(ge=1, le=100_000)] = 1000
     runtime: str = "crun"
+    limits: str = ""
+
+    @field_validator("limits")
+    @classmethod
+    def _limits(cls, value: str) -> str:
+        node_limits(value)
+        return value
 
     @field_validator("roots")
     @classmethod

@@ -59,6 +59,7 @@ ROLES: Final[dict[str, frozenset[Kind]]] = {
             Kind.GAP,
             Kind.BOOT,
             Kind.ANOMALY,
+            Kind.JOB,
         }
     ),
     "root": frozenset(),

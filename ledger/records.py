@@ -49,6 +49,7 @@ class Kind(IntEnum):
     ORPHAN = 14  # a flow nobody closed: counts are the lower bound, `reserved` the upper
     RESUME = 15  # the owner of an open flow is back after a restart
     ANOMALY = 16  # somebody went around what confines, or changed it
+    JOB = 17  # a job started or ended
 
     @property
     def label(self) -> str:

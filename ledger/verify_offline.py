@@ -28,7 +28,7 @@ from typing import Any, Final, NamedTuple
 KINDS: Final = (
     "",
     *("open", "reserve", "progress", "close", "deny", "dns", "lease", "policy"),
-    *("reconcile", "gap", "boot", "key", "witness", "orphan", "resume", "anomaly"),
+    *("reconcile", "gap", "boot", "key", "witness", "orphan", "resume", "anomaly", "job"),
 )
 # Types of the fields behind schema and kind: unsigned, bytes, text, destination.
 TYPES: Final = "uubuuu" + "tttd" + "ttttub" + "ttttt" + "ubt" + "tuuuuuuuuuuttbtb"

@@ -24,7 +24,7 @@ from exeat.sandbox.steps import ENV, done
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from exeat.sandbox.spec import JobSpec, Limits
+    from exeat.sandbox.spec import JobSpec
 
     Answer = Callable[[dict[str, Any]], None]
 
@@ -66,9 +66,9 @@ class Job:
 
 
 class Jobs:
-    def __init__(self, places: Places, runtime: str, limits: Limits, reactor: Reactor) -> None:
+    def __init__(self, places: Places, runtime: str, reactor: Reactor) -> None:
         self.all: dict[str, Job] = {}
-        self._places, self._limits, self._reactor = places, limits, reactor
+        self._places, self._reactor = places, reactor
         controllers = _CONTROLLERS.read_text() if _CONTROLLERS.exists() else ""
         layout = cgroup.layout(_MOUNTS.read_text(), controllers)
         self._runtime = Runtime(runtime, places, layout.mask, layout.limits)
@@ -81,9 +81,9 @@ class Jobs:
         """Start a job in its jail; `reply` gets pid and work folder, or why not."""
         if spec.job in self.all:
             raise SpecError("job.exists", f"job {spec.job} exists")
+        plan = oci.plan(spec, uid=uid, host=self._host, places=self._places)
         job = self.all[spec.job] = Job(spec.job, uid)
         try:
-            plan = oci.plan(spec, uid=uid, host=self._host, limits=self._limits, places=self._places)
             self._prepare(job, plan)
             stdin, stdout, stderr = fds
             job.process = subprocess.Popen(

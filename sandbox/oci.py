@@ -12,6 +12,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from exeat.sandbox.names import SpecError
 from exeat.sandbox.seccomp import profile
 from exeat.sandbox.spec import GATEWAY, WORK
 
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from exeat.sandbox.launcher import Places
-    from exeat.sandbox.spec import JobSpec, Limits, Mount
+    from exeat.sandbox.limits import Limits
+    from exeat.sandbox.spec import JobSpec, Mount
 
 _DIRS: Final = ("usr", "etc", "etc/ssl", "proc", "dev", "tmp", "run", "run/exeat", "work")
 _MERGED: Final = ("bin", "sbin", "lib", "lib64", "lib32", "libx32")
@@ -52,6 +54,7 @@ _MASKED: Final = """
 acpi asound config.gz interrupts kallsyms kcore keys key-users
 kmsg latency_stats modules sched_debug scsi slabinfo timer_list timer_stats vmallocinfo
 """.split()  # noqa: SIM905
+_CPU_PERIOD_US: Final = 100_000
 _READ_ONLY: Final = ("bus", "fs", "irq", "sys", "sysrq-trigger")
 
 
@@ -98,15 +101,20 @@ class Plan:
     config: str  # config.json
 
 
-def plan(job: JobSpec, *, uid: int, host: Host, limits: Limits, places: Places) -> Plan:
-    """What makes the job a container. Mounts come last and in order."""
+def plan(job: JobSpec, *, uid: int, host: Host, places: Places) -> Plan:
+    """What makes the job a container. Mounts come last and in order.
+
+    Raises SpecError(limits) for a job that needs limits which would not hold here.
+    """
+    if job.needs_cgroup and not host.cgroups:
+        raise SpecError("limits", "no memory, pids or cpu limit holds on this node: see `exeat doctor`")
     staged = tuple((mount, places.staged(job.job, number)) for number, mount in enumerate(job.mounts))
     binds = [
         Bind(str(places.sockets(job.job)), GATEWAY),
-        Bind(str(places.output(job.job)), WORK, writable=True),
+        *(() if job.limits.work else (Bind(str(places.output(job.job)), WORK, writable=True),)),
         *(Bind(str(held), mount.path, mount.writable) for mount, held in staged),
     ]
-    text = json.dumps(config(job, uid=uid, host=host, limits=limits, binds=binds, places=places))
+    text = json.dumps(config(job, uid=uid, host=host, binds=binds, places=places))
     return Plan(skeleton(job, uid, host), staged, text)
 
 
@@ -123,22 +131,20 @@ def skeleton(job: JobSpec, uid: int, host: Host) -> Skeleton:
     return Skeleton(_DIRS, host.links, tuple(files.items()))
 
 
-def config(
-    job: JobSpec, *, uid: int, host: Host, limits: Limits, binds: Iterable[Bind], places: Places
-) -> dict[str, Any]:
+def config(job: JobSpec, *, uid: int, host: Host, binds: Iterable[Bind], places: Places) -> dict[str, Any]:
     """The `config.json` of a job."""
     return {
         "ociVersion": "1.0.2",
         "hostname": job.job,
         "root": {"path": "rootfs", "readonly": True},
-        "process": _process(job, uid, min(limits.open_files, host.max_open_files)),
-        "mounts": [*_system_mounts(host, limits), *map(_bind, binds)],
+        "process": _process(job, uid, host.max_open_files),
+        "mounts": [*_system_mounts(host), *_own_mounts(job.limits, uid), *map(_bind, binds)],
         "linux": {
             "namespaces": [
                 *({"type": kind} for kind in ("pid", "mount", "ipc", "uts", "cgroup")),
                 {"type": "network", "path": str(places.netns(job.job))},
             ],
-            "resources": _resources(limits) if host.cgroups else {},
+            "resources": _resources(job.limits) if host.cgroups else {},
             "cgroupsPath": f"/exeat-{_tag(places)}-{job.job}",
             "seccomp": profile(job.profile, host.machine),
             "maskedPaths": [f"/proc/{name}" for name in _MASKED],
@@ -152,7 +158,7 @@ def _tag(places: Places) -> str:
     return hashlib.sha256(str(places.run).encode()).hexdigest()[:8]
 
 
-def _process(job: JobSpec, uid: int, open_files: int) -> dict[str, Any]:
+def _process(job: JobSpec, uid: int, max_open_files: int) -> dict[str, Any]:
     return {
         "terminal": False,
         "user": {"uid": uid, "gid": uid, "umask": 0o022},
@@ -164,23 +170,37 @@ def _process(job: JobSpec, uid: int, open_files: int) -> dict[str, Any]:
         "capabilities": {
             kind: [] for kind in ("bounding", "effective", "inheritable", "permitted", "ambient")
         },
-        "rlimits": [
-            {"type": "RLIMIT_NOFILE", "hard": open_files, "soft": min(1024, open_files)},
-            {"type": "RLIMIT_CORE", "hard": 0, "soft": 0},
-        ],
+        "rlimits": _rlimits(job.limits, max_open_files),
     }
 
 
-def _system_mounts(host: Host, limits: Limits) -> list[dict[str, Any]]:
+def _rlimits(limits: Limits, max_open_files: int) -> list[dict[str, Any]]:
+    files = min(limits.files, max_open_files)
+    held = {"NOFILE": (files, min(1024, files)), "CORE": (0, 0)}
+    if limits.file:
+        held["FSIZE"] = (limits.file, limits.file)
+    return [{"type": f"RLIMIT_{name}", "hard": hard, "soft": soft} for name, (hard, soft) in held.items()]
+
+
+def _system_mounts(host: Host) -> list[dict[str, Any]]:
     tight = ["nosuid", "nodev", "noexec"]
     mounts = [
         _mount("/proc", "proc", tight),
         _mount("/dev", "tmpfs", ["nosuid", "noexec", "mode=755", "size=64k"]),
         _mount("/dev/pts", "devpts", ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"]),
         _mount("/dev/shm", "tmpfs", [*tight, "mode=1777", "size=64m"]),  # noqa: S108
-        _mount("/tmp", "tmpfs", ["nosuid", "nodev", "mode=1777", f"size={limits.tmp}", "nr_inodes=200k"]),  # noqa: S108
     ]
     return mounts + [_bind(Bind(path, path)) for path in ("/usr", *host.etc)]
+
+
+def _own_mounts(limits: Limits, uid: int) -> list[dict[str, Any]]:
+    """What the job may write to, with a size."""
+    options = ["nosuid", "nodev", "nr_inodes=200k"]
+    mounts = [_mount("/tmp", "tmpfs", [*options, "mode=1777", f"size={limits.tmp}"])]  # noqa: S108
+    if limits.work:
+        owner = ["mode=0700", f"uid={uid}", f"gid={uid}"]
+        mounts.append(_mount(WORK, "tmpfs", [*options, *owner, f"size={limits.work}"]))
+    return mounts
 
 
 def _mount(target: str, kind: str, options: list[str]) -> dict[str, Any]:
@@ -194,8 +214,11 @@ def _bind(bind: Bind) -> dict[str, Any]:
 
 
 def _resources(limits: Limits) -> dict[str, Any]:
-    return {
+    resources: dict[str, Any] = {
         "devices": [{"allow": False, "access": "rwm"}],
         "memory": {"limit": limits.memory},
         "pids": {"limit": limits.pids},
     }
+    if limits.cpu:
+        resources["cpu"] = {"quota": limits.cpu * _CPU_PERIOD_US // 1000, "period": _CPU_PERIOD_US}
+    return resources

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final
 
+from exeat.sandbox.limits import Limits, needs_cgroup, parse_limits
 from exeat.sandbox.names import JailName, SpecError, parse_name
 from exeat.sandbox.routing import parse_pinholes
 from exeat.sandbox.rules import Pinhole, Table
@@ -70,7 +71,10 @@ VERBS: Final[dict[str, tuple[frozenset[str], frozenset[str]]]] = {
     "jail.sockets": (frozenset({"jail"}), frozenset({"names"})),
     "jail.destroy": (frozenset({"jail"}), frozenset()),
     "jail.list": (frozenset(), frozenset()),
-    "job.start": (frozenset({"job", "argv", "env", "mounts", "cwd", "profile", "user"}), frozenset()),
+    "job.start": (
+        frozenset({"job", "argv", "env", "mounts", "cwd", "profile", "user"}),
+        frozenset({"limits"}),
+    ),
     "job.wait": (frozenset({"job"}), frozenset()),
     "job.kill": (frozenset({"job"}), frozenset()),
     "job.remove": (frozenset({"job"}), frozenset()),
@@ -108,16 +112,8 @@ class JobSpec:
     cwd: str
     profile: Profile
     uid: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What one job may use; bytes and counts."""
-
-    memory: int = 4 * 1024**3
-    pids: int = 1024
-    tmp: int = 1024**3
-    open_files: int = 4096
+    limits: Limits = field(default_factory=Limits)
+    needs_cgroup: bool = False  # somebody asked for what only cgroups hold: without them it must not start
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +149,9 @@ class WardenSettings:
         return range(self.uid_base, self.uid_base + self.uid_count)
 
 
-def parse_request(message: Mapping[str, Any], fds: int, roots: Sequence[PurePath]) -> Request:
+def parse_request(
+    message: Mapping[str, Any], fds: int, roots: Sequence[PurePath], ceiling: Limits
+) -> Request:
     """A message that came with `fds` descriptors, as a Request. Raises SpecError."""
     verb = message.get("verb")
     if not isinstance(verb, str) or verb not in VERBS:
@@ -167,7 +165,7 @@ def parse_request(message: Mapping[str, Any], fds: int, roots: Sequence[PurePath
     if fds != (3 if verb == "job.start" else 0):
         raise SpecError("argument", "wrong number of descriptors")
     if verb == "job.start":
-        job = parse_job(message, roots)
+        job = parse_job(message, roots, ceiling)
         return Request(verb, job.job, job=job)
     if verb == "routing.set":
         return Request(verb, JailName(""), pinholes=parse_pinholes(message["pinholes"]))
@@ -206,7 +204,7 @@ def parse_socket_names(raw: object) -> tuple[str, ...]:
     return tuple(raw)
 
 
-def parse_job(raw: Mapping[str, Any], roots: Sequence[PurePath]) -> JobSpec:
+def parse_job(raw: Mapping[str, Any], roots: Sequence[PurePath], ceiling: Limits) -> JobSpec:
     """A `job.start` request as a JobSpec. Raises SpecError."""
     argv = _strings(raw["argv"], "argv", MAX_ARGS)
     if not argv or not argv[0]:
@@ -217,6 +215,7 @@ def parse_job(raw: Mapping[str, Any], roots: Sequence[PurePath]) -> JobSpec:
         raise SpecError("argument", f"argv and env are over {MAX_TOTAL} bytes")
     mounts = _mounts(raw["mounts"], roots)
     uid = _user(raw["user"])
+    limits = parse_limits(raw.get("limits", {}), ceiling)
     if uid is None and any(mount.writable for mount in mounts):
         raise SpecError("argument", "a writable mount needs the user who owns it, not a fresh one")
     return JobSpec(
@@ -227,6 +226,8 @@ def parse_job(raw: Mapping[str, Any], roots: Sequence[PurePath]) -> JobSpec:
         cwd=_cwd(raw["cwd"], mounts),
         profile=_profile(raw["profile"]),
         uid=uid,
+        limits=limits,
+        needs_cgroup=needs_cgroup(raw.get("limits", {})),
     )
 
 

@@ -44,7 +44,7 @@ class Warden:
         self._places = Places(settings.run_dir / "warden", settings.state_dir / "work")
         for folder, mode in self._places.folders():
             folder.mkdir(mode, parents=True, exist_ok=True)
-        self._jobs = Jobs(self._places, settings.runtime, settings.limits, reactor)
+        self._jobs = Jobs(self._places, settings.runtime, reactor)
         self._jobs.adopt()
         self._routing = Routing(settings.table, f"{self._places.run}/pinholes")
         self._watch()
@@ -53,7 +53,7 @@ class Warden:
 
     def _handle(self, message: dict[str, Any], fds: list[int], reply: Reply) -> None:
         def work() -> None:
-            request = parse_request(message, len(fds), self._settings.roots)
+            request = parse_request(message, len(fds), self._settings.roots, self._settings.limits)
             if self._reactor.stopped:
                 raise SpecError("stopping", "the warden is shutting down")
             self._do(request, fds, reply)

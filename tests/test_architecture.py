@@ -47,7 +47,7 @@ SANS_IO = _words(
     dns/wire.py dns/build.py dns/vet.py
     ledger/cbor.py ledger/quick.py ledger/records.py ledger/merkle.py ledger/note.py ledger/proofs.py
     ledger/segment.py ledger/succession.py ledger/tiles.py
-    sandbox/names.py sandbox/spec.py sandbox/oci.py sandbox/seccomp.py sandbox/env.py
+    sandbox/limits.py sandbox/names.py sandbox/spec.py sandbox/oci.py sandbox/seccomp.py sandbox/env.py
     sandbox/redirect.py sandbox/rules.py sandbox/routing.py sandbox/steps.py"""
 )
 DOES_IO = _words(

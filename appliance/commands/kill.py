@@ -1,4 +1,4 @@
-"""`exeat kill`: stop everything, or one project, from reaching anything; and let it again."""
+"""`exeat kill`: end everything, or one project, and let nothing be reached; and let it again."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 RUNNING_ON = "jobs that run go on, without network: end them where `exeat run` runs"
+ENDED = "jobs ended, with all their processes:"
 
 
 def register(commands: Any) -> None:
@@ -22,7 +23,7 @@ def register(commands: Any) -> None:
     parser.set_defaults(handler=_show)
     verbs = parser.add_subparsers(dest="verb", metavar="VERB")
     for name, text, handler in (
-        ("on", "end all flows, and refuse new ones and every lookup", _on),
+        ("on", "end all flows and jobs, and refuse new ones and every lookup", _on),
         ("off", "let policy decide again", _off),
     ):
         verb = verbs.add_parser(name, help=text)
@@ -36,6 +37,8 @@ def register(commands: Any) -> None:
         verb.add_argument(
             "--as", dest="person", metavar="NAME", help="the person who decides (default: root)"
         )
+        if handler is _on:
+            verb.add_argument("--network-only", action="store_true", help="let jobs run on, without network")
         verb.set_defaults(handler=handler)
 
 
@@ -45,7 +48,8 @@ def lines(stopped: Iterable[dict[str, Any]]) -> Iterator[str]:
         what = "EVERYTHING" if row["project"] is None else f"project {row['project']}"
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row["at_ms"] / 1000))
         why = f' "{row["reason"]}"' if row["reason"] else ""
-        yield f"{what}, by {row['by']} at {when}{why}"
+        only = "" if row["jobs"] else " (network only)"
+        yield f"{what}{only}, by {row['by']} at {when}{why}"
 
 
 def _show(args: argparse.Namespace) -> int:
@@ -53,24 +57,25 @@ def _show(args: argparse.Namespace) -> int:
 
 
 def _on(args: argparse.Namespace) -> int:
-    code = _print(args, _turn(args, "kill.on"))
+    only = {"network_only": True} if args.network_only else {}
+    reply = _turn(args, "kill.on", **only)
+    code = _print(args, reply["stopped"])
     if not args.json:
-        print(RUNNING_ON)
+        print(RUNNING_ON if args.network_only else f"{ENDED} {reply['ended']}")
     return code
 
 
 def _off(args: argparse.Namespace) -> int:
-    return _print(args, _turn(args, "kill.off"))
+    return _print(args, _turn(args, "kill.off")["stopped"])
 
 
-def _turn(args: argparse.Namespace, verb: str) -> list[dict[str, Any]]:
+def _turn(args: argparse.Namespace, verb: str, **more: Any) -> dict[str, Any]:
     config = load_config(args)
     if args.node not in (None, config.node.name):
         raise UsageError(f"this node is `{config.node.name}`: run this on `{args.node}`")
     what = {"project": args.project} if args.project is not None else {"all": True}
     who = {"as": args.person} if args.person else {}
-    stopped: list[dict[str, Any]] = Client(config).call(verb, reason=args.reason, **what, **who)["stopped"]
-    return stopped
+    return Client(config).call(verb, reason=args.reason, **what, **who, **more)
 
 
 def _print(args: argparse.Namespace, stopped: list[dict[str, Any]]) -> int:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from exeat.appliance import summary
 from exeat.appliance.client import Client, load_config
 from exeat.appliance.errors import NotReachableError, RefusedError, UsageError
+from exeat.appliance.limits import TIME, parse_limits
 from exeat.policy.errors import UnitError
 from exeat.policy.units import parse_duration
 from exeat.sandbox.spec import Profile
@@ -26,6 +27,14 @@ if TYPE_CHECKING:
     from exeat.appliance.config import Config
 
 RECONNECT_S = 30.0
+TIMED_OUT = 124  # as timeout(1) says it
+_ENDED = {
+    "oom": "it needed more memory than it may have (exeat run --limits memory=..)",
+    "timeout": "its time is up (exeat run --limits time=..)",
+    "killed": "somebody asked for that",
+    "kill": "the kill switch is on (exeat kill)",
+    "lost": "nobody knows how; the log of the warden may say more",
+}
 _CHUNK = 65536
 
 
@@ -47,6 +56,9 @@ def register(commands: Any) -> None:
     parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="set in the job")
     parser.add_argument(
         "--hold", metavar="TIME", help="how long a flow waits for approval (2500ms, at most 55s)"
+    )
+    parser.add_argument(
+        "--limits", metavar="NAME=VALUE,..", help="memory=512MiB,pids=64,cpu=1.5,time=10m,work=1GiB,..."
     )
     parser.add_argument("--quiet", action="store_true", help="no summary at the end")
     parser.add_argument("--json", action="store_true", help="the summary as JSON, on standard error")
@@ -71,7 +83,9 @@ def run(args: argparse.Namespace) -> int:
     interrupts.started(job)
     if reply["stopped"]:
         print("exeat: this job has no network: the kill switch is on (exeat kill)", file=sys.stderr)
-    code = _attend(config, job, pipes)
+    code, reason = _attend(config, job, pipes)
+    if reason in _ENDED:
+        print(f"exeat: the job was ended: {_ENDED[reason]}", file=sys.stderr)
     if not args.quiet:
         _print_summary(config, job, as_json=args.json)
     return code
@@ -83,6 +97,9 @@ def _request(args: argparse.Namespace, roots: Sequence[Path]) -> dict[str, Any]:
         request["project"] = args.project
     if args.policy:
         request["policy"], request["file"] = _read(args.policy), str(args.policy)
+    if args.limits:
+        request["limits"] = _limits(args.limits)
+        request["time_ms"] = request["limits"].pop(TIME, 0)
     if args.hold:
         request["hold_ms"] = _hold(args.hold)
     mounts = [(path, "rw") for path in args.rw] + [(path, "ro") for path in args.ro]
@@ -111,6 +128,13 @@ def _hold(text: str) -> int:
     if value > 55_000:
         raise UsageError(f"--hold {text}: at most 55s")
     return value
+
+
+def _limits(text: str) -> dict[str, int]:
+    try:
+        return parse_limits(text)
+    except UnitError as error:
+        raise UsageError(f"--limits: {error}") from None
 
 
 def _mountable(path: Path, roots: Sequence[Path]) -> str:
@@ -156,14 +180,14 @@ class _Pipes:
             os.close(fd)
 
 
-def _attend(config: Config, job: str, pipes: _Pipes) -> int:
-    """Pump the streams until the job has ended and its output is drained; its exit code."""
+def _attend(config: Config, job: str, pipes: _Pipes) -> tuple[int, str]:
+    """Pump the streams until the job has ended and its output is drained; exit code and reason."""
     threading.Thread(target=_pump_stdin, args=(pipes.stdin,), daemon=True).start()
     out = threading.Thread(target=_pump_output, args=(pipes,), daemon=True)
     out.start()
-    code = _wait(config, job)
+    code, reason = _wait(config, job)
     out.join()
-    return code
+    return code, reason
 
 
 class _Interrupts:
@@ -201,12 +225,14 @@ class _Interrupts:
             Client(self._config).call("job.kill", job=self._job)
 
 
-def _wait(config: Config, job: str) -> int:
-    """The exit code. Control may be restarted meanwhile: the job is then adopted by the new one."""
+def _wait(config: Config, job: str) -> tuple[int, str]:
+    """Exit code and reason. Control may be restarted meanwhile: the job is then adopted by the new one."""
     give_up = 0.0
     while True:
         try:
-            return int(Client(config).call("job.wait", job=job)["code"])
+            reply = Client(config).call("job.wait", job=job)
+            reason = str(reply["reason"])
+            return TIMED_OUT if reason == "timeout" else int(reply["code"]), reason
         except NotReachableError:
             now = time.monotonic()
             give_up = give_up or now + RECONNECT_S

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from exeat.appliance import listeners
 from exeat.appliance.client import load_config
 from exeat.appliance.errors import NotReachableError
+from exeat.appliance.limits import node_limits
 from exeat.appliance.routing import host_table, identities
 
 if TYPE_CHECKING:
@@ -100,6 +101,7 @@ def _warden(config: Config) -> int:
         uid_count=config.sandbox.uid_count,
         roots=config.sandbox.roots,
         runtime=config.sandbox.runtime,
+        limits=node_limits(config.sandbox.limits)[0],
     )
     return serve(settings, notify_ready)
 

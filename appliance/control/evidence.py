@@ -1,4 +1,4 @@
-"""Control's own records: leases and policies."""
+"""Control's own records: leases, policies and jobs."""
 
 from __future__ import annotations
 
@@ -41,6 +41,33 @@ class Evidence:
         """The record of something that should not be: `what` is repaired, failed or attempts."""
         said = self._record(Kind.ANOMALY, project, "", what, detail)
         return encode(replace(said, agent=agent, count=count))
+
+    def job(
+        self,
+        *,
+        job: str,
+        project: str,
+        agent: str,
+        digest: str,
+        what: str,
+        reason: str,
+        detail: str,
+        code: int,
+        ran_ms: int,
+    ) -> bytes:
+        """The record of a job: `what` is start or exit, `reason` how it ended."""
+        said = self._record(Kind.JOB, project, "", what, detail)
+        return encode(
+            replace(
+                said,
+                job=job,
+                agent=agent,
+                policy_digest=bytes.fromhex(digest),
+                reason_code=reason,
+                count=code,
+                duration_ms=ran_ms,
+            )
+        )
 
     def _record(self, kind: Kind, project: str, actor: str, decision: str, detail: str) -> Record:
         real, boot = stamps()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import secrets
+import signal
 import sys
 import time
 from dataclasses import dataclass, field
@@ -21,9 +23,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
 
     from exeat.appliance.control.aio import Requester
+    from exeat.appliance.control.evidence import Evidence
     from exeat.appliance.control.policies import Policies
     from exeat.appliance.control.store import Store
 
+# How a job may end. `exited` is by itself, by a signal too; `lost`: nobody knows how.
+EXITED, OOM, TIMEOUT, KILLED, KILL_SWITCH, LOST = "exited", "oom", "timeout", "killed", "kill", "lost"
+_CODE_KILLED, _CODE_LOST = 128 + signal.SIGKILL, 125
+KILL_WAIT_S = 1.0  # how long the kill switch waits for the warden before it answers
+WAKE_S = 60.0  # a sleeping machine's clock goes on, a timer of the loop does not
 ENDED_KEPT = 256  # how many ended jobs `job.wait` still answers for
 MAX_JOBS = 512
 
@@ -40,13 +48,28 @@ class Job:
     policy: str = ""  # digest of its own policy document, "" for the project's
     started_ms: int = 0
     work: str = ""
+    limits: dict[str, int] = field(default_factory=dict)  # what was asked for, as the warden takes it
+    time_ms: int = 0  # how long it may run; 0: without end
+    started_s: float = 0.0  # CLOCK_BOOTTIME; 0: not yet
+    ending: str = ""  # why it is being killed, one of the reasons above
     code: int | None = None
-    oom: bool = False
+    reason: str = ""  # how it ended
     ended: asyncio.Event = field(default_factory=asyncio.Event)
 
     def row(self) -> dict[str, Any]:
         """What is kept across a restart of control, and what `--json` shows."""
         return {key: value for key, value in vars(self).items() if key != "ended"}
+
+
+def _boot_s() -> float:
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def _numbers(raw: object) -> dict[str, int]:
+    """What they mean is the warden's to judge."""
+    if not isinstance(raw, dict) or not all(type(value) is int and value >= 0 for value in raw.values()):
+        raise RefusedError("job.limits", "limits are whole numbers by name")
+    return {str(name): value for name, value in raw.items()}
 
 
 class Jobs:
@@ -59,13 +82,20 @@ class Jobs:
         hub: Hub,
         policies: Policies,
         store: Store,
+        evidence: Evidence,
+        most_ms: int,
+        stopped: Callable[[str], bool],
         spawn: Callable[[Coroutine[Any, Any, None]], None],
     ) -> None:
+        """`most_ms`: how long a job may run, 0 for without end. `stopped`: does the kill switch stop it?"""
         self._node = node
         self._warden = warden
         self._hub = hub
         self._policies = policies
         self._store = store
+        self._evidence = evidence
+        self._most_ms = most_ms
+        self._stopped = stopped
         self._spawn = spawn
         self.all: dict[str, Job] = {}
 
@@ -73,29 +103,59 @@ class Jobs:
         """Make the jail, bind the policy, start the container. Nothing is left if a step fails."""
         job = self._new(request)
         await self._hub.wait_for_gateway()
+        if self._stopped(job.project):  # from here on, `end_all` finds the job
+            raise RefusedError(KILL_SWITCH, "no job may run: the kill switch is on (see `exeat kill`)")
         self.all[job.name] = job
         self._policies.bind(job.name, job.policy)
         try:
             await self._make_jail(job)
-            reply, _ = await self._warden.call(
-                "job.start",
-                fds,
-                job=job.name,
-                argv=job.argv,
-                env=self._environment(job, request),
-                mounts=request.get("mounts", []),
-                cwd=request.get("cwd", "/work"),
-                profile=request.get("profile", str(Profile.STANDARD_NET)),
-                user=request.get("user", "fresh"),
-            )
+            await self._start_container(job, request, fds)
         except BaseException:
             await self._remove(job)
             self.all.pop(job.name, None)
             raise
-        job.work = str(reply.get("work", ""))
-        self._store.save_job(job.name, json.dumps(job.row()))
+        self._save(job)
         self._spawn(self._watch(job))
+        self._spawn(self._expire(job))
         return job
+
+    async def _start_container(self, job: Job, request: dict[str, Any], fds: Sequence[int]) -> None:
+        profile = str(request.get("profile", Profile.STANDARD_NET))
+        arguments = {
+            "argv": job.argv,
+            "env": self._environment(job, request),
+            "mounts": request.get("mounts", []),
+            "cwd": request.get("cwd", "/work"),
+            "profile": profile,
+            "user": request.get("user", "fresh"),
+            "limits": job.limits,
+        }
+        asked = "".join(f", {name}={value}" for name, value in job.limits.items())
+        await self._evidence.write(self._record(job, "start", f"{job.argv[0]}, {profile}{asked}"))
+        try:
+            reply, _ = await self._warden.call("job.start", fds, job=job.name, **arguments)
+        except BaseException as error:
+            job.code, job.reason = _CODE_LOST, error.code if isinstance(error, RefusedError) else LOST
+            await self._evidence.owe(self._record(job, "exit", str(error)))
+            raise
+        job.work, job.started_s = str(reply.get("work", "")), _boot_s()
+
+    def _save(self, job: Job) -> None:
+        self._store.save_job(job.name, json.dumps(job.row()))
+
+    def _record(self, job: Job, what: str, detail: str = "") -> bytes:
+        document = self._policies.document_of(job.project, job.name)
+        return self._evidence.job(
+            job=job.name,
+            project=job.project,
+            agent=job.agent,
+            digest=document.digest if document is not None else "",
+            what=what,
+            reason=job.reason,
+            detail=detail,
+            code=job.code or 0,
+            ran_ms=round(1000 * (_boot_s() - job.started_s)) if job.started_s else 0,
+        )
 
     def _new(self, request: dict[str, Any]) -> Job:
         if sum(1 for job in self.all.values() if job.code is None) >= MAX_JOBS:
@@ -116,8 +176,16 @@ class Jobs:
             if isinstance(hold, int) and 0 <= hold <= 55_000
             else self._policies.hold_ms(project, digest),
             policy=digest,
+            limits=_numbers(request.get("limits") or {}),
+            time_ms=self._time_ms(request),
             started_ms=time.time_ns() // 1_000_000,
         )
+
+    def _time_ms(self, request: dict[str, Any]) -> int:
+        (asked,) = _numbers({"time": request.get("time_ms") or self._most_ms}).values()
+        if self._most_ms and asked > self._most_ms:
+            raise RefusedError("limits", f"limit time is {asked} ms: this node gives at most {self._most_ms}")
+        return asked
 
     def _environment(self, job: Job, request: dict[str, Any]) -> dict[str, str]:
         extra = request.get("env") or {}
@@ -145,20 +213,60 @@ class Jobs:
         return dict(zip(reply["sockets"], fds, strict=True))
 
     async def _watch(self, job: Job) -> None:
-        while True:
+        while job.code is None:
+            if job.ending:  # while it was starting, or while there was no warden
+                await self._kill(job)
             try:
                 reply, _ = await self._warden.call("job.wait", job=job.name)
-                job.code, job.oom = int(reply["code"]), bool(reply.get("oom"))
-                break
+                job.code = int(reply["code"])
+                by_us = job.ending if job.code == _CODE_KILLED else ""
+                job.reason = by_us or (OOM if reply.get("oom") else EXITED)
             except RefusedError as error:
                 if error.code != "unavailable":
                     print(f"job {job.name}: {error}", file=sys.stderr)
-                    job.code = 125
+                    job.code, job.reason = _CODE_LOST, LOST
                     break
                 await asyncio.sleep(0.1)  # the warden is being restarted; the job runs on
-        await self._remove(job)
+        record = self._record(job, "exit")
+        await asyncio.gather(self._evidence.owe(record), self._remove(job))
         job.ended.set()
         self._forget_old()
+
+    async def _expire(self, job: Job) -> None:
+        """End the job when its time is up."""
+        while job.time_ms and not job.ended.is_set():
+            left = job.started_s + job.time_ms / 1000 - _boot_s()
+            if left <= 0:
+                await self.end(job, TIMEOUT)
+                return
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(job.ended.wait(), min(left, WAKE_S))
+
+    async def end(self, job: Job, reason: str) -> None:
+        """SIGKILL to all its processes.
+
+        One that is still starting, or whose warden is away, is killed as soon as it can be.
+        """
+        job.ending = job.ending or reason
+        if job.started_s and job.code is None:
+            await self._kill(job)
+            self._save(job)
+
+    async def _kill(self, job: Job) -> None:
+        try:
+            await self._warden.call("job.kill", job=job.name)
+        except RefusedError as error:
+            if error.code not in ("unavailable", "job.unknown"):
+                print(f"job {job.name}: it cannot be killed: {error}", file=sys.stderr, flush=True)
+
+    async def end_all(self, project: str | None, reason: str) -> int:
+        """`end` every job (of a project), all at once; how many. Does not wait for a warden that hangs."""
+        doomed = [job for job in self.all.values() if job.code is None and project in (None, job.project)]
+        with contextlib.suppress(TimeoutError):  # it has been told, and told again when it comes back
+            async with asyncio.timeout(KILL_WAIT_S), asyncio.TaskGroup() as group:
+                for job in doomed:
+                    group.create_task(self.end(job, reason))
+        return len(doomed)
 
     async def _remove(self, job: Job) -> None:
         await self._hub.remove_jail(job.name)
@@ -171,10 +279,6 @@ class Jobs:
         ended = [name for name, job in self.all.items() if job.ended.is_set()]
         for name in ended[:-ENDED_KEPT]:
             del self.all[name]
-
-    async def kill(self, name: str) -> None:
-        self.get(name)
-        await self._warden.call("job.kill", job=name)
 
     def get(self, name: object) -> Job:
         job = self.all.get(str(name))
@@ -202,7 +306,10 @@ class Jobs:
         for job in known:
             if job.name in jails:
                 self._hub.jails[job.name] = Jail(job.name, self.subject(job), job.hold_ms)
+            if self._stopped(job.project):
+                job.ending = job.ending or KILL_SWITCH
             self._spawn(self._watch(job))
+            self._spawn(self._expire(job))
         # Not `known`: a job that was started meanwhile is in `all` before its jail is made.
         for name in jails - self.all.keys():
             await self._clear(name, "job.kill", "job.remove", "jail.destroy")

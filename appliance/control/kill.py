@@ -1,4 +1,4 @@
-"""The kill switch: projects, or everything, that may reach nothing until a person says otherwise."""
+"""The kill switch: projects, or everything, that may run and reach nothing until a person says otherwise."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from exeat.ledger.records import printable
 from exeat.policy.snapshot import EVERYONE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Awaitable, Callable, Collection
 
     from exeat.appliance.control.evidence import Evidence
     from exeat.appliance.control.store import Store
@@ -29,12 +29,14 @@ class Stop:
     by: str
     reason: str
     at_ms: int
+    jobs: bool = True  # end the jobs, too, and let none start
 
 
 class KillSwitch:
     """What is stopped. `changed` publishes it: the proxy cuts what lives when it hears of it.
 
-    `projects` are those there are: a misspelt one would stop nothing.
+    `projects` are those there are: a misspelt one would stop nothing. `end_jobs` sends SIGKILL to the jobs
+    of one, or of all (None), and says how many they were.
     """
 
     def __init__(
@@ -44,12 +46,14 @@ class KillSwitch:
         now_ms: Callable[[], int],
         projects: Callable[[], Collection[str]],
         changed: Callable[[], None],
+        end_jobs: Callable[[str | None], Awaitable[int]],
     ) -> None:
         self._store = store
         self._evidence = evidence
         self._now_ms = now_ms
         self._projects = projects
         self._changed = changed
+        self._end_jobs = end_jobs
         self._stops = {scope: Stop(**json.loads(body)) for scope, body in store.load_kills()}
 
     @property
@@ -59,6 +63,10 @@ class KillSwitch:
 
     def stops(self, project: str) -> bool:
         return not self._stops.keys().isdisjoint((EVERYONE, project))
+
+    def stops_jobs(self, project: str) -> bool:
+        """May no job of this project run?"""
+        return any(stop.jobs for scope, stop in self._stops.items() if scope in (EVERYONE, project))
 
     def rows(self) -> list[dict[str, Any]]:
         """What is stopped, for the command line; project None is everything."""
@@ -80,16 +88,18 @@ class KillSwitch:
         if scope != EVERYONE and scope not in known:
             there = ", ".join(sorted(known)) or "none"
             raise RefusedError("project.unknown", f"no project `{scope}` to stop (there are: {there})")
-        stop = Stop(who, printable(str(message.get("reason") or ""), 256), self._now_ms())
+        jobs = message.get("network_only") is not True
+        stop = Stop(who, printable(str(message.get("reason") or ""), 256), self._now_ms(), jobs)
         self._stops[scope] = stop
         self._changed()
+        ended = await self._end_jobs(None if scope == EVERYONE else scope) if jobs else 0
         kept = self._keep(scope, stop)
         await self._evidence.owe(self._record("kill.on", scope, who, stop.reason))
         if not kept:
             raise RefusedError(
                 "kill.not_kept", "stopped, but only until control restarts: its database cannot be written"
             )
-        return {"stopped": self.rows()}
+        return {"stopped": self.rows(), "ended": ended}
 
     def _keep(self, scope: str, stop: Stop) -> bool:
         try:

@@ -20,7 +20,7 @@ from exeat.appliance.control.aio import Link, Requester, Server
 from exeat.appliance.control.evidence import Evidence
 from exeat.appliance.control.flows import Flows
 from exeat.appliance.control.hub import Hub
-from exeat.appliance.control.jobs import Jobs
+from exeat.appliance.control.jobs import KILL_SWITCH, KILLED, Jobs
 from exeat.appliance.control.kill import KillSwitch
 from exeat.appliance.control.leases import Leases
 from exeat.appliance.control.policies import Change, Policies
@@ -31,6 +31,7 @@ from exeat.appliance.control.store import Store, StoreError
 from exeat.appliance.control.time import TrustedClock
 from exeat.appliance.control.verbs import Verb, person
 from exeat.appliance.errors import RefusedError
+from exeat.appliance.limits import node_limits
 from exeat.appliance.listeners import wanted
 from exeat.appliance.sections import endpoints
 from exeat.ledger.reader import ReaderError
@@ -87,7 +88,17 @@ class Control:
             on_flows=lambda message: self.flows.heard(message),
             spawn=self.spawn,
         )
-        self.jobs = Jobs(config.node.name, warden, self.hub, self.policies, store, self.spawn)
+        self.jobs = Jobs(
+            config.node.name,
+            warden,
+            self.hub,
+            self.policies,
+            store,
+            self._evidence,
+            most_ms=node_limits(config.sandbox.limits)[1],
+            stopped=lambda project: self.kill.stops_jobs(project),
+            spawn=self.spawn,
+        )
         self.jobs.recall()
         self.routing = Routing(config, warden, self._evidence)
         self.kill = KillSwitch(
@@ -96,6 +107,7 @@ class Control:
             now_ms=self._clock.now_ms,
             projects=lambda: self.policies.all_projects,
             changed=self._publish,
+            end_jobs=lambda project: self.jobs.end_all(project, KILL_SWITCH),
         )
         self.flows = Flows(self.hub, self._evidence, lambda name: str(self.leases.row(name)["id"]))
         self._server = Server(config.run_dir / "control" / "control.sock", {ROOT}, self._accepted)
@@ -258,10 +270,10 @@ class Control:
     async def _job_wait(self, message: Message, _fds: list[int]) -> dict[str, Any]:
         job = self.jobs.get(message.get("job"))
         await job.ended.wait()
-        return {"code": job.code, "oom": job.oom}
+        return {"code": job.code, "reason": job.reason}
 
     async def _job_kill(self, message: Message, _fds: list[int]) -> dict[str, Any]:
-        await self.jobs.kill(str(message.get("job")))
+        await self.jobs.end(self.jobs.get(message.get("job")), KILLED)
         return {}
 
     async def _lease_ls(self, message: Message, _fds: list[int]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -54,7 +55,7 @@ def switches(running: Running) -> list[dict[str, Any]]:
 def test_what_lives_ends_and_nothing_new_begins(running: Running, what: tuple[str, ...]) -> None:
     job = running.job("curl", "-s", "-o", "/dev/null", "--max-time", "60", SLOW)
     wait_for(lambda: [row for row in running.json("flow", "ls") if row["state"] == "live"])
-    told = running.exeat("kill", "on", *what, "--reason", "it leaks", "--as", "ann").stdout
+    told = running.exeat("kill", "on", *what, "--network-only", "--reason", "it leaks", "--as", "ann").stdout
     assert "go on, without network" in told
     job.communicate(timeout=10)  # it would have run for a minute and a half
     assert job.returncode != 0, "the job itself is not killed, its download is"
@@ -83,7 +84,7 @@ def test_what_lives_ends_and_nothing_new_begins(running: Running, what: tuple[st
 
 @pytest.mark.parametrize("process", ["proxy", "guard", "control"])
 def test_it_holds_when_a_process_is_killed_and_comes_back(running: Running, process: str) -> None:
-    running.exeat("kill", "on", "--all")
+    running.exeat("kill", "on", "--all", "--network-only")
     before = running.pid(process)
     running.kill(process)
     wait_for(lambda: running.pid(process) not in (0, before))
@@ -125,3 +126,47 @@ def test_off_waits_for_the_ledger_and_on_does_not(running: Running) -> None:
         os.kill(supervisor, signal.SIGCONT)
     wait_for(lambda: len(switches(running)) == before + 1)
     assert switches(running)[-1]["detail"] == "now"
+
+
+CROWD = "for n in 1 2 3 4 5 6 7 8 9 10; do setsid sleep 86395 & done; trap '' TERM INT HUP; echo up; wait"
+
+
+def alive() -> list[str]:
+    found = subprocess.run(["pgrep", "-xf", "sleep 86395"], capture_output=True, text=True, check=False)
+    return found.stdout.split()
+
+
+@pytest.mark.parametrize("what", [("--all",), PROJECT], ids=["all", "project"])
+def test_jobs_end_with_all_their_processes_and_none_starts(running: Running, what: tuple[str, ...]) -> None:
+    jobs = [running.job("sh", "-c", CROWD) for _ in range(3)]
+    for job in jobs:
+        assert job.stdout is not None
+        assert job.stdout.readline() == "up\n"
+    wait_for(lambda: len(alive()) == 30)
+    assert "jobs ended, with all their processes: 3" in running.exeat("kill", "on", *what).stdout
+    for job in jobs:
+        _, said = job.communicate(timeout=20)
+        assert (job.returncode, "the kill switch is on" in said) == (137, True)
+    assert alive() == []
+    ended = [r for r in running.records(1000) if r["kind"] == "job" and r["decision"] == "exit"]
+    assert [(r["reason_code"], r["count"]) for r in ended[-3:]] == [("kill", 137)] * 3
+    refused = running.run("true")
+    assert (refused.returncode, "no job may run: the kill switch is on" in refused.stderr) == (1, True)
+    running.exeat("kill", "off", *what)
+    assert running.run("true").returncode == 0
+
+
+def test_what_the_switch_could_not_end_at_once_ends_when_there_is_a_warden_again(running: Running) -> None:
+    job = running.job("sh", "-c", CROWD)
+    assert job.stdout is not None
+    assert job.stdout.readline() == "up\n"
+    supervisor = running.supervisor()
+    os.kill(supervisor, signal.SIGSTOP)
+    try:
+        running.kill("warden")
+        running.exeat("kill", "on", "--all")
+        assert job.poll() is None
+    finally:
+        os.kill(supervisor, signal.SIGCONT)
+    job.communicate(timeout=20)
+    assert (job.returncode, alive()) == (137, [])

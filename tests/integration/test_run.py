@@ -244,3 +244,68 @@ def test_datagrams_by_association(running: Running, tmp_path: Path) -> None:
     assert done.stdout.splitlines() == ["hellohello", "::1 3128"]
     [line] = json.loads(done.stderr)["destinations"]
     assert (line["host"], line["bytes_out"], line["bytes_in"]) == ("plain.example.org", 5, 10)
+
+
+def ends(running: Running) -> list[tuple[str, int]]:
+    """Reason and code of the jobs that ended, as the ledger has them."""
+    records = [record for record in running.records(200) if record["kind"] == "job"]
+    return [(r["reason_code"], r.get("count", 0)) for r in records if r["decision"] == "exit"]
+
+
+LIMITED = [
+    # limits, command, exit code, reason, what is said
+    ("time=300ms", ["sleep", "600"], 124, ("timeout", 137), "its time is up"),
+    ("memory=32MiB", ["python3", "-c", "x = b'x' * 99_000_000"], 137, ("oom", 137), "more memory"),
+    ("pids=8", ["sh", "-c", "for n in 1 2 3 4 5 6 7 8 9; do sleep 9 & done"], 2, ("exited", 2), "fork"),
+    ("tmp=1MiB", ["dd", "if=/dev/zero", "of=/tmp/x", "bs=64K", "count=64"], 1, ("exited", 1), "No space"),
+    ("work=1MiB", ["dd", "if=/dev/zero", "of=x", "bs=64K", "count=64"], 1, ("exited", 1), "No space"),
+    ("file=1MiB", ["sh", "-c", "ulimit -f; exec head -c 2000000 /dev/zero >x"], 153, ("exited", 153), ""),
+    ("files=70", ["sh", "-c", "ulimit -n; ulimit -Hn; exit 4"], 4, ("exited", 4), ""),
+]
+
+
+@pytest.mark.parametrize(
+    ("limits", "command", "code", "ended", "said"), LIMITED, ids=[row[0] for row in LIMITED]
+)
+def test_a_job_at_its_limits(
+    running: Running, limits: str, command: list[str], code: int, ended: tuple[str, int], said: str
+) -> None:
+    done = running.run(*command, options=[f"--limits={limits}", "--quiet"])
+    assert (done.returncode, said in done.stderr) == (code, True), done.stderr
+    assert ends(running)[-1] == ended
+    assert done.stdout in ("", "70\n70\n", "2048\n")
+
+
+def test_half_a_processor(running: Running) -> None:
+    """The kernel counts how often it had to wait for its turn."""
+    burn = "import time; end = time.process_time() + 0.4\nwhile time.process_time() < end: pass"
+    script = f"import time; begin = time.monotonic()\n{burn}\nprint(time.monotonic() - begin)"
+    done = running.run("python3", "-c", script, options=["--limits=cpu=0.25", "--quiet"])
+    assert float(done.stdout) > 1.0, "four tenths of a second of work at a quarter of a processor"
+
+
+@pytest.mark.parametrize(
+    ("limits", "code", "said"),
+    [
+        ("memory=1TiB", 1, "this node gives at most"),
+        ("memory=1KiB", 1, "at least"),
+        ("colour=3", 2, "a limit is NAME=VALUE"),
+        ("cpu=much", 2, "not a number of processors"),
+    ],
+)
+def test_limits_that_are_refused(running: Running, limits: str, code: int, said: str) -> None:
+    done = running.run("true", options=[f"--limits={limits}"])
+    assert (done.returncode, said in done.stderr) == (code, True), done.stderr
+
+
+def test_start_and_end_are_on_the_ledger_without_arguments_and_variables(running: Running) -> None:
+    done = running.run(
+        "sh", "-c", "exit 7 # hush", options=["--quiet", "--env=TOKEN=hush", "--limits=pids=64"]
+    )
+    assert done.returncode == 7
+    start, end = [record for record in running.records(200) if record["kind"] == "job"][-2:]
+    assert (start["decision"], start["detail"]) == ("start", "sh, standard-net, pids=64")
+    assert (end["decision"], end["reason_code"], end["count"]) == ("exit", "exited", 7)
+    assert start["job"] == end["job"]
+    assert start["policy_digest"] == end["policy_digest"] != ""
+    assert "hush" not in json.dumps([start, end])

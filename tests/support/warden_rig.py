@@ -26,7 +26,7 @@ _SERVE = """
 import os, sys
 from pathlib import Path
 from exeat.sandbox import jobs
-from exeat.sandbox.spec import Limits
+from exeat.sandbox.limits import Limits
 from exeat.policy.addresses import Cidr
 from exeat.policy.model import Address
 from exeat.sandbox.rules import Cgroup, Host, Table, Target, Veth

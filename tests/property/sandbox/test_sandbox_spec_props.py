@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from exeat.sandbox import oci
 from exeat.sandbox.launcher import Places
+from exeat.sandbox.limits import Limits
 from exeat.sandbox.names import SpecError
-from exeat.sandbox.spec import MIN_UID, VERBS, Limits, choose_uid, parse_request
+from exeat.sandbox.spec import MIN_UID, VERBS, choose_uid, parse_request
 
 ROOTS = (PurePosixPath("/srv"), PurePosixPath("/home/work"))
 SEGMENT = st.sampled_from(
@@ -42,7 +43,7 @@ NEARLY: dict[str, st.SearchStrategy[Any]] = {
 @given(st.fixed_dictionaries(NEARLY))
 def test_a_start_is_refused_or_sound(raw: dict[str, Any]) -> None:
     try:
-        job = parse_request({"id": 1, "verb": "job.start", **raw}, 3, ROOTS).job
+        job = parse_request({"id": 1, "verb": "job.start", **raw}, 3, ROOTS, Limits()).job
     except SpecError:
         return
     assert job is not None
@@ -53,7 +54,7 @@ def test_a_start_is_refused_or_sound(raw: dict[str, Any]) -> None:
     assert job.uid is None or job.uid >= MIN_UID
     host = oci.Host("x86_64", (), (), cgroups=True, max_open_files=64)
     places = Places(Path("/run/w"), Path("/var/w"))
-    config = json.loads(oci.plan(job, uid=5000, host=host, limits=Limits(), places=places).config)
+    config = json.loads(oci.plan(job, uid=5000, host=host, places=places).config)
     assert config["process"]["args"][-len(job.argv) :] == list(job.argv)
     assert config["process"]["noNewPrivileges"] is True
 
@@ -64,7 +65,7 @@ def test_a_start_is_refused_or_sound(raw: dict[str, Any]) -> None:
 )
 def test_no_message_raises_anything_else(verb: str, extra: dict[str, Any]) -> None:
     try:
-        request = parse_request({"id": 1, "verb": verb, **extra}, 0, ROOTS)
+        request = parse_request({"id": 1, "verb": verb, **extra}, 0, ROOTS, Limits())
     except SpecError:
         return
     assert request.verb in VERBS

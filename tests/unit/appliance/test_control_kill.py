@@ -33,6 +33,7 @@ class Desk:
         self.folder = folder
         self.evidence = Evidence(socket, "n1")
         self.events: list[list[str]] = []
+        self.doomed: list[str | None] = []
         self.store = Store(folder / "control.sqlite")
         self.restart()
 
@@ -45,7 +46,12 @@ class Desk:
             now_ms=lambda: 5,
             projects=lambda: {"p", "q"},
             changed=lambda: self.events.append(self.kill.scopes),
+            end_jobs=self.end_jobs,
         )
+
+    async def end_jobs(self, project: str | None) -> int:
+        self.doomed.append(project)
+        return 3
 
     def do(self, verb: str, message: dict[str, Any]) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = asyncio.run(self._call(verb, message))["stopped"]
@@ -67,7 +73,7 @@ def desk(tmp_path: Path) -> Iterator[Desk]:
 
 
 def test_on_and_off_are_kept_told_and_recorded(desk: Desk, tmp_path: Path) -> None:
-    row = {"project": "p", "by": "ann", "reason": "leak\\u000a!", "at_ms": 5}
+    row = {"project": "p", "by": "ann", "reason": "leak\\u000a!", "at_ms": 5, "jobs": True}
     assert desk.do("kill.on", {**P, "reason": "leak\n!", "as": "ann"}) == [row]
     assert desk.events == [["p"]]
     desk.restart()
@@ -142,3 +148,14 @@ def test_without_a_ledger_it_can_be_turned_on_but_not_off(tmp_path: Path) -> Non
     assert desk.do("kill.on", ALL)[0]["project"] is None
     assert desk.refusal("kill.off", ALL) == "ledger.unavailable"
     assert desk.kill.scopes == ["*"]
+
+
+def test_jobs_end_with_it_unless_only_the_network_is_meant(desk: Desk) -> None:
+    desk.do("kill.on", P | {"network_only": True})
+    assert (desk.doomed, desk.kill.stops("p"), desk.kill.stops_jobs("p")) == ([], True, False)
+    assert asyncio.run(desk._call("kill.on", P))["ended"] == 3
+    desk.do("kill.on", ALL)
+    desk.do("kill.off", ALL)
+    desk.restart()
+    assert desk.doomed == ["p", None]
+    assert (desk.kill.stops_jobs("p"), desk.kill.stops_jobs("q")) == (True, False)

@@ -2,7 +2,7 @@
 
 Counted are lines of code: not blank, not a comment, not a docstring. The warden's own modules
 count, and so does the request server its socket is made of; the pure builders (spec, oci, seccomp,
-launcher, cgroup, names, redirect) do not: they compute values and touch nothing, which
+launcher, cgroup, names, limits, redirect) do not: they compute values and touch nothing, which
 tests/test_architecture.py and the first test here see to.
 """
 
@@ -29,6 +29,7 @@ BUILDERS = (
     "launcher",
     "cgroup",
     "names",
+    "limits",
     "env",
     "redirect",
     "rules",

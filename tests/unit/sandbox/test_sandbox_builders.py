@@ -12,8 +12,9 @@ import pytest
 from exeat.sandbox import cgroup, oci, seccomp
 from exeat.sandbox.env import job_environment
 from exeat.sandbox.launcher import Places, Runtime
-from exeat.sandbox.names import parse_name
-from exeat.sandbox.spec import JobSpec, Limits, Mount, Profile
+from exeat.sandbox.limits import Limits
+from exeat.sandbox.names import SpecError, parse_name
+from exeat.sandbox.spec import JobSpec, Mount, Profile
 
 HOST = oci.Host("x86_64", (("bin", "usr/bin"),), ("/etc/ssl/certs",), cgroups=True, max_open_files=512)
 PLACES = Places(Path("/run/exeat/warden"), Path("/var/lib/exeat/work"))
@@ -29,7 +30,7 @@ JOB = JobSpec(
 
 
 def build(host: oci.Host = HOST) -> dict[str, Any]:
-    plan = oci.plan(JOB, uid=1000, host=host, limits=Limits(), places=PLACES)
+    plan = oci.plan(JOB, uid=1000, host=host, places=PLACES)
     config: dict[str, Any] = json.loads(plan.config)
     return config
 
@@ -81,7 +82,7 @@ def test_limits_only_where_they_hold() -> None:
 
 def test_two_appliances_do_not_share_a_cgroup() -> None:
     other = replace(PLACES, run=Path("/run/other/warden"))
-    plans = [oci.plan(JOB, uid=1000, host=HOST, limits=Limits(), places=places) for places in (PLACES, other)]
+    plans = [oci.plan(JOB, uid=1000, host=HOST, places=places) for places in (PLACES, other)]
     paths = {json.loads(plan.config)["linux"]["cgroupsPath"] for plan in plans}
     assert len(paths) == 2
 
@@ -248,3 +249,27 @@ def test_commands_are_fixed_text_with_arguments() -> None:
     assert "--cgroup-manager=disabled" in second
     assert "--cgroup-manager=disabled" not in first
     assert Runtime("crun", PLACES, "", limits=True).delete("a")[-3:] == ["delete", "--force", "a"]
+
+
+def test_the_limits_of_a_job_are_in_its_configuration() -> None:
+    limits = Limits(memory=2**26, pids=9, cpu=1500, tmp=2**16, work=2**20, file=2**19, files=100)
+    plan = oci.plan(replace(JOB, limits=limits), uid=1000, host=HOST, places=PLACES)
+    config = json.loads(plan.config)
+    resources = config["linux"]["resources"]
+    assert (resources["memory"]["limit"], resources["pids"]["limit"]) == (2**26, 9)
+    assert resources["cpu"] == {"quota": 150_000, "period": 100_000}
+    rlimits = {row["type"]: row["hard"] for row in config["process"]["rlimits"]}
+    assert rlimits == {"RLIMIT_NOFILE": 100, "RLIMIT_CORE": 0, "RLIMIT_FSIZE": 2**19}
+    mounts = {mount["destination"]: mount for mount in config["mounts"]}
+    assert len(mounts) == len(config["mounts"])
+    assert (mounts["/work"]["type"], "size=1048576" in mounts["/work"]["options"]) == ("tmpfs", True)
+    assert {"uid=1000", "gid=1000", "mode=0700"} <= set(mounts["/work"]["options"])
+    assert "size=65536" in mounts["/tmp"]["options"]
+
+
+def test_a_job_that_needs_what_does_not_hold_here_is_refused() -> None:
+    without = replace(HOST, cgroups=False)
+    oci.plan(JOB, uid=1000, host=without, places=PLACES)
+    with pytest.raises(SpecError) as caught:
+        oci.plan(replace(JOB, needs_cgroup=True), uid=1000, host=without, places=PLACES)
+    assert caught.value.code == "limits"

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from exeat.sandbox.limits import Limits
 from exeat.sandbox.names import SpecError, parse_name
 from exeat.sandbox.spec import (
     MAX_ARGS,
@@ -37,7 +38,7 @@ GOOD: dict[str, Any] = {
 
 
 def job(**changes: object) -> JobSpec:
-    return parse_job({**GOOD, **changes}, ROOTS)
+    return parse_job({**GOOD, **changes}, ROOTS, Limits())
 
 
 def test_a_good_job_becomes_values() -> None:
@@ -198,7 +199,7 @@ def test_mounts_outside_the_roots(path: str) -> None:
 )
 def test_mounts_never_replace_a_part_of_the_container(path: str) -> None:
     with pytest.raises(SpecError):
-        parse_job({**GOOD, "mounts": [{"path": path, "mode": "ro"}]}, (PurePosixPath("/"),))
+        parse_job({**GOOD, "mounts": [{"path": path, "mode": "ro"}]}, (PurePosixPath("/"),), Limits())
 
 
 def test_mounts_are_ordered_parents_first() -> None:
@@ -217,10 +218,10 @@ def test_mounts_are_ordered_parents_first() -> None:
 
 def test_every_argument_of_a_start_is_needed() -> None:
     message = {"id": 1, "verb": "job.start", **GOOD}
-    assert parse_request(message, 3, ROOTS).job == job()
+    assert parse_request(message, 3, ROOTS, Limits()).job == job()
     for name in GOOD:
         with pytest.raises(SpecError, match=name):
-            parse_request({key: value for key, value in message.items() if key != name}, 3, ROOTS)
+            parse_request({key: value for key, value in message.items() if key != name}, 3, ROOTS, Limits())
 
 
 @pytest.mark.parametrize(
@@ -246,7 +247,7 @@ def test_every_argument_of_a_start_is_needed() -> None:
 )
 def test_bad_requests(message: dict[str, Any], fds: int, code: str) -> None:
     with pytest.raises(SpecError) as caught:
-        parse_request({"id": 1, **message}, fds, ROOTS)
+        parse_request({"id": 1, **message}, fds, ROOTS, Limits())
     assert caught.value.code == code
 
 
@@ -254,7 +255,7 @@ def test_requests_about_a_jail_or_job() -> None:
     for verb in VERBS:
         if verb == "job.start" or verb.endswith(".list") or verb.startswith("routing."):
             continue
-        request = parse_request({"id": 1, "verb": verb, verb.partition(".")[0]: "a-1"}, 0, ROOTS)
+        request = parse_request({"id": 1, "verb": verb, verb.partition(".")[0]: "a-1"}, 0, ROOTS, Limits())
         assert (request.verb, request.name, request.sockets) == (verb, "a-1", SOCKETS)
 
 
