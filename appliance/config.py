@@ -11,7 +11,7 @@ import os
 import re
 import tomllib
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from pydantic import (
     AfterValidator,
@@ -141,6 +141,8 @@ class Proxy(Section):
     `transparent` takes connections that a packet filter redirected there.
     `max_connections` bounds each identity. `credentials` is the file of `exeat identity`.
 
+    `relay` moves the bytes of tunnels: `auto` is the compiled one where it was built.
+
     `upstream` is a proxy that all connections are made through, but for the scopes in `no_upstream`;
     `upstream_credentials` a file with NAME:PASSWORD for it. With `upstream_resolves` it gets names.
     """
@@ -151,6 +153,7 @@ class Proxy(Section):
     transparent: Endpoints = ()
     max_connections: Annotated[int, Field(ge=1, le=1_000_000)] = 16_384
     credentials: Path | None = None
+    relay: Literal["auto", "python", "compiled"] = "auto"
     upstream: str = ""
     upstream_credentials: Path | None = None
     upstream_resolves: bool = False

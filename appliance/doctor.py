@@ -25,6 +25,7 @@ import exeat
 from exeat.appliance.preflight import first_unreadable
 from exeat.policy.addresses import format_address, parse_address
 from exeat.policy.names import MalformedError
+from exeat.proxy import relays
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -197,6 +198,23 @@ def check_splice() -> Check:
     return ok("splice", "works") if moved == 5 else fail("splice", f"moved {moved} of 5 bytes", "report this")
 
 
+def check_relay(wanted: str) -> Check:
+    """What moves the bytes; both do the same, one takes less of the machine."""
+    try:
+        found = relays.in_use(wanted)
+    except relays.NotBuiltError as error:
+        return fail(
+            "relay", str(error), "apt-get install gcc libc6-dev python3-dev, then install exeat again"
+        )
+    if found == relays.PYTHON and wanted == relays.AUTO:
+        return warn(
+            "relay",
+            "in Python; the compiled one was not built and would take less CPU",
+            "apt-get install gcc libc6-dev python3-dev, then install exeat again",
+        )
+    return ok("relay", found)
+
+
 def check_tool(tool: Tool) -> Check:
     install = f"apt-get install {tool.package}"
     path = shutil.which(tool.name, path=SEARCH_PATH)
@@ -333,6 +351,7 @@ def _examine(config: Config) -> Iterator[Check]:
     yield check_cgroups(_text("/proc/self/mountinfo"))
     yield check_reuseport()
     yield check_splice()
+    yield check_relay(config.proxy.relay)
     users = config.users
     exporting = (users.export,) if config.ledger.exports else ()
     yield check_users((users.gateway, users.ledger, users.control, *exporting))

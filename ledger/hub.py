@@ -15,6 +15,7 @@ from exeat.ledger.line import Line
 from exeat.policy.model import Subject
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from exeat.ledger.ipc import Message
@@ -40,11 +41,21 @@ class HubHandler(Protocol):
 class HubClient:
     """Connects to `path` as `role` (proxy or guard) and keeps doing so.
 
-    Only a socket that `server_uid` (or root) listens on is believed.
+    Only a socket that `server_uid` (or root) listens on is believed. `about` is told of this process
+    besides what all tell.
     """
 
-    def __init__(self, reactor: Reactor, path: Path, role: str, handler: HubHandler, server_uid: int) -> None:
+    def __init__(
+        self,
+        reactor: Reactor,
+        path: Path,
+        role: str,
+        handler: HubHandler,
+        server_uid: int,
+        about: Mapping[str, str] | None = None,
+    ) -> None:
         self._role = role
+        self._about = about or {}
         self._handler = handler
         self._jails: set[str] = set()
         self._told = False  # by a first snapshot, before which `spent` must come
@@ -71,6 +82,7 @@ class HubClient:
                 "pid": os.getpid(),
                 "jails": sorted(self._jails),
                 "fresh": not self._told,
+                **self._about,
             }
         )
 

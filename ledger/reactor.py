@@ -16,6 +16,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from time import CLOCK_BOOTTIME, clock_gettime
+from typing import Protocol
 
 EPOLLIN = select.EPOLLIN
 EPOLLOUT = select.EPOLLOUT
@@ -46,11 +47,27 @@ def _print_error(error: BaseException) -> None:
     traceback.print_exception(error, file=sys.stderr)
 
 
+class Poller(Protocol):
+    """What a loop waits with: `select.epoll`, or something that does more in the meantime."""
+
+    def register(self, fd: int, eventmask: int, /) -> None: ...
+
+    def modify(self, fd: int, eventmask: int, /) -> None: ...
+
+    def unregister(self, fd: int, /) -> None: ...
+
+    def poll(self, timeout: float, maxevents: int, /) -> list[tuple[int, int]]: ...
+
+    def close(self) -> None: ...
+
+
 class Reactor:
     """`add` descriptors, `call_later`, then `run` until `stop`."""
 
-    def __init__(self, on_error: Callable[[BaseException], None] = _print_error) -> None:
-        self._epoll = select.epoll()
+    def __init__(
+        self, on_error: Callable[[BaseException], None] = _print_error, poller: Poller | None = None
+    ) -> None:
+        self.poller: Poller = poller if poller is not None else select.epoll()
         self._callbacks: dict[int, Callback] = {}
         self._new: set[int] = set()  # registered since the last wait: what it reported is not about them
         self._timers: list[tuple[float, int, Timer]] = []
@@ -65,12 +82,12 @@ class Reactor:
         return clock_gettime(CLOCK_BOOTTIME)
 
     def add(self, fd: int, events: int, callback: Callback) -> None:
-        self._epoll.register(fd, events)
+        self.poller.register(fd, events)
         self._callbacks[fd] = callback
         self._new.add(fd)
 
     def modify(self, fd: int, events: int, callback: Callback | None = None) -> None:
-        self._epoll.modify(fd, events)
+        self.poller.modify(fd, events)
         if callback is not None:
             self._callbacks[fd] = callback
 
@@ -88,7 +105,7 @@ class Reactor:
     def remove(self, fd: int) -> None:
         """Forget a descriptor. Call it before closing the descriptor; unknown ones are ignored."""
         if self._callbacks.pop(fd, None) is not None:
-            self._epoll.unregister(fd)
+            self.poller.unregister(fd)
 
     def call_later(self, seconds: float, callback: Callable[[], None]) -> Timer:
         timer = Timer(self.now() + seconds, callback)
@@ -110,7 +127,7 @@ class Reactor:
         """One round: wait for events (at most `max_wait` seconds), call back, run due timers."""
         wait = 0.0 if self._soon else self._wait(max_wait)
         self._new.clear()
-        happened = self._epoll.poll(wait, 512)
+        happened = self.poller.poll(wait, 512)
         self.woke = self.now()
         for fd, events in happened:
             callback = self._callbacks.get(fd)
@@ -155,7 +172,7 @@ class Reactor:
         self.add(read, EPOLLIN, lambda _: _drain(read))
 
     def close(self) -> None:
-        self._epoll.close()
+        self.poller.close()
 
 
 def _drain(fd: int) -> None:

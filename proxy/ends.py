@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 _READS = EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR
 _WRITES = EPOLLOUT | EPOLLHUP | EPOLLERR
 _HANGUPS = EPOLLRDHUP | EPOLLHUP | EPOLLERR
+READABLE, WRITABLE, HANGUP = 1, 2, 4  # of `known`
 _LINGER_0 = b"\x01\0\0\0\0\0\0\0"
 
 
@@ -47,6 +48,11 @@ class End:
                 self.hangup = True
         if events & _WRITES:
             self.writable = True
+
+    @property
+    def known(self) -> int:
+        """The same as bits."""
+        return self.readable * READABLE | self.writable * WRITABLE | self.hangup * HANGUP
 
     def heard_by(self, callback: Callback) -> None:
         self._reactor.hand_over(self.fd, callback)

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Final
 from exeat.proxy.answer import Answer
 from exeat.proxy.body import BodyFramer
 from exeat.proxy.fields import HttpError
-from exeat.proxy.relay import StopRelay
+from exeat.proxy.relay import DOWN, UP, StopRelay
 
 if TYPE_CHECKING:
     from exeat.proxy.connect import RequestHead
-    from exeat.proxy.relay import Relay
+    from exeat.proxy.relay import Relaying
 
 MAX_AHEAD: Final = 64 * 1024  # bytes of the next requests that are read while this one runs
 
@@ -54,12 +54,12 @@ class Exchange:
         self.next = bytearray(early[used:])
         self.taken = used  # bytes of the body
         self.withheld = 0  # bytes of the origin that did not go on, less those that we added
-        self.relay: Relay | None = None
+        self.relay: Relaying | None = None
 
-    def watch(self, relay: Relay) -> None:
+    def watch(self, relay: Relaying) -> None:
         self.relay = relay
-        relay.up.intake = _RequestSide(self)
-        relay.down.intake = _AnswerSide(self)
+        relay.watch(UP, _RequestSide(self))
+        relay.watch(DOWN, _AnswerSide(self))
 
     @property
     def reusable(self) -> bool:

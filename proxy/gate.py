@@ -8,26 +8,36 @@ small flow, one per 4 MiB for a large one.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 FIRST_STEP = 64 * 1024  # bytes
 LAST_STEP = 4 * 1024 * 1024
+NEVER: Final = 2**64 - 1  # bytes
+
+
+class Meter(Protocol):
+    """A relay that counts by itself what it takes."""
+
+    @property
+    def taken(self) -> int: ...
 
 
 class Gate:
     """`take` what was read from either side, never more than `room`; `grant` what became durable.
 
+    With a `meter` nobody calls `take`: `check` once `asks_at` is reached.
     `request(ceiling)` is called when a higher ceiling is wanted; at most one is outstanding.
     """
 
-    __slots__ = ("_asked", "_last", "_request", "_step", "reserved", "taken")
+    __slots__ = ("_asked", "_last", "_request", "_step", "_taken", "meter", "reserved")
 
     def __init__(self, request: Callable[[int], None]) -> None:
         self.reserved = 0
-        self.taken = 0
+        self.meter: Meter | None = None
+        self._taken = 0
         self._step = FIRST_STEP // 2
         self._asked = False
         self._last = False
@@ -40,6 +50,10 @@ class Gate:
         return max(FIRST_STEP, waiting + FIRST_STEP // 2)
 
     @property
+    def taken(self) -> int:
+        return self._taken if self.meter is None else self.meter.taken
+
+    @property
     def room(self) -> int:
         return self.reserved - self.taken
 
@@ -49,7 +63,11 @@ class Gate:
         return self._last
 
     def take(self, count: int) -> None:
-        self.taken += count
+        self._taken += count
+        self.check()
+
+    def check(self) -> None:
+        """Ask for more if so much has been taken that it is time."""
         if self._asked:
             return
         if self._last:
@@ -57,6 +75,13 @@ class Gate:
                 self._ask()
         elif (self.reserved - self.taken) * 2 < self._step:
             self._ask()
+
+    @property
+    def asks_at(self) -> int:
+        """How many bytes are taken when `check` is to be called."""
+        if self._asked:
+            return NEVER
+        return self.reserved if self._last else self.reserved - self._step // 2 + 1
 
     def _ask(self) -> None:
         self._asked = True
@@ -73,6 +98,7 @@ class Gate:
         """The flow has ended: nothing is asked for any more, and who was asked is let go of."""
         self._asked = True
         self._request = _nobody
+        self._taken, self.meter = self.taken, None
 
     def exhaust(self) -> None:
         """Nothing more can be had now: ask once more only when all that is granted is used."""

@@ -33,8 +33,8 @@ from exeat.proxy.flow import Flow
 from exeat.proxy.guard_client import GuardClient
 from exeat.proxy.jails import Jail
 from exeat.proxy.outside import Outside
-from exeat.proxy.pipes import PipePool
 from exeat.proxy.refusal import Refusal, host_text
+from exeat.proxy.relays import AUTO, Relays
 from exeat.proxy.spending import Spending
 from exeat.proxy.transparent import TransparentFlow
 
@@ -71,7 +71,8 @@ class ProxySettings:
 
     `listeners` are doors for clients outside jails: (ADDRESS:PORT or path, listening socket), and
     `transparent` those for redirected connections;
-    `identities` say who they are, `max_connections` how many each of those may have.
+    `identities` say who they are, `max_connections` how many each of those may have. `relay` is auto,
+    python or compiled (`proxy.relays`).
     """
 
     run_dir: Path
@@ -88,6 +89,7 @@ class ProxySettings:
     max_connections: int = 16_384
     credentials: Credentials | None = None
     upstream: Upstream | None = None
+    relay: str = AUTO
 
 
 class Gateway:
@@ -97,7 +99,7 @@ class Gateway:
         self.settings = settings
         self.reactor = reactor
         self.clock = Clock()
-        self.pipes = PipePool()
+        self.relays = Relays(reactor)
         self._spent: Message | None = None  # what an earlier process had spent, until a snapshot comes
         self.spending = Spending(lambda: self.snapshot, self.clock.now_ms)
         self.snapshot: Snapshot | None = None
@@ -118,7 +120,10 @@ class Gateway:
         self.ledger = LedgerClient(reactor, run / "ledger" / "ledger.sock")
         self.ledger.on_reconnect = self._resume
         self.guard = GuardClient(reactor, run / "guard" / "guard.sock")
-        self.hub = HubClient(reactor, run / "control" / "hub.sock", "proxy", self, settings.control_uid)
+        about = {"relay": self.relays.kind}
+        self.hub = HubClient(
+            reactor, run / "control" / "hub.sock", "proxy", self, settings.control_uid, about
+        )
         self._loader = SnapshotLoader(reactor, "proxy", self._in_force)
         self.asks = AskBook(self.hub.send)
         reactor.call_later(SWEEP_S, self._sweep)

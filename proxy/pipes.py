@@ -18,6 +18,11 @@ class PipePool:
     def __init__(self) -> None:
         self._idle: list[Pipe] = []
 
+    @property
+    def idle(self) -> int:
+        """Pipes kept for the next bulk."""
+        return len(self._idle)
+
     def take(self) -> Pipe:
         """Raises OSError when the process is out of descriptors."""
         if self._idle:

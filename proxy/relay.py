@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import os
 import socket
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from exeat.ledger.reactor import EPOLLERR
 
@@ -33,6 +33,9 @@ SMALL_SPLICE: Final = 2 * 1024  # splices below this are not
 SPLICE_BYTES: Final = 1024 * 1024
 TURN_BYTES: Final = 1024 * 1024  # per direction and turn of the loop: keeps tunnels fair
 
+UP: Final = 0  # the way from the client
+DOWN: Final = 1
+
 _buffer = memoryview(bytearray(COPY_BYTES))  # one loop, one thread: shared by all tunnels
 
 
@@ -42,6 +45,14 @@ class StopRelay(Exception):
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+class Way(NamedTuple):
+    """How far one way through the tunnel is."""
+
+    ended: bool  # the source has said its last
+    told: bool  # and the sink was told so
+    undelivered: int  # bytes read from the source that the sink has not taken
 
 
 class Intake(Protocol):
@@ -167,6 +178,9 @@ class _Direction:
                 sent = self.sink.sock.send(passing)
             except BlockingIOError:
                 self.sink.writable = False
+            except OSError:
+                self.pending = memoryview(bytes(passing))  # for the books: it was read
+                raise
         self.count += sent
         if sent < len(passing):
             self.pending = memoryview(bytes(passing[sent:]))
@@ -254,6 +268,27 @@ class _Direction:
             self.pipe = None
 
 
+class Relaying(Protocol):
+    """What moves the bytes of one tunnel: a Relay, or the compiled form of it."""
+
+    ended: bool
+
+    @property
+    def activity(self) -> float: ...
+
+    def start(self, first: bytes = b"") -> None: ...
+
+    def watch(self, way: int, intake: Intake | None) -> None: ...
+
+    def counts(self) -> tuple[int, int]: ...
+
+    def way(self, way: int) -> Way: ...
+
+    def kick(self) -> None: ...
+
+    def end(self, reason: str) -> None: ...
+
+
 class Relay:
     """A tunnel. `on_end(reason)` is called once: `eof`, `reset`, or what `end` was told.
 
@@ -269,8 +304,6 @@ class Relay:
         "client",
         "down",
         "ended",
-        "undelivered_in",
-        "undelivered_out",
         "up",
         "upstream",
     )
@@ -292,7 +325,6 @@ class Relay:
         self.down = _Direction(upstream, client, gate, pipes)
         self.activity = reactor.woke
         self.ended = False
-        self.undelivered_out = self.undelivered_in = 0  # set at the end: read, but never written
 
     def start(self, first: bytes = b"") -> None:
         """Take over both ends and send `first`, bytes of the client that are already judged."""
@@ -304,6 +336,18 @@ class Relay:
             except OSError:
                 self.end("reset")
         self.kick()
+
+    def watch(self, way: int, intake: Intake | None) -> None:
+        """Have `intake` look at what passes this way from here on."""
+        (self.up, self.down)[way].intake = intake
+
+    def counts(self) -> tuple[int, int]:
+        """Bytes delivered, out and in."""
+        return self.up.count, self.down.count
+
+    def way(self, way: int) -> Way:
+        direction = (self.up, self.down)[way]
+        return Way(direction.eof, direction.shut, direction.undelivered)
 
     def kick(self) -> None:
         """Go on after something other than a socket changed, such as the reservation."""
@@ -317,7 +361,6 @@ class Relay:
         if on_end is None:
             return
         self.ended = True
-        self.undelivered_out, self.undelivered_in = self.up.undelivered, self.down.undelivered
         self.client.silence()
         self.upstream.silence()
         self.up.drop()

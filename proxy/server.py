@@ -6,6 +6,7 @@ import gc
 from typing import TYPE_CHECKING, Final
 
 from exeat.ledger.reactor import Reactor
+from exeat.proxy import relays
 from exeat.proxy.gateway import Gateway, ProxySettings
 
 if TYPE_CHECKING:
@@ -18,8 +19,11 @@ GOODBYE_S: Final = 1.0  # for the last close records
 
 
 def serve(settings: ProxySettings, ready: Callable[[], None]) -> int:
-    """Run until SIGTERM or SIGINT; 0. `ready` is called once the loop is about to turn."""
-    reactor = Reactor()
+    """Run until SIGTERM or SIGINT; 0. `ready` is called once the loop is about to turn.
+
+    Raises `relays.NotBuiltError`.
+    """
+    reactor = Reactor(poller=relays.poller(settings.relay))
     reactor.stop_on_signals()
     gateway = Gateway(settings, reactor)
     # What exists now lives as long as the process: keep the collector from walking it each time. Flows

@@ -6,18 +6,19 @@ from typing import TYPE_CHECKING
 
 from exeat.proxy.answer import AnswerHead
 from exeat.proxy.fields import HttpError
-from exeat.proxy.relay import StopRelay
+from exeat.proxy.relay import DOWN, UP, StopRelay
 
 if TYPE_CHECKING:
-    from exeat.proxy.relay import Relay
+    from exeat.proxy.relay import Relaying
     from exeat.proxy.tunnel_requests import TunnelRequests
 
 
-def watch(requests: TunnelRequests, relay: Relay) -> RequestsSide:
+def watch(requests: TunnelRequests, relay: Relaying) -> RequestsSide:
     """Look at what both sides say from here on. The client's side is also returned."""
     if requests.asking:
-        relay.down.intake = _UpgradeSide(requests, relay)
-    relay.up.intake = side = RequestsSide(requests)
+        relay.watch(DOWN, _UpgradeSide(requests, relay))
+    side = RequestsSide(requests)
+    relay.watch(UP, side)
     return side
 
 
@@ -48,9 +49,9 @@ class RequestsSide:
 class _UpgradeSide:
     """Reads the head that answers an Upgrade, and lets everything pass as it is."""
 
-    def __init__(self, requests: TunnelRequests, relay: Relay) -> None:
+    def __init__(self, requests: TunnelRequests, relay: Relaying) -> None:
         self._requests = requests
-        self._relay: Relay | None = relay
+        self._relay: Relaying | None = relay
         self._head = AnswerHead()
         self.done = False
         self.over = False

@@ -17,7 +17,7 @@ from exeat.proxy import refusal, stream, tcpinfo
 from exeat.proxy.account import Account
 from exeat.proxy.exchange import Before, Exchange
 from exeat.proxy.first_bytes import FirstBytes, FirstBytesJudge, TunnelError
-from exeat.proxy.relay import Relay, StopRelay
+from exeat.proxy.relay import DOWN, UP, StopRelay
 from exeat.proxy.tcpinfo import KernelCount
 from exeat.proxy.tunnel_requests import TunnelRequests
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from exeat.policy.model import Decision, Request
     from exeat.proxy.ends import End
     from exeat.proxy.flow import Flow
+    from exeat.proxy.relay import Relaying
 
 SETTLE_S: Final = 2.0
 NEVER: Final = float("inf")  # reactor time
@@ -105,7 +106,7 @@ class Tunnel:
         self.flow = flow
         self.decision = decision
         self.account = Account(flow.gateway, flow.evidence, request, decision, self)
-        self.relay: Relay | None = None
+        self.relay: Relaying | None = None
         self._idle_s = flow.gateway.settings.idle_timeout_s
         self._gateway = flow.gateway
         self._upstream = upstream
@@ -144,13 +145,8 @@ class Tunnel:
             self.flow.refuse_opening("ledger.unavailable")
             return
         gateway = self._gateway
-        self.relay = Relay(
-            gateway.reactor,
-            gateway.pipes,
-            self.flow.client,
-            self._upstream,
-            self.account.gate,
-            self._relay_ended,
+        self.relay = gateway.relays.relay(
+            self.flow.client, self._upstream, self.account.gate, self._relay_ended
         )
         gateway.live(self)
         self.flow.opened()
@@ -159,9 +155,9 @@ class Tunnel:
         if not self.ended:
             self.relay.start(first)
 
-    def _watch_client(self, relay: Relay) -> None:
+    def _watch_client(self, relay: Relaying) -> None:
         if isinstance(self._watch, FirstBytesJudge):
-            relay.up.intake = _JudgeIntake(self._watch, self)
+            relay.watch(UP, _JudgeIntake(self._watch, self))
             if self._watch.incomplete:
                 self.expect_rest()
         elif isinstance(self._watch, TunnelRequests):
@@ -184,7 +180,7 @@ class Tunnel:
     def counts(self) -> tuple[int, int]:
         """Payload bytes (out, in) delivered so far."""
         relay = self.relay
-        return (relay.up.count, relay.down.count) if relay else (0, 0)
+        return relay.counts() if relay else (0, 0)
 
     def granted(self) -> None:
         if self.relay is not None:
@@ -275,8 +271,10 @@ class Tunnel:
             return
         self._near = self._client_count() or KernelCount()  # as of now: the next request moves it on
         flow, early = self.flow, bytes(exchange.next)
-        ends = not stays or (relay.up.eof and not early)
-        left = Before(flow.handshake_out + relay.down.count, flow.heard + exchange.taken, early, ends=ends)
+        ends = not stays or (relay.way(UP).ended and not early)
+        left = Before(
+            flow.handshake_out + relay.counts()[DOWN], flow.heard + exchange.taken, early, ends=ends
+        )
         self._gateway.follow(flow, left)
 
     def settle(self) -> bool:
@@ -298,36 +296,37 @@ class Tunnel:
         relay = self.relay
         if relay is None:
             return None, None
-        up, down = relay.up, relay.down
-        heard_all = down.eof or not isinstance(self._watch, Exchange)
+        up, down = relay.way(UP), relay.way(DOWN)
+        heard_all = down.ended or not isinstance(self._watch, Exchange)
         upstream = tcpinfo.kernel_count(
             self._upstream.sock,
             connected=True,
-            fin_sent=up.shut,
-            fin_received=down.eof if heard_all else None,
+            fin_sent=up.told,
+            fin_received=down.ended if heard_all else None,
         )
         # What we read and did not pass on was not delivered: neither book counts it.
         if upstream is not None:
             withheld = self._watch.withheld if isinstance(self._watch, Exchange) else 0
             end = self._upstream
-            upstream = upstream.without(end.lead_out, end.lead_in + relay.undelivered_in + withheld)
+            upstream = upstream.without(end.lead_out, end.lead_in + down.undelivered + withheld)
         return upstream, self._near or self._client_count()
 
     def _client_count(self) -> KernelCount | None:
         relay = self.relay
         if relay is None:
             return None
-        unread = isinstance(self._watch, Exchange) and not relay.up.eof
+        up = relay.way(UP)
+        unread = isinstance(self._watch, Exchange) and not up.ended
         client = tcpinfo.kernel_count(
             self.flow.client.sock,
             connected=False,
-            fin_sent=relay.down.shut,
-            fin_received=None if unread else relay.up.eof,
+            fin_sent=relay.way(DOWN).told,
+            fin_received=None if unread else up.ended,
         )
         if client is None:
             return None
         ahead = len(self._watch.next) if isinstance(self._watch, Exchange) else 0
-        return client.without(self.flow.handshake_out, self._consumed + ahead + relay.undelivered_out)
+        return client.without(self.flow.handshake_out, self._consumed + ahead + up.undelivered)
 
     def _finish(self) -> None:
         self._append_close(self.ended)

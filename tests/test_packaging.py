@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 REPO = Path(__file__).resolve().parents[1]
-NOT_SOURCE = shutil.ignore_patterns(".git", ".venv", ".*_cache", "__pycache__", "build", "dist", "*.egg-info")
+NOT_SOURCE = shutil.ignore_patterns(
+    ".git", ".venv", ".*_cache", "__pycache__", "build", "dist", "*.egg-info", "*.so"
+)
 
 pytestmark = [pytest.mark.slow, pytest.mark.network]  # pip fetches the build backend
 
@@ -101,6 +103,11 @@ def test_the_wheel_from_the_sdist_has_every_module(built: Built) -> None:
         "sandbox",
         "appliance",
     }
+
+
+def test_the_wheel_has_the_compiled_relay(built: Built) -> None:
+    code = "from exeat.proxy import relays; print(relays.in_use('compiled'))"
+    assert run([built.python, "-c", code], built.python.parent).strip() == "compiled"
 
 
 def test_the_wheel_owns_nothing_but_exeat(built: Built) -> None:

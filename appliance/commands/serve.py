@@ -136,6 +136,7 @@ def _guard(config: Config) -> int:
 
 
 def _proxy(config: Config) -> int:
+    from exeat.proxy.relays import NotBuiltError
     from exeat.proxy.server import ProxySettings, serve
 
     doors = listeners.take(config, listeners.PROXY_DOORS)
@@ -149,8 +150,12 @@ def _proxy(config: Config) -> int:
         max_connections=config.proxy.max_connections,
         credentials=_credentials(config),
         upstream=_upstream(config),
+        relay=config.proxy.relay,
     )
-    return serve(settings, notify_ready)
+    try:
+        return serve(settings, notify_ready)
+    except NotBuiltError as error:
+        raise NotReachableError(str(error)) from None
 
 
 def _credentials(config: Config) -> Credentials | None:

@@ -31,6 +31,7 @@ def run(args: argparse.Namespace) -> int:
     leases = ", ".join(f"{count} {state}" for state, count in sorted(reply["leases"].items())) or "none"
     print(f"node       {reply['node']}")
     print(f"gateway    {', '.join(reply['gateway']) or 'DOWN: jails reach nothing'}")
+    print(f"relay      {reply['relay'] or 'none yet'}")
     for door, places in sorted(_by_door(reply["listeners"]).items()):
         print(f"{door + ' door':<10} {', '.join(places)}")
     print(f"projects   {', '.join(reply['projects']) or 'none'}")

@@ -60,6 +60,7 @@ class Hub:
         self._on_flows = on_flows
         self._spawn = spawn
         self._links: dict[str, Link] = {}
+        self.relay = ""  # what moves the bytes in the proxy, once it has said so
         self._whole = asyncio.Event()  # set while every gateway process is connected
         self.jails: dict[str, Jail] = {}
         self._server = Server(path, {gateway_uid}, self._accepted)
@@ -103,6 +104,7 @@ class Hub:
         if hello.get("fresh"):  # before the snapshot, without which it opens nothing
             link.send(await self._spent(role))
         self._links[role] = link
+        self.relay = str(hello.get("relay", self.relay))
         if len(self._links) == len(ROLE_SOCKETS):
             self._whole.set()
         if role == "guard":

@@ -237,6 +237,7 @@ class Control:
             "node": self._config.node.name,
             "generation": self._generation,
             "gateway": self.hub.roles,
+            "relay": self.hub.relay,
             "projects": sorted(self.policies.projects),
             "shadows": self.policies.shadow_names,
             "baseline": self.policies.baseline,

@@ -25,6 +25,7 @@ from tests.support.proxy_world import (
 from exeat.ledger.records import Kind
 from exeat.policy.leases import Lease
 from exeat.policy.scopes import parse_ports, parse_scope
+from exeat.proxy.relays import BUILT, COMPILED, PYTHON
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,9 +51,10 @@ budgets:
 """
 NAMES = {f"{name}.example.org": [HOME] for name in ("www", "metered", "thrice", "git", "paste", "leased")}
 HOUR = 3_600_000
+both_relays = pytest.mark.parametrize("relay", (PYTHON, COMPILED) if BUILT else (PYTHON,))
 
 
-def world(tmp_path: Path, body: Callable[[World], None], **settings: float) -> None:
+def world(tmp_path: Path, body: Callable[[World], None], **settings: float | str) -> None:
     """Run `body` with a fresh proxy; a clean ledger is part of every test."""
 
     def run() -> None:
@@ -89,7 +91,8 @@ def lease(host: str, seconds: float = 3600, **changes: object) -> Lease:
     return dataclasses.replace(made, **changes)  # type: ignore[arg-type]
 
 
-def test_one_tunnel_in_both_books(tmp_path: Path) -> None:
+@both_relays
+def test_one_tunnel_in_both_books(tmp_path: Path, relay: str) -> None:
     def body(w: World) -> None:
         origin = Origin(7000, echo)
         sock = w.tunnel("www.example.org", 7000, b"early ")
@@ -113,7 +116,7 @@ def test_one_tunnel_in_both_books(tmp_path: Path) -> None:
         assert reserved == sorted(set(reserved))
         assert origin.connections == 1
 
-    world(tmp_path, body)
+    world(tmp_path, body, relay=relay)
 
 
 @pytest.mark.parametrize("door", ["socks", "socks-password", "unix"])
@@ -166,7 +169,8 @@ def test_the_server_may_speak_first(tmp_path: Path) -> None:
     world(tmp_path, body)
 
 
-def test_tls_is_judged_and_recorded(tmp_path: Path) -> None:
+@both_relays
+def test_tls_is_judged_and_recorded(tmp_path: Path, relay: str) -> None:
     def body(w: World) -> None:
         origin = Origin(443, echo)
         hello = client_hello("www.example.org")
@@ -180,10 +184,11 @@ def test_tls_is_judged_and_recorded(tmp_path: Path) -> None:
         assert opened.dest.sni == "www.example.org"
         assert origin.connections == 1
 
-    world(tmp_path, body)
+    world(tmp_path, body, relay=relay)
 
 
-def test_a_chunked_upload_passes(tmp_path: Path) -> None:
+@both_relays
+def test_a_chunked_upload_passes(tmp_path: Path, relay: str) -> None:
     def body(w: World) -> None:
         got = bytearray()
 
@@ -202,7 +207,7 @@ def test_a_chunked_upload_passes(tmp_path: Path) -> None:
         assert read_all(sock).endswith(b"done")
         assert bytes(got).endswith(chunk * 40 + b"0\r\n\r\n")
 
-    world(tmp_path, body)
+    world(tmp_path, body, relay=relay)
 
 
 def test_a_refused_client_reads_its_whole_answer(tmp_path: Path) -> None:
@@ -256,8 +261,9 @@ def test_an_ask_nobody_answers_names_its_request(tmp_path: Path) -> None:
     world(tmp_path, body)
 
 
+@both_relays
 @pytest.mark.parametrize("how", ["revoked", "expired", "gone", "cut", "policy", "kill", "switch"])
-def test_what_ends_a_live_flow(tmp_path: Path, how: str) -> None:
+def test_what_ends_a_live_flow(tmp_path: Path, how: str, relay: str) -> None:
     def body(w: World) -> None:
         def pour(sock: socket.socket) -> None:
             while True:
@@ -291,7 +297,7 @@ def test_what_ends_a_live_flow(tmp_path: Path, how: str) -> None:
         assert closed.bytes_in == closed.kernel_in == closed.client_kernel_in
         assert closed.bytes_in <= closed.reserved
 
-    world(tmp_path, body)
+    world(tmp_path, body, relay=relay)
 
 
 def test_the_kill_switch_ends_what_waits_and_is_cut_by_a_snapshot_alone(tmp_path: Path) -> None:
@@ -318,7 +324,8 @@ def test_the_kill_switch_ends_what_waits_and_is_cut_by_a_snapshot_alone(tmp_path
     world(tmp_path, body)
 
 
-def test_bytes_of_a_lease_are_exact(tmp_path: Path) -> None:
+@both_relays
+def test_bytes_of_a_lease_are_exact(tmp_path: Path, relay: str) -> None:
     def body(w: World) -> None:
         Origin(7000, lambda sock: sock.sendall(b"d" * 3_000_000))
         w.policy(POLICY, leases=[lease("leased.example.org", max_bytes=1_000_000)])
@@ -332,10 +339,11 @@ def test_bytes_of_a_lease_are_exact(tmp_path: Path) -> None:
         status, _, _ = w.ask(b"CONNECT leased.example.org:7000 HTTP/1.1\r\n\r\n")
         assert status == 403
 
-    world(tmp_path, body)
+    world(tmp_path, body, relay=relay)
 
 
-def test_a_byte_budget_ends_flows_together(tmp_path: Path) -> None:
+@both_relays
+def test_a_byte_budget_ends_flows_together(tmp_path: Path, relay: str) -> None:
     def body(w: World) -> None:
         Origin(7000, lambda sock: sock.sendall(b"d" * 1_000_000))
         socks = [w.tunnel("metered.example.org", 7000) for _ in range(4)]
@@ -347,7 +355,7 @@ def test_a_byte_budget_ends_flows_together(tmp_path: Path) -> None:
         assert {closed.close_reason for closed in closes} == {"budget.exceeded"}
         assert sum(closed.bytes_in for closed in closes) == 300_000
 
-    world(tmp_path, body)
+    world(tmp_path, body, relay=relay)
 
 
 def test_parallel_connections_do_not_overspend(tmp_path: Path) -> None:
@@ -445,7 +453,8 @@ def test_time_limits(tmp_path: Path) -> None:
     world(tmp_path, body, hello_timeout_s=0.4, head_timeout_s=0.4)
 
 
-def test_an_idle_tunnel_ends(tmp_path: Path) -> None:
+@both_relays
+def test_an_idle_tunnel_ends(tmp_path: Path, relay: str) -> None:
     def body(w: World) -> None:
         Origin(7000, echo)
         sock = w.tunnel("www.example.org", 7000, b"x")
@@ -454,7 +463,7 @@ def test_an_idle_tunnel_ends(tmp_path: Path) -> None:
             sock.recv(1)
         assert w.closes()[0].close_reason == "idle"
 
-    world(tmp_path, body, idle_timeout_s=0.5)
+    world(tmp_path, body, relay=relay, idle_timeout_s=0.5)
 
 
 def test_dialling(tmp_path: Path) -> None:

@@ -217,7 +217,7 @@ class World:
 
     proxy_code: ClassVar[str] = _PROXY
 
-    def __init__(self, base: Path, policy: str, **settings: float) -> None:
+    def __init__(self, base: Path, policy: str, **settings: float | str) -> None:
         self.base = base
         self._clients: list[socket.socket] = []
         for name in ("state", "ledger", "control", "guard"):

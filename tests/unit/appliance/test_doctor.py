@@ -64,6 +64,7 @@ GIB = 1024**3
         (doctor.check_users(["root", "nobody-has-this-name"]), Status.FAIL),
         (doctor.check_reuseport(), Status.OK),
         (doctor.check_splice(), Status.OK),
+        (doctor.check_relay("python"), Status.OK),
     ],
 )
 def test_facts_become_findings(check: Check, status: Status) -> None:
@@ -224,3 +225,11 @@ def test_someone_else_sees_one_failure_for_one_reason(monkeypatch: pytest.Monkey
     names = [check.name for check in doctor.examine(Config())]
     assert "root" in names
     assert not {"capabilities", "namespaces", "run folder", "state folder"} & set(names)
+
+
+def test_a_relay_that_was_not_built_comes_with_what_builds_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor.relays, "BUILT", False)
+    for wanted, status in (("auto", Status.WARN), ("compiled", Status.FAIL), ("python", Status.OK)):
+        check = doctor.check_relay(wanted)
+        assert check.status is status
+        assert ("python3-dev" in check.fix) == (status is not Status.OK)

@@ -16,11 +16,14 @@ from exeat.ledger.reactor import Reactor
 from exeat.proxy import tcpinfo
 from exeat.proxy.ends import End, reset_on_close
 from exeat.proxy.gate import Gate
-from exeat.proxy.pipes import PipePool
-from exeat.proxy.relay import Relay, StopRelay
+from exeat.proxy.relay import DOWN, UP, StopRelay
+from exeat.proxy.relays import BUILT, COMPILED, PYTHON, Relays, poller
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+
+KINDS = (PYTHON, COMPILED) if BUILT else (PYTHON,)
 
 
 def abort(sock: socket.socket) -> None:
@@ -41,20 +44,20 @@ def tcp_pair() -> tuple[socket.socket, socket.socket]:
 class Bench:
     """client <-> [client_side  relay  upstream] <-> origin, the relay in the middle on its own loop."""
 
-    def __init__(self, grant: Callable[[int], int | None] = lambda ceiling: ceiling) -> None:
+    def __init__(self, kind: str, grant: Callable[[int], int | None] = lambda ceiling: ceiling) -> None:
         self.client, self.client_side = tcp_pair()
         self.upstream, self.origin = tcp_pair()
         self.client_side.setblocking(False)
         self.upstream.setblocking(False)
-        self.reactor = Reactor(self._failed)
-        self.pipes = PipePool()
+        self.reactor = Reactor(self._failed, poller(kind))
+        self.relays = Relays(self.reactor)
         self.asked: list[int] = []
         self.ended: list[str] = []
         self.failures: list[BaseException] = []
         self._grant = grant
         self.gate = Gate(self._ask)
         ends = End(self.reactor, self.client_side), End(self.reactor, self.upstream)
-        self.relay = Relay(self.reactor, self.pipes, *ends, self.gate, self.ended.append)
+        self.relay = self.relays.relay(*ends, self.gate, self.ended.append)
 
     def _failed(self, error: BaseException) -> None:
         self.failures.append(error)
@@ -87,31 +90,34 @@ class Bench:
         return self.ended[0]
 
     def counts(self) -> tuple[int, int]:
-        return self.relay.up.count, self.relay.down.count
+        return self.relay.counts()
 
     def kernel(self) -> tuple[int, int, int, int]:
         """(out, in) by the upstream socket's book, (out, in) by the client socket's."""
-        up, down = self.relay.up, self.relay.down
+        up, down = self.relay.way(UP), self.relay.way(DOWN)
         upstream = tcpinfo.kernel_count(
-            self.upstream, connected=True, fin_sent=up.shut, fin_received=down.eof
+            self.upstream, connected=True, fin_sent=up.told, fin_received=down.ended
         )
         client = tcpinfo.kernel_count(
-            self.client_side, connected=False, fin_sent=down.shut, fin_received=up.eof
+            self.client_side, connected=False, fin_sent=down.told, fin_received=up.ended
         )
         assert upstream is not None
         assert client is not None
         return upstream.sent, upstream.received, client.received, client.sent
 
+    def idle_pipes(self) -> int:
+        return self.relays.idle_pipes
+
     def close(self) -> None:
         for sock in (self.client, self.client_side, self.upstream, self.origin):
             sock.close()
-        self.pipes.close()
+        self.relays.pipes.close()
         self.reactor.close()
 
 
-@pytest.fixture
-def bench() -> Iterator[Bench]:
-    made = Bench()
+@pytest.fixture(params=KINDS)
+def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
+    made = Bench(request.param)
     yield made
     made.close()
 
@@ -227,7 +233,7 @@ def test_a_reader_that_never_reads_stops_the_sender(bench: Bench) -> None:
         bench.client.setblocking(False)
         with contextlib.suppress(BlockingIOError):
             got += len(bench.client.recv(1 << 20))
-    assert got == pushed == bench.relay.down.count
+    assert got == pushed == bench.counts()[1]
 
 
 @pytest.mark.parametrize("who", ["client", "origin"])
@@ -247,7 +253,7 @@ def test_reset_ends_the_tunnel_as_reset(bench: Bench, who: str) -> None:
 def test_reset_is_seen_after_its_direction_has_ended(bench: Bench) -> None:
     bench.start()
     bench.client.shutdown(socket.SHUT_WR)
-    bench.run(lambda: bench.relay.up.shut)
+    bench.run(lambda: bench.relay.way(UP).told)
     assert read_all(bench.origin) == b""
     abort(bench.client)
     bench.run(lambda: bool(bench.ended) or bool(bench.origin.send(b"x")))
@@ -262,8 +268,9 @@ def test_bytes_before_a_reset_are_delivered(bench: Bench) -> None:
     assert bench.client.recv(100) == b"last words"
 
 
-def test_nothing_passes_above_the_reservation() -> None:
-    bench = Bench(grant=lambda _: None)
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_passes_above_the_reservation(kind: str) -> None:
+    bench = Bench(kind, grant=lambda _: None)
     try:
         bench.start()
         sender = Side(lambda: bench.client.sendall(b"x" * 1_000_000))
@@ -297,7 +304,7 @@ def test_a_cut_says_what_was_on_its_way(bench: Bench) -> None:
     kernel_out, kernel_in, client_out, client_in = bench.kernel()
     assert (kernel_out, client_out) == (out, 0)
     assert client_in == back
-    assert kernel_in == bench.relay.down.count + bench.relay.undelivered_in
+    assert kernel_in == bench.counts()[1] + bench.relay.way(DOWN).undelivered
     bench.relay.end("again")
     assert bench.ended == ["kill"]
 
@@ -325,7 +332,7 @@ class Upper:
 
 
 def test_an_intake_holds_bytes_back_until_it_is_done(bench: Bench) -> None:
-    bench.relay.up.intake = Upper()
+    bench.relay.watch(UP, Upper())
     bench.start()
     bench.client.sendall(b"wait")
     bench.origin.sendall(b"the server may speak first")
@@ -340,7 +347,7 @@ def test_an_intake_holds_bytes_back_until_it_is_done(bench: Bench) -> None:
 
 @pytest.mark.parametrize("how", ["bang", "end"])
 def test_an_intake_can_stop_the_tunnel(bench: Bench, how: str) -> None:
-    bench.relay.up.intake = Upper()
+    bench.relay.watch(UP, Upper())
     bench.start()
     bench.client.sendall(b"x!" if how == "bang" else b"x")
     if how == "end":
@@ -357,6 +364,4 @@ def test_no_pipe_and_no_descriptor_is_held_by_an_idle_tunnel(bench: Bench) -> No
     bench.run(lambda: bench.counts()[0] == 4_000_000)
     sender.join(5)
     reader.join(5)
-    bench.run(lambda: bench.relay.up.pipe is None)
-    bench.pipes.close()
-    assert len(os.listdir("/proc/self/fd")) == before
+    bench.run(lambda: len(os.listdir("/proc/self/fd")) == before + 2 * bench.idle_pipes())

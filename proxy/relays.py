@@ -1,0 +1,69 @@
+"""Which relay moves the bytes of this process's tunnels: the compiled one where it was built, or Python's."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from exeat.proxy.pipes import PipePool
+from exeat.proxy.relay import Relay
+
+try:
+    from exeat.proxy._relay import Core
+    from exeat.proxy.compiled import CompiledRelay
+except ImportError:  # there was no compiler: the other one does the same
+    BUILT = False
+else:
+    BUILT = True
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from exeat.ledger.reactor import Poller, Reactor
+    from exeat.proxy.ends import End
+    from exeat.proxy.gate import Gate
+    from exeat.proxy.relay import Relaying
+
+COMPILED, PYTHON, AUTO = "compiled", "python", "auto"
+
+
+class NotBuiltError(Exception):
+    """The compiled relay is asked for, and it is not there."""
+
+
+def in_use(wanted: str) -> str:
+    """The relay that a configuration of `auto`, `python` or `compiled` means here. Raises NotBuiltError."""
+    if wanted == COMPILED and not BUILT:
+        raise NotBuiltError(
+            '[proxy] relay = "compiled": it was not built when exeat was installed; that takes a C compiler'
+            ' and the headers of Python. "auto" takes the one in Python instead'
+        )
+    return COMPILED if BUILT and wanted != PYTHON else PYTHON
+
+
+def poller(wanted: str) -> Poller | None:
+    """What the process's loop is to wait with; None: with its own. Raises NotBuiltError."""
+    return Core() if in_use(wanted) == COMPILED else None
+
+
+class Relays:
+    """Makes the relays of the tunnels that run on one loop: compiled if it waits with a Core."""
+
+    def __init__(self, reactor: Reactor) -> None:
+        self._reactor = reactor
+        self._core = reactor.poller if BUILT and isinstance(reactor.poller, Core) else None
+        self.pipes = PipePool()
+
+    @property
+    def idle_pipes(self) -> int:
+        """Pipes that wait for the next bulk."""
+        return self.pipes.idle if self._core is None else self._core.idle_pipes
+
+    @property
+    def kind(self) -> str:
+        return PYTHON if self._core is None else COMPILED
+
+    def relay(self, client: End, upstream: End, gate: Gate, on_end: Callable[[str], None]) -> Relaying:
+        """To be started; `on_end` as in Relay."""
+        if self._core is not None:
+            return CompiledRelay(self._reactor, self._core, client, upstream, gate, on_end)
+        return Relay(self._reactor, self.pipes, client, upstream, gate, on_end)
