@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.support.running import own_tag
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -173,7 +174,7 @@ def test_folders_that_are_not_ours_are_left_as_they_are(tmp_path: Path) -> None:
 
 @pytest.mark.root
 def test_a_run_folder_of_somebody_elses_survives_the_appliance() -> None:
-    folder = Path("/run/exeat-shared-test")
+    folder = Path(f"/run/exeat-test-{own_tag('shared')}")
     folder.mkdir(mode=0o755)
     (folder / "theirs").write_text("keep")
     text = f"[paths]\nstate_dir = '{folder}/state'\n[dns]\nupstream = ['192.0.2.53:53']\n"

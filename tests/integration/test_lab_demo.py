@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support.running import own_tag
 
 from exeat.appliance.lab import demo_job, manage, network, plan
 from exeat.appliance.lab.demo_report import Report
@@ -23,8 +24,9 @@ STEPS = ["up", "tour", "lease", "kill", "verify", "reconcile", "hostile", "names
 @pytest.mark.slow
 def test_the_demonstration_passes_and_leaves_nothing() -> None:
     # Short paths outside pytest's own folder: Unix sockets and the service users must reach them.
-    run_dir, state_dir = "/run/exeat-lab-test", "/var/lib/exeat-lab-test"
-    where = ["--prefix", "exlv-", "--lab-dir", run_dir, "--lab-state-dir", state_dir]
+    tag = own_tag("demo")
+    prefix, run_dir, state_dir = f"exl{tag}-", f"/run/exeat-lab-{tag}", f"/var/lib/exeat-lab-{tag}"
+    where = ["--prefix", prefix, "--lab-dir", run_dir, "--lab-state-dir", state_dir]
     done = subprocess.run(
         [sys.executable, "-I", "-m", "exeat", "lab", "demo", "--json", *where],
         capture_output=True,
@@ -43,14 +45,15 @@ def test_the_demonstration_passes_and_leaves_nothing() -> None:
     assert found["kill"]["tries_during_outage"] > 10
     assert found["reconcile"]["ledger_and_kernel"]["bytes_in"] > 8_000_000
     assert found["reconcile"]["ledger_and_far_side"]["equal"] > 8
-    lab = plan.Lab.named("exlv-", Path(run_dir), Path(state_dir))
+    lab = plan.Lab.named(prefix, Path(run_dir), Path(state_dir))
     assert manage.leftovers(lab) == []
 
 
 @pytest.mark.root
 @pytest.mark.slow
 def test_down_removes_a_running_job_after_all_of_the_appliance_was_killed() -> None:
-    lab = plan.Lab.named("exlx-", Path("/run/exeat-lab-test2"), Path("/var/lib/exeat-lab-test2"))
+    tag = own_tag("killed")
+    lab = plan.Lab.named(f"exl{tag}-", Path(f"/run/exeat-lab-{tag}"), Path(f"/var/lib/exeat-lab-{tag}"))
     manage.up(lab)
     job = Running(command(lab, "run", "--project", "crawler", "--", "sh", "-c", "echo '{}'; exec sleep 120"))
     try:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.support.running import own_tag
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.root, pytest.mark.network]
 
 EXEAT = [sys.executable, "-I", "-m", "exeat"]
-RUN, STATE = Path("/run/exeat-net-test"), Path("/var/lib/exeat-net-test")
+RUN, STATE = (Path(f"{place}/exeat-test-{own_tag('net')}") for place in ("/run", "/var/lib"))
 CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
 
 

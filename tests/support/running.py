@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 
-def _tag(name: str) -> str:
+def own_tag(name: str) -> str:
     """Short, and this checkout's own: two suites may run on one machine."""
     return hashlib.sha256(f"{Path(__file__).parent}\0{name}".encode()).hexdigest()[:6]
 
@@ -30,7 +30,7 @@ class Running:
     """
 
     def __init__(self, name: str) -> None:
-        tag = _tag(name)
+        tag = own_tag(name)
         folders = (Path(f"/run/exeat-lab-{tag}"), Path(f"/var/lib/exeat-lab-{tag}"))
         self.lab = plan.Lab.named(f"exl{tag}-", *folders)
         manage.up(self.lab)
