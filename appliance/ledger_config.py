@@ -10,11 +10,15 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, Field, field_validator
 
 from exeat.appliance.sections import LABEL, Section, endpoint
+from exeat.ledger.filters import FIELDS, Filter, parse_kinds
+from exeat.ledger.records import Kind
 from exeat.policy.addresses import parse_address
 from exeat.policy.errors import MalformedError
+from exeat.policy.names import parse_host
 
 _BUCKET: Final = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", re.ASCII)
 _PREFIX: Final = re.compile(r"(?:[A-Za-z0-9._-]{1,64}(?:/[A-Za-z0-9._-]{1,64}){0,7})?", re.ASCII)
+_PASSING: Final = frozenset({Kind.RESERVE, Kind.PROGRESS, Kind.RESUME})  # what a `close` says in the end
 _CREDENTIAL: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 
 
@@ -106,10 +110,80 @@ def _distinct(value: tuple[ArchiveStore, ...]) -> tuple[ArchiveStore, ...]:
     return value
 
 
+class Stream(Section):
+    """Records as they come, to another system: see docs/ledger.md for the forms of `to`.
+
+    `secret` is a file with the key that signs what a webhook gets. `begin` counts for a new stream.
+    """
+
+    name: Annotated[str, Field(pattern=LABEL)]
+    to: str
+    begin: Literal["now", "start"] = "now"
+    kinds: tuple[str, ...] = tuple(kind.label for kind in Kind if kind not in _PASSING)
+    project: str = ""
+    job: str = ""
+    agent: str = ""
+    host: str = ""
+    lease: str = ""
+    verdict: str = ""
+    reason: str = ""
+    secret: Secret | None = None
+    proxy: ProxyUrl = ""
+    ca: Path | None = None
+
+    @field_validator("kinds")
+    @classmethod
+    def _are_kinds(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        parse_kinds(value)
+        return value
+
+    @field_validator("to")
+    @classmethod
+    def _known_form(cls, value: str) -> str:
+        scheme, _, rest = value.partition(":")
+        if scheme in ("file", "syslog+unix"):
+            if not Path(rest).is_absolute():
+                raise ValueError(f"`{value}`: {scheme}: and an absolute path")
+        elif scheme in ("syslog+tcp", "syslog+tls"):
+            _syslog_server(value)
+        else:
+            safe_url(value.removeprefix("otlp+"))
+        return value
+
+    def filter(self) -> Filter:
+        return Filter(parse_kinds(self.kinds), **{name: getattr(self, name) for name in FIELDS})
+
+    def syslog_server(self) -> tuple[str, int, str]:
+        """(address text, port, name in its certificate or "" without TLS)."""
+        return _syslog_server(self.to)
+
+
+def _syslog_server(text: str) -> tuple[str, int, str]:
+    scheme, _, rest = text.partition("://")
+    place, _, name = rest.partition("#")
+    address, port = endpoint(place)
+    if scheme == "syslog+tls":
+        try:
+            host = parse_host(name)
+        except MalformedError as error:
+            raise ValueError(f"`{text}`: after # comes the name in its certificate ({error})") from None
+        return address, port, name if isinstance(host, str) else address
+    if name or not _is_loopback(address):
+        raise ValueError(f"`{text}`: without TLS only to this machine: syslog+tls://ADDRESS:PORT#NAME")
+    return address, port, ""
+
+
+def _distinct_streams(value: tuple[Stream, ...]) -> tuple[Stream, ...]:
+    if len({stream.name for stream in value}) < len(value):
+        raise ValueError("two of the same name")
+    return value
+
+
 class Ledger(Section):
     """`archive_segments` make a batch of an archive, or fewer once the first is `archive_after_s` old."""
 
     archive: Annotated[tuple[ArchiveStore, ...], AfterValidator(_distinct)] = ()
+    stream: Annotated[tuple[Stream, ...], AfterValidator(_distinct_streams)] = ()
     archive_segments: Annotated[int, Field(ge=1, le=64)] = 8
     archive_after_s: Annotated[int, Field(ge=0, le=604_800)] = 3600
     archive_waiting: Annotated[int, Field(ge=1, le=1024)] = 4
@@ -118,4 +192,4 @@ class Ledger(Section):
     @property
     def exports(self) -> bool:
         """Whether the exporting user has anything to do."""
-        return bool(self.archive)
+        return bool(self.archive or self.stream)

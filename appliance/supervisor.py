@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from exeat.appliance.listeners import Listener
 
 START_ORDER = ("ledger", "warden", "control", "guard", "proxy")
-STOP_ORDER = ("warden", "proxy", "guard", "control", "ledger")
+STREAM = "stream"  # after them all, and only where something is configured to be streamed
+STOP_ORDER = ("warden", "proxy", "guard", "control", "ledger", STREAM)
 READY_S = 15.0
 STOP_S = 8.0
 MAX_DESCRIPTORS = 262_144  # of each process; a tunnel of the proxy takes two, while it is busy six
@@ -71,7 +72,8 @@ class Supervisor:
 
     def run(self) -> int:
         """Start all, wait for the end, stop all. Returns the exit code (0, or 3)."""
-        self.children = {name: Child(name, self._user(name)) for name in START_ORDER}
+        names = (*START_ORDER, *((STREAM,) if self.config.ledger.stream else ()))
+        self.children = {name: Child(name, self._user(name)) for name in names}
         with contextlib.suppress(ValueError, OSError):  # a container may not let us
             most = max(MAX_DESCRIPTORS, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
             resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
@@ -111,7 +113,8 @@ class Supervisor:
 
     def _user(self, name: str) -> pwd.struct_passwd:
         users = self.config.users
-        owner = {"warden": "root", "ledger": users.ledger, "control": users.control}.get(name, users.gateway)
+        owners = {"warden": "root", "ledger": users.ledger, "control": users.control, STREAM: users.export}
+        owner = owners.get(name, users.gateway)
         try:
             return pwd.getpwnam(owner)
         except KeyError:
@@ -126,7 +129,7 @@ class Supervisor:
                 _enterable(base)
             for name, child in self.children.items():
                 _own(run / name, child.user, 0o755)
-            for name in ("ledger", "control"):
+            for name in {"ledger", "control", STREAM} & set(self.children):
                 _own(state / name, self.children[name].user, 0o750)
             _own(state / "work", self.children["warden"].user, 0o711)
         except OSError as error:
@@ -169,14 +172,13 @@ class Supervisor:
                 child.ready = True
 
     def _start_all(self) -> None:
-        for name in START_ORDER:
-            child = self.children[name]
+        for child in self.children.values():
             self._start(child)
             deadline = self.reactor.now() + READY_S
             while not child.ready and not self.failed and not self.reactor.stopped:
                 self.reactor.turn(0.2)
                 if self.reactor.now() > deadline:
-                    self.failed = f"{name} did not become ready in {READY_S:.0f} s"
+                    self.failed = f"{child.name} did not become ready in {READY_S:.0f} s"
             if self.failed or self.reactor.stopped:
                 return
 
@@ -194,8 +196,8 @@ class Supervisor:
             [sys.executable, "-I", "-m", "exeat", *self.arguments, "serve", child.name],
             user=child.user.pw_uid,
             group=child.user.pw_gid,
-            # Control rebuilds the budgets from the ledger's files, which it may only read.
-            extra_groups=[self.children["ledger"].user.pw_gid] if child.name == "control" else [],
+            # Control rebuilds the budgets from the ledger's files, streams tell of them: they may only read.
+            extra_groups=[self.children["ledger"].user.pw_gid] if child.name in ("control", STREAM) else [],
             env=environment,
             stdin=subprocess.DEVNULL,
             cwd="/",

@@ -30,6 +30,7 @@ OWNER = {
 # Started by timers or by hand, besides the processes of `exeat up`: unit -> (command, user, state folder).
 BESIDE = {
     "archive-prepare": ("ledger archive prepare", CONFIG.users.ledger, "ledger"),
+    "stream": ("serve stream", CONFIG.users.export, "stream"),
     "archive": ("ledger archive run --carry-only", CONFIG.users.export, "archive"),
 }
 STATE = {"warden": "work", "ledger": "ledger", "control": "control", "guard": None, "proxy": None}

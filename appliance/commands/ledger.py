@@ -6,28 +6,26 @@ Here: tail and verify. The other actions are in `appliance/ledger_*.py`.
 from __future__ import annotations
 
 import argparse
-import ipaddress
 import json
 import time
-from dataclasses import asdict, fields
-from datetime import UTC, datetime
+from collections import deque
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from exeat.appliance import ledger_archive, ledger_ask, ledger_proofs
+from exeat.appliance import ledger_archive, ledger_ask, ledger_proofs, ledger_stream
 from exeat.appliance.client import load_config
 from exeat.appliance.errors import NotReachableError, UsageError
+from exeat.appliance.ledger_text import as_json, human, line
+from exeat.ledger.filters import FIELDS, Filter, parse_kinds
 from exeat.ledger.reader import Follower, ReaderError, find_ledgers, tail
-from exeat.ledger.records import Kind, Record, decode
 from exeat.ledger.verify import Problem, Report, parse_head, verify
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 _FOLLOW_S = 0.2
-_HEX = {"flow", "policy_digest", "answer", "boot_id", "data"}
 _KEY_BREAK = "the key before was lost; nothing but the operator's word leads from it to the next"
-_COUNTED = {Kind.PROGRESS, Kind.CLOSE, Kind.ORPHAN}
 
 
 def register(commands: Any) -> None:
@@ -37,7 +35,12 @@ def register(commands: Any) -> None:
     show = actions.add_parser("tail", help="the last records, and with -f those to come")
     show.add_argument("-f", "--follow", action="store_true", help="go on as records come")
     show.add_argument("-n", "--lines", type=_count, default=20, metavar="N", help="how many (default 20)")
-    show.add_argument("--job", metavar="J", help="only this job's")
+    for name in FIELDS:
+        more = "; *.NAME is every name under it" if name == "host" else ""
+        show.add_argument(f"--{name}", default="", metavar=name[0].upper(), help=f"only this {name}{more}")
+    show.add_argument(
+        "--kind", dest="kinds", type=_kinds, default=(), metavar="K,..", help="only such records"
+    )
     show.set_defaults(handler=run_tail)
 
     check = actions.add_parser("verify", help="check every byte and every account")
@@ -52,7 +55,10 @@ def register(commands: Any) -> None:
         "--quick", action="store_true", help="hashes and order only; no accounts, no look into the records"
     )
     check.set_defaults(handler=run_verify)
-    others = [part.register(actions, _ledgers) for part in (ledger_ask, ledger_proofs, ledger_archive)]
+    others = [
+        part.register(actions, _ledgers)
+        for part in (ledger_ask, ledger_proofs, ledger_archive, ledger_stream)
+    ]
     for action in (show, check, *(each for part in others for each in part)):
         action.add_argument("--json", action="store_true", help="print JSON")
         action.add_argument(
@@ -64,6 +70,14 @@ def _count(text: str) -> int:
     if not (text.isascii() and text.isdecimal() and len(text) < 8):
         raise argparse.ArgumentTypeError("not a number of records")
     return int(text)
+
+
+def _kinds(text: str) -> tuple[str, ...]:
+    try:
+        parse_kinds(text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return tuple(text.split(","))
 
 
 def _ledgers(args: argparse.Namespace) -> list[Path]:
@@ -81,88 +95,34 @@ def _ledgers(args: argparse.Namespace) -> list[Path]:
 
 
 def run_tail(args: argparse.Namespace) -> int:
+    chosen = Filter(parse_kinds(args.kinds), **{name: getattr(args, name) for name in FIELDS})
     followers = []
     for directory in _ledgers(args):
         try:
-            entries, follower = tail(directory, args.lines) if not args.job else _of_job(directory, args)
+            entries, follower = (
+                _chosen(directory, chosen, args.lines) if chosen else tail(directory, args.lines)
+            )
         except (ReaderError, OSError) as error:
             raise NotReachableError(str(error)) from None
-        _print(entries, args)
+        _print(entries, chosen, args)
         followers.append(follower)
     while args.follow:
         for follower in followers:
-            _print(follower.poll(), args)
+            _print(follower.poll(), chosen, args)
         time.sleep(_FOLLOW_S)
     return 0
 
 
-def _of_job(directory: Path, args: argparse.Namespace) -> tuple[list[tuple[int, bytes]], Follower]:
+def _chosen(directory: Path, chosen: Filter, count: int) -> tuple[Iterable[tuple[int, bytes]], Follower]:
     follower = Follower(directory)
-    entries = [entry for entry in follower.poll() if decode(entry[1]).job == args.job]
-    return entries[-args.lines :] if args.lines else [], follower
+    return deque((entry for entry in follower.poll() if chosen.decoded(entry[1])), maxlen=count), follower
 
 
-def _print(entries: Iterable[tuple[int, bytes]], args: argparse.Namespace) -> None:
+def _print(entries: Iterable[tuple[int, bytes]], chosen: Filter, args: argparse.Namespace) -> None:
     for seq, data in entries:
-        record = decode(data)
-        if args.job and record.job != args.job:
-            continue
-        print(json.dumps(as_json(seq, record)) if args.json else line(seq, record), flush=args.follow)
-
-
-def as_json(seq: int, record: Record) -> dict[str, Any]:
-    """A record for programs: fields that hold their default are left out."""
-    out: dict[str, Any] = {"seq": seq, "kind": record.kind.label}
-    for field in fields(record)[1:]:
-        value = getattr(record, field.name)
-        if value != field.default:
-            out[field.name] = value.hex() if field.name in _HEX else value
-    if record.dest is not None:
-        out["dest"] = {**record.dest._asdict(), "ip": _address(record.dest.ip)}
-    return out
-
-
-def line(seq: int, record: Record) -> str:
-    """A record for people, on one line."""
-    at = datetime.fromtimestamp(record.t_real_ns / 1e9, tz=UTC).strftime("%H:%M:%S.%f")[:-3]
-    return f"{seq:>8}  {at}  {record.kind.label:<9}  {record.job or '-':<16}  {_what(record)}".rstrip()
-
-
-def _what(record: Record) -> str:
-    parts = [record.decision, _place(record)]
-    if record.kind in _COUNTED:
-        parts.append(f"out {human(record.bytes_out)} in {human(record.bytes_in)}")
-    if record.reserved:
-        parts.append(f"up to {human(record.reserved)}")
-    if record.count > 1:
-        parts.append(f"x{record.count}")
-    parts.append(record.close_reason or record.reason_code)
-    parts += [record.rule_id and f"by {record.rule_id}", record.lease_id and f"lease {record.lease_id}"]
-    parts += [record.actor and f"({record.actor})", record.detail]
-    if record.dest is None and record.flow:
-        parts.append(f"flow {record.flow.hex()[:8]}")
-    return "  ".join(part for part in parts if part)
-
-
-def _place(record: Record) -> str:
-    dest = record.dest
-    if dest is None:
-        return ""
-    host = f"[{dest.host}]" if ":" in dest.host else dest.host
-    return f"{host}:{dest.port}" if dest.port else host
-
-
-def _address(packed: bytes) -> str:
-    return str(ipaddress.ip_address(packed)) if packed else ""
-
-
-def human(count: int) -> str:
-    """Bytes for people, SI units."""
-    value, unit = float(count), 0
-    while value >= 999.5 and unit < 4:
-        value, unit = value / 1000, unit + 1
-    name = ("B", "kB", "MB", "GB", "TB")[unit]
-    return f"{count} B" if unit == 0 else f"{value:.3g} {name}"
+        record = chosen.decoded(data)
+        if record is not None:
+            print(json.dumps(as_json(seq, record)) if args.json else line(seq, record), flush=args.follow)
 
 
 # --- verify

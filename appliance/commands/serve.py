@@ -1,4 +1,4 @@
-"""`exeat serve NAME`: one of the five processes. `exeat up` and the units start these."""
+"""`exeat serve NAME`: one of the five processes, or the streams. `exeat up` and the units start these."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _PR_SET_PDEATHSIG = 1
 
 def register(commands: Any) -> None:
     parser = commands.add_parser("serve", help="run one process of the appliance (used by `exeat up`)")
-    parser.add_argument("process", choices=("warden", "proxy", "guard", "ledger", "control"))
+    parser.add_argument("process", choices=("warden", "proxy", "guard", "ledger", "control", "stream"))
     parser.set_defaults(handler=run)
 
 
@@ -43,6 +43,7 @@ def run(args: argparse.Namespace) -> int:
         "control": _control,
         "guard": _guard,
         "proxy": _proxy,
+        "stream": _stream,
     }[args.process]
     try:
         return serve(config)
@@ -189,4 +190,12 @@ def _upstream(config: Config) -> Upstream | None:
 def _control(config: Config) -> int:
     from exeat.appliance.control.server import serve
 
+    return serve(config, notify_ready)
+
+
+def _stream(config: Config) -> int:
+    from exeat.appliance.stream.follow import serve
+
+    if not config.ledger.stream:
+        raise NotReachableError("stream: no [[ledger.stream]] in the configuration")
     return serve(config, notify_ready)

@@ -1,0 +1,182 @@
+"""Events to each `[[ledger.stream]]`, at least once, in order, from a position that survives.
+
+A stream reads the segments behind the writer: no append waits for it, and what a sink does not take
+stays where it is, on the disk. So there is no queue to overflow; a stream that is behind says so.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import threading
+from typing import TYPE_CHECKING, Any, Final
+
+from exeat.appliance.stream.events import Event
+from exeat.appliance.stream.sinks import SinkError, open_sink
+from exeat.ledger.archive import put
+from exeat.ledger.reader import Follower, ReaderError, find_ledgers, segment_of, tail
+from exeat.ledger.records import RecordError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from exeat.appliance.config import Config
+    from exeat.appliance.ledger_config import Stream
+    from exeat.appliance.stream.sinks import Sink
+    from exeat.ledger.filters import Filter
+    from exeat.ledger.reader import Entry
+
+BATCH: Final = 500  # events in one sending
+_READ: Final = 50_000  # records read before the position is kept, however few of them fit
+_POLL_S: Final = 0.2
+_PAUSE_S: Final = (1.0, 2.0, 5.0, 15.0, 60.0)
+
+
+class Tap:
+    """One ledger's records for one sink. `path` keeps the number of the first record not sent yet."""
+
+    def __init__(self, directory: Path, path: Path, *, from_start: bool) -> None:
+        self.directory, self._path = directory, path
+        self.next_seq = _position(path)
+        if self.next_seq < 0:
+            self.next_seq = 0 if from_start else _end(directory)
+            self._keep(self.next_seq)
+        self._follower = Follower(directory, index=segment_of(directory, self.next_seq))
+        self._entries: Iterator[Entry] = iter(())
+
+    def pump(self, wanted: Filter, sink: Sink) -> bool:
+        """Send the next batch; whether there may be more at once.
+
+        Raises SinkError, RecordError, OSError: then a new tap begins where the position is.
+        """
+        events, end, read = list[Event](), self.next_seq, 0
+        for seq, data in self._read():
+            if seq < self.next_seq:
+                continue
+            record, end, read = wanted.decoded(data), seq + 1, read + 1
+            if record is not None:
+                events.append(Event(self.directory.name, seq, record))
+            if len(events) == BATCH or read == _READ:
+                break
+        if events:
+            sink.send(events)
+        if end != self.next_seq:
+            self._keep(end)
+        return read == _READ or len(events) == BATCH
+
+    def _read(self) -> Iterator[Entry]:
+        # Not `yield from`: when the batch is full this generator is closed, and the follower must not be.
+        for entry in self._entries:
+            yield entry
+        self._entries = self._follower.poll()
+        for entry in self._entries:
+            yield entry
+
+    def _keep(self, seq: int) -> None:
+        put(self._path, json.dumps({"next": seq}).encode())
+        self.next_seq = seq
+
+
+def _position(path: Path) -> int:
+    """-1 if there is none."""
+    try:
+        return int(json.loads(path.read_bytes())["next"])
+    except FileNotFoundError:
+        return -1
+
+
+def _end(directory: Path) -> int:
+    entries, _ = tail(directory, 1)
+    return entries[-1][0] + 1 if entries else 0
+
+
+class Streaming:
+    """One `[[ledger.stream]]` over all ledgers of a state directory, for a thread of its own."""
+
+    def __init__(self, config: Config, stream: Stream, stop: threading.Event) -> None:
+        self._config, self._stream, self._stop = config, stream, stop
+        self._folder = folder_of(config)
+        self._taps: dict[Path, Tap] = {}
+        self._sink: Sink | None = None
+        self._failures = 0
+
+    def run(self) -> None:
+        while not self._stop.is_set():
+            try:
+                pause = 0.0 if self.turn() else _POLL_S
+            except (SinkError, ReaderError, RecordError, OSError, ValueError, KeyError) as error:
+                pause = self._failed(error)
+            self._stop.wait(pause)
+        if self._sink is not None:
+            self._sink.close()
+
+    def turn(self) -> bool:
+        """Send what there is, up to a batch of each ledger; whether there may be more at once."""
+        if self._sink is None:
+            self._sink = open_sink(self._stream, self._config.node.name)
+        more = False
+        for directory in find_ledgers(self._config.state_dir):
+            if directory not in self._taps:
+                path = self._folder / f"{self._stream.name}.{directory.name}"
+                self._taps[directory] = Tap(directory, path, from_start=self._stream.begin == "start")
+            more |= self._taps[directory].pump(self._stream.filter(), self._sink)
+        if self._failures:
+            self._failures = 0
+            self._note.unlink(missing_ok=True)
+            print(f"exeat: stream {self._stream.name}: goes on", file=sys.stderr, flush=True)
+        return more
+
+    def _failed(self, error: Exception) -> float:
+        pause = _PAUSE_S[min(self._failures, len(_PAUSE_S) - 1)]
+        self._failures += 1
+        if self._failures == 1:
+            print(f"exeat: stream {self._stream.name}: {error}", file=sys.stderr, flush=True)
+        self._taps.clear()
+        try:
+            self._note.write_text(f"{error}\n", encoding="utf-8")
+        except OSError as full:
+            print(f"exeat: stream {self._stream.name}: {full}", file=sys.stderr, flush=True)
+        return pause
+
+    @property
+    def _note(self) -> Path:
+        return self._folder / f"{self._stream.name}.failed"
+
+
+def folder_of(config: Config) -> Path:
+    """Where positions are kept."""
+    return config.state_dir / "stream"
+
+
+def serve(config: Config, ready: Callable[[], None]) -> int:
+    """Run all streams until SIGTERM. Returns the exit code."""
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    folder_of(config).mkdir(mode=0o750, parents=True, exist_ok=True)
+    threads = [
+        threading.Thread(target=Streaming(config, stream, stop).run, name=stream.name)
+        for stream in config.ledger.stream
+    ]
+    for thread in threads:
+        thread.start()
+    ready()
+    for thread in threads:
+        thread.join()
+    return 0
+
+
+def status(config: Config) -> list[dict[str, Any]]:
+    """Of each stream and ledger: the next record to be sent, how many wait, and the last failure."""
+    rows: list[dict[str, Any]] = []
+    for stream in config.ledger.stream:
+        failed = folder_of(config) / f"{stream.name}.failed"
+        said = failed.read_text(encoding="utf-8").strip() if failed.exists() else ""
+        for directory in find_ledgers(config.state_dir):
+            at, end = _position(folder_of(config) / f"{stream.name}.{directory.name}"), _end(directory)
+            waiting = end - at if at >= 0 else 0
+            row = {"stream": stream.name, "ledger": directory.name, "next": max(at, 0)}
+            rows.append({**row, "waiting": waiting, "begun": at >= 0, "failed": said})
+    return rows

@@ -1,0 +1,258 @@
+"""Where events go. `send` returns when the other side has them, or raises SinkError; nothing is queued here.
+
+| sink | has them when |
+|---|---|
+| file | fdatasync returned |
+| syslog, Unix socket | the socket took them |
+| syslog, TCP or TLS | the other kernel acknowledged all bytes: the protocol has no answer of its own |
+| webhook, OTLP | the answer is 2xx |
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import hmac
+import json
+import os
+import socket
+import ssl
+import stat
+import struct
+import time
+import urllib.error
+import urllib.request
+from typing import TYPE_CHECKING, Any, Final, Protocol
+from urllib.parse import urlsplit
+
+from exeat.appliance.stream.events import Event, json_line, otlp, syslog
+from exeat.policy.addresses import parse_address
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from exeat.appliance.ledger_config import Stream
+
+_PATIENCE_S: Final = 10.0
+_SIOCOUTQ: Final = 0x5411
+_LOOKS: Final = 1000
+_MIN_SECRET: Final = 16  # bytes
+_MAX_SECRET: Final = 4096
+_ANSWER: Final = 65536
+
+
+class SinkError(Exception):
+    """The events did not arrive, or nobody knows; they are sent again."""
+
+
+class Sink(Protocol):
+    """Takes events, in order; any may come again after a SinkError or a restart."""
+
+    def send(self, events: Sequence[Event]) -> None: ...
+    def close(self) -> None: ...
+
+
+def open_sink(stream: Stream, node: str) -> Sink:
+    """Raises SinkError if its secret cannot be read."""
+    scheme, rest = stream.to.split(":", 1)
+    if scheme == "file":
+        return FileSink(rest)
+    if scheme == "syslog+unix":
+        return UnixSyslog(rest, node)
+    if scheme.startswith("syslog"):
+        return TcpSyslog(stream, node)
+    return HttpSink(stream, node)
+
+
+def read_key(path: Path) -> bytes:
+    """A shared secret from a file that nobody else can read. Raises SinkError; no message holds it."""
+    if not path.is_absolute():
+        path = type(path)(os.environ.get("CREDENTIALS_DIRECTORY", "/nonexistent")) / path
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        with os.fdopen(fd, "rb") as file:
+            status = os.fstat(file.fileno())
+            ours = status.st_uid in (0, os.geteuid()) and not status.st_mode & 0o037
+            key = file.read(_MAX_SECRET).rstrip(b"\n")
+    except OSError as error:
+        raise SinkError(f"{path}: {error.strerror}") from None
+    if not stat.S_ISREG(status.st_mode) or not ours:
+        raise SinkError(f"{path}: must be a file of root's or of the exporting user's, mode 0440 or less")
+    if len(key) < _MIN_SECRET:
+        raise SinkError(f"{path}: a secret of less than {_MIN_SECRET} bytes")
+    return key
+
+
+class FileSink:
+    """JSON lines appended to `path`; a file that was moved away is begun anew."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def send(self, events: Sequence[Event]) -> None:
+        try:
+            fd = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+            with os.fdopen(fd, "r+b", buffering=0) as file:
+                data = b"".join(map(json_line, events))
+                before = os.fstat(fd).st_size
+                if before and os.pread(fd, 1, before - 1) != b"\n":
+                    data = b"\n" + data  # half a line of one who was killed stays a line of its own
+                written = file.write(data)
+                if written != len(data):
+                    os.ftruncate(fd, before)  # no half line stays
+                    raise SinkError(f"{self._path}: no room")
+                os.fdatasync(fd)
+        except OSError as error:
+            raise SinkError(f"{self._path}: {error.strerror}") from None
+
+    def close(self) -> None: ...
+
+
+class UnixSyslog:
+    """Datagrams to a local syslog daemon."""
+
+    def __init__(self, path: str, node: str) -> None:
+        self._path, self._node = path, node
+
+    def send(self, events: Sequence[Event]) -> None:
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+                sock.settimeout(_PATIENCE_S)
+                sock.connect(self._path)
+                for event in events:
+                    sock.send(syslog(event, self._node))
+        except OSError as error:
+            raise SinkError(f"{self._path}: {error.strerror or error}") from None
+
+    def close(self) -> None: ...
+
+
+class TcpSyslog:
+    """One connection, messages with their length before them (RFC 6587 section 3.4.1, RFC 5425 for TLS)."""
+
+    def __init__(self, stream: Stream, node: str) -> None:
+        self._stream, self._node = stream, node
+        self._raw: socket.socket | None = None
+        self._sock: socket.socket | ssl.SSLSocket | None = None
+
+    def send(self, events: Sequence[Event]) -> None:
+        messages = (syslog(event, self._node) for event in events)
+        data = b"".join(b"%d %s" % (len(message), message) for message in messages)
+        try:
+            sock = self._sock or self._connect()
+            self._must_be_open(sock)
+            sock.sendall(data)
+            self._acknowledged(sock)
+        except OSError as error:
+            self.close()
+            raise SinkError(f"{self._stream.to}: {error.strerror or error}") from None
+
+    def _connect(self) -> socket.socket | ssl.SSLSocket:
+        address, port, name = self._stream.syslog_server()
+        family = socket.AF_INET if parse_address(address).family == 4 else socket.AF_INET6
+        raw = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            raw.settimeout(_PATIENCE_S)
+            raw.connect((address, port))
+            self._sock = _context(self._stream).wrap_socket(raw, server_hostname=name) if name else raw
+        except BaseException:
+            raw.close()
+            raise
+        return self._sock
+
+    @staticmethod
+    def _must_be_open(sock: socket.socket) -> None:
+        """A server that has hung up would take the first write and lose it."""
+        sock.setblocking(False)
+        try:
+            while sock.recv(4096):  # it says nothing, but TLS has its tickets
+                pass
+            raise ConnectionResetError("the server has closed the connection")
+        except (BlockingIOError, ssl.SSLWantReadError):
+            pass
+        finally:
+            sock.settimeout(_PATIENCE_S)
+
+    def _acknowledged(self, sock: socket.socket) -> None:
+        """Wait until the other kernel has every byte (tcp(7), SIOCOUTQ)."""
+        for _ in range(_LOOKS):
+            if struct.unpack("=i", fcntl.ioctl(sock.fileno(), _SIOCOUTQ, b"\0" * 4))[0] == 0:
+                self._must_be_open(sock)
+                return
+            time.sleep(_PATIENCE_S / _LOOKS)
+        raise TimeoutError("no acknowledgement")
+
+    def close(self) -> None:
+        if self._sock is not None:
+            self._sock.close()
+        self._sock = None
+
+
+def _context(stream: Stream) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=str(stream.ca) if stream.ca else None)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    return context
+
+
+class HttpSink:
+    """POST of JSON lines, signed, or of OTLP logs."""
+
+    def __init__(self, stream: Stream, node: str) -> None:
+        self._stream, self._node = stream, node
+        self._otlp = stream.to.startswith("otlp+")
+        self._url = stream.to.removeprefix("otlp+")
+        self._secret = read_key(stream.secret) if stream.secret is not None else b""
+        handlers: list[urllib.request.BaseHandler] = [
+            urllib.request.ProxyHandler(
+                {"http": stream.proxy, "https": stream.proxy} if stream.proxy else {}
+            ),
+            _NoRedirect(),
+        ]
+        if urlsplit(self._url).scheme == "https":
+            handlers.append(urllib.request.HTTPSHandler(context=_context(stream)))
+        self._opener = urllib.request.build_opener(*handlers)
+
+    def send(self, events: Sequence[Event]) -> None:
+        now_ns = time.time_ns()
+        body = otlp(events, self._node, now_ns) if self._otlp else b"".join(map(json_line, events))
+        headers = {"Content-Type": "application/json" if self._otlp else "application/x-ndjson"}
+        headers["User-Agent"] = "exeat"
+        headers["Exeat-First-Seq"] = str(events[0].seq)
+        if self._secret:
+            headers["Exeat-Signature"] = signature(self._secret, now_ns // 1_000_000_000, body)
+        request = urllib.request.Request(self._url, body, headers, method="POST")  # noqa: S310 - checked when read
+        try:
+            with self._opener.open(request, timeout=_PATIENCE_S) as answer:
+                said = answer.read(_ANSWER)
+        except urllib.error.HTTPError as error:
+            error.close()
+            raise SinkError(f"{self._url}: answered {error.code}") from None
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "reason", error)
+            raise SinkError(f"{self._url}: {' '.join(str(reason).split())[:300]}") from None
+        if self._otlp:
+            self._must_have_taken_all(said)
+
+    def _must_have_taken_all(self, said: bytes) -> None:
+        try:
+            refused = json.loads(said or b"{}").get("partialSuccess", {}).get("rejectedLogRecords", 0)
+        except (ValueError, AttributeError):
+            return  # 2xx without a message we know: taken
+        if int(refused):
+            raise SinkError(f"{self._url}: refused {refused} of the events")
+
+    def close(self) -> None: ...
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """Evidence goes where the configuration says and nowhere else."""
+
+    def redirect_request(self, *_: Any, **__: Any) -> None:
+        return None
+
+
+def signature(secret: bytes, time_s: int, body: bytes) -> str:
+    """`t=SECONDS,v1=HEX`: HMAC-SHA-256 over `SECONDS.` and the body. The receiver looks at the time too."""
+    mac = hmac.new(secret, b"%d." % time_s + body, hashlib.sha256).hexdigest()
+    return f"t={time_s},v1={mac}"

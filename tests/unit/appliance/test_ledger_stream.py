@@ -1,0 +1,319 @@
+"""Streams of records to file, syslog, webhook and OTLP: all of them, in order, across failures and kills."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from tests.support.ledgers import DEST, record, wait_for
+from tests.support.receivers import PATIENCE_S, numbers, syslog_server, web_server
+
+from exeat.appliance.cli import main
+from exeat.appliance.config import load
+from exeat.appliance.lab import pki
+from exeat.appliance.ledger_config import Stream
+from exeat.appliance.stream.events import Event, otlp, syslog
+from exeat.appliance.stream.follow import BATCH, Streaming
+from exeat.ledger.records import Dest, Kind, Record
+from exeat.ledger.store import Store
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+HEADER = re.compile(
+    r"<(1(?:0[4-9]|1[01]))>1 [0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:]{8}\.[0-9]{6}Z n1 exeat - ([a-z]+) - (\{.*\})"
+)
+
+
+class World:
+    def __init__(self, base: Path) -> None:
+        self.base = base
+        self.state = base / "state"
+        self.store = Store.create(self.state / "ledger" / "abc", "exeat/n1", 1, segment_bytes=16384)
+        self.config = base / "exeat.toml"
+        self.size = 0
+
+    def grow(self, count: int, **fields: Any) -> None:
+        base = {"project": "p1", "dest": DEST, "decision": "deny", "reason_code": "rule.deny", **fields}
+        for _ in range(count):
+            self.store.append([record(Kind.DENY, **base)], 1)
+        self.size += count
+
+    def configure(self, to: str, **more: str) -> None:
+        text = f'[node]\nname = "n1"\n[paths]\nstate_dir = "{self.state}"\n[[ledger.stream]]\nname = "s"\n'
+        text += f'to = "{to}"\n' + "".join(f"{key} = {json.dumps(value)}\n" for key, value in more.items())
+        self.config.write_text(text)
+
+    def streaming(self) -> Streaming:
+        config = load(self.config)
+        (self.state / "stream").mkdir(exist_ok=True)
+        return Streaming(config, config.ledger.stream[0], threading.Event())
+
+    def run(self, *argv: str) -> int:
+        return main(["--config", str(self.config), "ledger", *argv])
+
+
+def drain(streaming: Streaming) -> None:
+    while streaming.turn():
+        pass
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    made = World(tmp_path)
+    yield made
+    made.store.close()
+
+
+def test_a_file_gets_every_record_once_and_goes_on_after_rotation(world: World) -> None:
+    out = world.base / "out.jsonl"
+    world.configure(f"file:{out}", begin="start")
+    world.grow(BATCH + 7)
+    first = world.streaming()
+    drain(first)
+    assert numbers(out.read_bytes()) == list(range(BATCH + 7))
+    out.rename(world.base / "old.jsonl")
+    world.grow(5)
+    drain(first)
+    drain(world.streaming())  # another start goes on at the position
+    assert numbers(out.read_bytes()) == list(range(BATCH + 7, BATCH + 12))
+    event = json.loads(out.read_bytes().splitlines()[0])
+    assert event["ledger"] == "abc"
+    assert event["dest"]["host"] == DEST.host
+
+
+def test_half_a_line_does_not_spoil_the_next(world: World) -> None:
+    out = world.base / "out.jsonl"
+    out.write_bytes(b'{"half')
+    world.configure(f"file:{out}", begin="start")
+    world.grow(1)
+    drain(world.streaming())
+    assert numbers(out.read_bytes().removeprefix(b'{"half\n')) == [0]
+
+
+def test_a_new_stream_begins_now_unless_told_otherwise(world: World) -> None:
+    out = world.base / "out.jsonl"
+    world.configure(f"file:{out}")
+    world.grow(3)
+    streaming = world.streaming()
+    drain(streaming)
+    assert not out.exists()
+    world.grow(2)
+    drain(streaming)
+    assert numbers(out.read_bytes()) == [3, 4]
+
+
+def test_only_what_fits_is_sent_and_the_rest_is_not_read_again(world: World) -> None:
+    out = world.base / "out.jsonl"
+    world.configure(f"file:{out}", begin="start", host="*.example.org", project="p2")
+    world.grow(3)
+    world.grow(2, project="p2")
+    world.grow(2, project="p2", dest=Dest("example.net", 443))
+    drain(world.streaming())
+    assert numbers(out.read_bytes()) == [3, 4]
+    assert json.loads((world.state / "stream" / "s.abc").read_text()) == {"next": 7}
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["tcp", "tls"])
+def test_syslog_gets_framed_messages_and_none_is_lost_when_it_hangs_up(world: World, tls: bool) -> None:
+    pki.create(world.base)
+    certificate = world.base / "north.pem" if tls else None
+    with syslog_server(certificate) as server:
+        where = f"syslog+{'tls' if tls else 'tcp'}://127.0.0.1:{server.port}{'#api.example.org' * tls}"
+        world.configure(where, begin="start", ca=str(world.base / "ca.pem"))
+        world.grow(10)
+        streaming = world.streaming()
+        drain(streaming)
+        seen = []
+        for message in server.take(10):
+            match = HEADER.fullmatch(message)
+            assert match, message
+            assert (int(match[1]), match[2]) == (13 * 8 + 4, "deny")
+            seen.append(json.loads(match[3])["seq"])
+        assert seen == list(range(10))
+        server.hang_up()
+        world.grow(3)
+        thread = threading.Thread(target=streaming.run)
+        thread.start()
+        more = [json.loads(HEADER.fullmatch(message)[3])["seq"] for message in server.take(3)]  # type: ignore[index]
+        assert sorted(set(more)) == [10, 11, 12]
+        streaming._stop.set()
+        thread.join(PATIENCE_S)
+
+
+def test_syslog_of_another_name_gets_nothing(world: World) -> None:
+    pki.create(world.base)
+    with syslog_server(world.base / "north.pem") as server:
+        where = f"syslog+tls://127.0.0.1:{server.port}#other.example.org"
+        world.configure(where, begin="start", ca=str(world.base / "ca.pem"))
+        world.grow(1)
+        streaming = world.streaming()
+        with pytest.raises(Exception, match=r"[Hh]ostname mismatch"):
+            streaming.turn()
+        assert server.messages.empty()
+        streaming._sink.close()  # type: ignore[union-attr]
+
+
+def test_a_local_syslog_socket_gets_datagrams(world: World) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as server:
+        server.bind(str(world.base / "log"))
+        server.settimeout(PATIENCE_S)
+        world.configure(f"syslog+unix:{world.base}/log", begin="start")
+        world.grow(2)
+        drain(world.streaming())
+        assert [
+            json.loads(HEADER.fullmatch(server.recv(65536).decode())[3])["seq"]  # type: ignore[index]
+            for _ in range(2)
+        ] == [0, 1]
+
+
+def test_a_webhook_is_signed_and_asked_again_until_it_takes_them(world: World) -> None:
+    secret = world.base / "secret"
+    secret.write_bytes(b"0123456789abcdef-shared\n")
+    secret.chmod(0o400)
+    with web_server() as web:
+        world.configure(web.url, begin="start", secret=str(secret))
+        web.answers = [(503, {}, b""), (302, {"Location": web.url}, b""), (400, {}, b"")]
+        world.grow(3)
+        streaming = world.streaming()
+        streaming._stop.wait = lambda _pause=None: False  # type: ignore[method-assign,assignment]
+        thread = threading.Thread(target=streaming.run)
+        thread.start()
+        posts = [web.take() for _ in range(4)]
+        wait_for(lambda: (world.state / "stream" / "s.abc").read_text() == '{"next": 3}', "position kept")
+        streaming._stop.set()
+        thread.join(PATIENCE_S)
+        for headers, body in posts:
+            assert numbers(body) == [0, 1, 2]
+            assert headers["Exeat-First-Seq"] == "0"
+            match = re.fullmatch(r"t=([0-9]+),v1=([0-9a-f]{64})", headers["Exeat-Signature"])
+            assert match
+            message = match[1].encode() + b"." + body
+            assert hmac.new(b"0123456789abcdef-shared", message, hashlib.sha256).hexdigest() == match[2]
+        assert web.posts.empty()
+
+
+def test_otlp_that_refuses_a_part_is_asked_again(world: World) -> None:
+    with web_server() as web:
+        web.answers = [(200, {}, b'{"partialSuccess": {"rejectedLogRecords": "1"}}')]
+        world.configure(f"otlp+{web.url}", begin="start")
+        world.grow(2)
+        streaming = world.streaming()
+        with pytest.raises(Exception, match="refused 1 of the events"):
+            streaming.turn()
+        drain(world.streaming())
+        bodies = [json.loads(web.take()[1]) for _ in range(2)]
+        (logs,) = (each["scopeLogs"][0]["logRecords"] for each in bodies[1]["resourceLogs"])
+        assert [log["body"]["stringValue"] for log in logs] == ["deny", "deny"]
+        attributes = {each["key"]: each["value"] for each in logs[1]["attributes"]}
+        assert attributes["exeat.seq"] == {"intValue": "1"}
+        assert attributes["exeat.dest.host"] == {"stringValue": DEST.host}
+
+
+def test_killed_at_any_time_it_sends_everything_at_least_once(world: World) -> None:
+    out = world.base / "out.jsonl"
+    world.configure(f"file:{out}", begin="start")
+    command = [sys.executable, "-m", "exeat", "--config", str(world.config), "serve", "stream"]
+    for _ in range(3):
+        world.grow(200)
+        process = subprocess.Popen(command)
+        before = out.stat().st_size if out.exists() else 0
+        wait_for(lambda at=before: out.exists() and out.stat().st_size > at, "events arrive", seconds=30)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    process = subprocess.Popen(command)
+    wait_for(lambda: set(numbers(out.read_bytes())) == set(range(world.size)), "all arrive", seconds=30)
+    process.terminate()
+    assert process.wait(PATIENCE_S) == 0
+
+
+def test_a_sink_that_fails_is_shown_until_it_works(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    world.configure(f"file:{world.base}/missing/out.jsonl", begin="start")
+    world.grow(4)
+    streaming = world.streaming()
+    streaming._stop.wait = lambda _pause=None: streaming._stop.set() or True  # type: ignore[method-assign,assignment,func-returns-value]
+    streaming.run()
+    assert world.run("stream", "--json") == 1
+    (row,) = json.loads(capsys.readouterr().out)
+    assert (row["next"], row["waiting"]) == (0, 4)
+    assert "No such file" in row["failed"]
+    (world.base / "missing").mkdir()
+    streaming.turn()
+    assert world.run("stream") == 0
+    assert "0 records behind" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("to", "file:relative"),
+        ("to", "http://hooks.example.org"),
+        ("to", "syslog+tcp://192.0.2.1:514"),
+        ("to", "syslog+tls://192.0.2.1:6514"),
+        ("to", "syslog+tls://logs.example.org:6514#logs.example.org"),
+        ("to", "carrier-pigeon://roof"),
+        ("kinds", ["deny", "nothing"]),
+        ("secret", "../x"),
+    ],
+)
+def test_a_wrong_stream_is_refused(key: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=key):
+        Stream(**{"name": "s", "to": "file:/x", key: value})
+
+
+@pytest.mark.parametrize("mode", [0o444, 0o420])
+def test_a_secret_that_others_can_read_is_refused(world: World, mode: int) -> None:
+    secret = world.base / "secret"
+    secret.write_bytes(b"0123456789abcdef-shared\n")
+    secret.chmod(mode)
+    world.configure("https://hooks.example.org/x", secret=str(secret))
+    with pytest.raises(Exception, match="mode 0440 or less") as caught:
+        world.streaming().turn()
+    assert "0123456789" not in str(caught.value)
+
+
+def test_hostile_text_stays_inside_its_message() -> None:
+    hostile = Record(Kind.DENY, dest=Dest('x" <13>1 \u00e4\U0001f600', 1), detail="a" * 1024)
+    message = syslog(Event("abc", 1, hostile), "n1")
+    assert message.isascii()
+    assert b"\n" not in message
+    text = message.decode().split(" - ", 2)[2]
+    assert json.loads(text)["dest"]["host"] == hostile.dest.host  # type: ignore[union-attr]
+    large = Record(Kind.CLOSE, flow=b"1" * 16, bytes_out=2**64 - 1)
+    (log,) = json.loads(otlp([Event("abc", 1, large)], "n1", 5))["resourceLogs"][0]["scopeLogs"][0][
+        "logRecords"
+    ]
+    values = {each["key"]: each["value"] for each in log["attributes"]}
+    assert values["exeat.bytes_out"] == {"stringValue": str(2**64 - 1)}
+
+
+def test_tail_takes_the_same_words(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    world.configure("file:/x")
+    world.grow(30)
+    world.grow(1, project="p2", dest=Dest("a.example.net", 443))
+    world.store.append([record(Kind.POLICY, detail="loaded")], 1)
+    world.grow(30)
+
+    def seqs(*argv: str) -> list[int]:
+        assert world.run("tail", "--json", *argv) == 0
+        return [json.loads(line)["seq"] for line in capsys.readouterr().out.splitlines()]
+
+    assert seqs("--project", "p2") == [30]
+    assert seqs("--kind", "policy,boot") == [31]
+    assert seqs("--host", "*.example.net") == [30]
+    assert seqs("--kind", "deny", "-n", "2") == [60, 61]
+    assert seqs("--verdict", "allow") == []
+    with pytest.raises(SystemExit):
+        world.run("tail", "--kind", "nothing")
+    assert os.listdir(world.state) == ["ledger"]
