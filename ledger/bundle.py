@@ -52,9 +52,11 @@ class Signed(NamedTuple):
     tree: Tree
 
 
-def signed(directory: Path) -> Signed:
-    """Raises BundleError, keys.KeyMissingError, note.NoteError, tiles.TileError, OSError."""
-    text = read_checkpoint(directory)
+def signed(directory: Path, cosigned: str | None = None) -> Signed:
+    """The ledger's checkpoint, or `cosigned`: one of its checkpoints that witnesses have signed too.
+
+    Raises BundleError, keys.KeyMissingError, note.NoteError, tiles.TileError, OSError."""
+    text = read_checkpoint(directory) if cosigned is None else cosigned
     if text is None:
         raise BundleError(f"{directory} has no checkpoint yet")
     checkpoint = note.open_checkpoint(text, *keys.known(directory))
@@ -64,9 +66,9 @@ def signed(directory: Path) -> Signed:
     return Signed(text, checkpoint, tree)
 
 
-def prove(directory: Path, seq: int) -> str:
+def prove(directory: Path, seq: int, *, cosigned: str | None = None) -> str:
     """A tlog-proof of record `seq` that carries the record. Raises as `signed`."""
-    text, checkpoint, tree = signed(directory)
+    text, checkpoint, tree = signed(directory, cosigned)
     if seq >= checkpoint.size:
         raise BundleError(f"record {seq} is not covered by the checkpoint of {checkpoint.size} records")
     found = Follower(directory, index=segment_of(directory, seq)).poll()
@@ -84,13 +86,14 @@ def export(
     first: int = 0,
     last: int | None = None,
     since: str | None = None,
+    cosigned: str | None = None,
 ) -> Exported:
     """Write a bundle of one job's records, or of the records `first` to `last`, into the new folder `out`.
 
     `since` is a checkpoint of this ledger that the receiver has: the bundle then shows that the
     ledger goes on from it. Raises as `signed`, and FileExistsError.
     """
-    text, checkpoint, tree = signed(directory)
+    text, checkpoint, tree = signed(directory, cosigned)
     old = note.open_checkpoint(since, *keys.known(directory)) if since is not None else None
     if old is not None and old.size > checkpoint.size:
         raise BundleError(f"the checkpoint given has {old.size} records, the ledger's {checkpoint.size}")

@@ -56,7 +56,7 @@ class Checkpoint(NamedTuple):
     root: bytes
 
     def text(self) -> str:
-        return f"{self.origin}\n{self.size}\n{_b64(self.root)}\n"
+        return f"{self.origin}\n{self.size}\n{b64(self.root)}\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ class Verifier:
 
     def __str__(self) -> str:
         """The key as a `vkey`, the form in which it is handed on."""
-        return f"{self.name}+{self.key_id.hex()}+{_b64(bytes((self.kind,)) + self.public)}"
+        return f"{self.name}+{self.key_id.hex()}+{b64(bytes((self.kind,)) + self.public)}"
 
     def check(self, text: str, signature: Signature) -> None:
         """Raises NoteError unless this key made `signature` over `text`."""
@@ -102,7 +102,7 @@ class Signer:
 
     def __str__(self) -> str:
         """The key as it is kept: whoever has it can sign."""
-        body = _b64(bytes((self.kind,)) + self.seed)
+        body = b64(bytes((self.kind,)) + self.seed)
         return f"PRIVATE+KEY+{self.name}+{self.verifier.key_id.hex()}+{body}"
 
     def line(self, text: str, time_s: int = 0) -> str:
@@ -111,7 +111,7 @@ class Signer:
         if self.kind == COSIGNATURE:
             prefix, message = time_s.to_bytes(8, "big"), f"cosignature/v1\ntime {time_s}\n{text}"
         body = Ed25519PrivateKey.from_private_bytes(self.seed).sign(message.encode())
-        return f"\u2014 {self.name} {_b64(self.verifier.key_id + prefix + body)}\n"
+        return f"\u2014 {self.name} {b64(self.verifier.key_id + prefix + body)}\n"
 
     def sign(self, text: str) -> str:
         """The whole note."""
@@ -154,7 +154,7 @@ def _parse_key(text: str) -> tuple[str, int, bytes]:
     parts = text.split("+", 2)  # base64 may hold a plus too
     if len(parts) != 3:
         raise NoteError("a key is NAME+ID+KEY")
-    body = _unb64(parts[2])
+    body = unb64(parts[2])
     if len(body) != 1 + _SEED or body[0] not in (ED25519, COSIGNATURE):
         raise NoteError("not an Ed25519 key")
     return check_name(parts[0]), body[0], body[1:]
@@ -177,7 +177,7 @@ def _signature(line: str) -> Signature:
     match = _LINE.fullmatch(line)
     if match is None:
         raise NoteError("not a signature line")
-    body = _unb64(match[2])
+    body = unb64(match[2])
     if len(body) < 5:
         raise NoteError("a signature that is too short")
     return Signature(check_name(match[1]), body[:4], body[4:])
@@ -205,7 +205,7 @@ def parse_checkpoint(text: str) -> Checkpoint:
     lines = text.split("\n")
     if len(lines) < 4 or lines[-1] or not all(lines[:-1]) or not _SIZE.fullmatch(lines[1]):
         raise NoteError("not a checkpoint")
-    root = _unb64(lines[2])
+    root = unb64(lines[2])
     if len(root) != HASH:
         raise NoteError("a checkpoint's root has 32 bytes")
     return Checkpoint(lines[0], int(lines[1]), root)
@@ -221,15 +221,17 @@ def open_checkpoint(text: str, *known: Verifier) -> Checkpoint:
     raise NoteError(f"not signed by {checkpoint.origin} itself")
 
 
-def _b64(data: bytes) -> str:
+def b64(data: bytes) -> str:
+    """The base64 of `data`, as notes and proofs have it."""
     return base64.b64encode(data).decode()
 
 
-def _unb64(text: str) -> bytes:
+def unb64(text: str) -> bytes:
+    """The bytes of the one base64 that `b64` makes of them. Raises NoteError."""
     try:
         data = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
         raise NoteError("not base64") from None
-    if _b64(data) != text:
+    if b64(data) != text:
         raise NoteError("not the one base64 of these bytes")
     return data

@@ -1,0 +1,123 @@
+"""`[[ledger.witness]]` and `[witness]`: who watches this node's ledger, and whose ledgers it watches."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+from urllib.parse import urlsplit
+
+from pydantic import Field, field_validator, model_validator
+
+from exeat.appliance.sections import Endpoints, Section, endpoint
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from typing import Self
+
+    from exeat.ledger.witness_client import Peer
+
+_PORTS = {"http": 80, "https": 443}
+_SIGNS, _COSIGNS = 1, 4  # as in `ledger.note`, which is loaded only where a key stands: it takes its time
+
+
+def _checked_key(text: str, kind: int, what: str) -> str:
+    from exeat.ledger import note
+
+    try:
+        key = note.parse_vkey(text)
+    except note.NoteError as error:
+        raise ValueError(f"`{text}`: {error}") from None
+    if key.kind != kind:
+        raise ValueError(f"`{text}` is not the key of a {what}")
+    return text
+
+
+class WitnessPeer(Section):
+    """A witness (C2SP tlog-witness) of this node's ledger: its URL, and the key with which it cosigns.
+
+    `address` is ADDRESS:PORT, needed where the URL has a name: names are never looked up here. `ca` is a
+    PEM file with the roots for https, in place of the system's.
+    """
+
+    url: str
+    vkey: str
+    address: str = ""
+    ca: Path | None = None
+
+    @field_validator("vkey")
+    @classmethod
+    def _cosigns(cls, value: str) -> str:
+        return _checked_key(value, _COSIGNS, "witness")
+
+    @model_validator(mode="after")
+    def _reachable(self) -> Self:
+        try:
+            parts = urlsplit(self.url)
+            port = parts.port
+        except ValueError as error:
+            raise ValueError(f"`{self.url}`: {error}") from None
+        if (
+            parts.scheme not in _PORTS
+            or not parts.hostname
+            or parts.username
+            or parts.query
+            or parts.fragment
+        ):
+            raise ValueError(f"`{self.url}` is not http(s)://HOST[:PORT][/PATH]")
+        if not self.url.isascii() or not self.url.isprintable() or " " in self.url:
+            raise ValueError(f"`{self.url}`: ASCII without spaces")
+        if self.address:
+            endpoint(self.address)
+        else:
+            host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+            try:
+                endpoint(f"{host}:{port or _PORTS[parts.scheme]}")
+            except ValueError:
+                raise ValueError(f"`{self.url}` has a name: give its `address`, ADDRESS:PORT") from None
+        return self
+
+    def peer(self) -> Peer:
+        from exeat.ledger import note
+        from exeat.ledger.witness_client import Peer
+        from exeat.ledger.witness_http import Place
+
+        parts = urlsplit(self.url)
+        host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
+        address = endpoint(self.address or f"{host}:{parts.port or _PORTS[parts.scheme]}")
+        tls, path = parts.scheme == "https", parts.path.rstrip("/")
+        return Peer(Place(parts.netloc, path, address, tls, self.ca), note.parse_vkey(self.vkey))
+
+
+class Watched(Section):
+    """A witness that has not cosigned what is new for `witness_alarm_s` raises an alarm."""
+
+    witness: tuple[WitnessPeer, ...] = ()
+    witness_alarm_s: Annotated[int, Field(ge=5, le=86_400)] = 60
+
+
+class Witnessing(Section):
+    """This node as a witness for the ledgers of `logs` (their vkeys), on `listen`; `name` of its key."""
+
+    listen: Endpoints = ()
+    name: str = ""
+    logs: tuple[str, ...] = ()
+
+    @field_validator("logs")
+    @classmethod
+    def _sign(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(_checked_key(text, _SIGNS, "ledger") for text in value)
+
+    @field_validator("name")
+    @classmethod
+    def _is_name(cls, value: str) -> str:
+        from exeat.ledger import note
+
+        try:
+            return note.check_name(value) if value else value
+        except note.NoteError as error:
+            raise ValueError(str(error)) from None
+
+    @model_validator(mode="after")
+    def _named(self) -> Self:
+        if self.listen and not self.name:
+            raise ValueError("a witness needs a `name`, such as example.org/witness")
+        return self
