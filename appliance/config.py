@@ -34,6 +34,7 @@ from exeat.appliance.sections import (
     endpoints,
     source_cidr,
 )
+from exeat.appliance.witness_config import Witnessing
 from exeat.policy.addresses import Cidr, parse_cidr
 from exeat.policy.errors import MalformedError
 from exeat.policy.identity import CgroupPath, Uids
@@ -301,6 +302,7 @@ class Config(Section):
     lab: Lab = Lab()
     routing: Routing = Routing()
     ledger: Ledger = Ledger()
+    witness: Witnessing = Witnessing()
 
     @field_validator("routing")
     @classmethod
@@ -323,6 +325,11 @@ class Config(Section):
             if identity.source.startswith("/") and Path(identity.source) not in proxy.listen_unix:
                 raise ValueError(f"`{identity.source}` is not in [proxy] listen_unix")
         return value
+
+    @property
+    def exports(self) -> bool:
+        """Whether the exporting user has anything to do."""
+        return self.ledger.exports or bool(self.witness.listen)
 
     @property
     def state_dir(self) -> Path:

@@ -353,7 +353,7 @@ def _examine(config: Config) -> Iterator[Check]:
     yield check_splice()
     yield check_relay(config.proxy.relay)
     users = config.users
-    exporting = (users.export,) if config.ledger.exports else ()
+    exporting = (users.export,) if config.exports else ()
     yield check_users((users.gateway, users.ledger, users.control, *exporting))
     yield check_readable("interpreter", (Path(sys.executable), Path(os.__file__)))
     sources = list(_sources())

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, Field, field_validator
 
 from exeat.appliance.sections import LABEL, Section, endpoint
+from exeat.appliance.witness_config import Watched
 from exeat.ledger.filters import FIELDS, Filter, parse_kinds
 from exeat.ledger.records import Kind
 from exeat.policy.addresses import parse_address
@@ -179,7 +180,7 @@ def _distinct_streams(value: tuple[Stream, ...]) -> tuple[Stream, ...]:
     return value
 
 
-class Ledger(Section):
+class Ledger(Watched):
     """`archive_segments` make a batch of an archive, or fewer once the first is `archive_after_s` old."""
 
     archive: Annotated[tuple[ArchiveStore, ...], AfterValidator(_distinct)] = ()
@@ -192,4 +193,4 @@ class Ledger(Section):
     @property
     def exports(self) -> bool:
         """Whether the exporting user has anything to do."""
-        return bool(self.archive or self.stream)
+        return bool(self.archive or self.stream or self.witness)

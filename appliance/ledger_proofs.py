@@ -35,6 +35,9 @@ def register(actions: Any, directories: Callable[[argparse.Namespace], list[Path
 
     prove = actions.add_parser("prove", help="a proof that one record stands in the ledger")
     prove.add_argument("seq", type=_number, metavar="SEQ", help="the record's number")
+    prove.add_argument(
+        "--cosigned", action="store_true", help="under the newest checkpoint that witnesses signed"
+    )
     prove.set_defaults(handler=lambda args: _guarded(run_prove, one(args), args))
 
     export = actions.add_parser("export", help="records with their proof, for a stranger to check")
@@ -47,6 +50,9 @@ def register(actions: Any, directories: Callable[[argparse.Namespace], list[Path
         type=Path,
         metavar="FILE",
         help="a checkpoint the receiver has: show that it is gone on from",
+    )
+    export.add_argument(
+        "--cosigned", action="store_true", help="under the newest checkpoint that witnesses signed"
     )
     export.set_defaults(handler=lambda args: _guarded(run_export, one(args), args))
 
@@ -107,7 +113,7 @@ def run_checkpoint(directory: Path, args: argparse.Namespace) -> int:
 def run_prove(directory: Path, args: argparse.Namespace) -> int:
     from exeat.ledger.bundle import prove
 
-    proof = prove(directory, args.seq)
+    proof = prove(directory, args.seq, cosigned=_cosigned(directory, args))
     print(
         json.dumps({"seq": args.seq, "proof": proof}) if args.json else proof, end="\n" if args.json else ""
     )
@@ -120,13 +126,33 @@ def run_export(directory: Path, args: argparse.Namespace) -> int:
     if args.job and (args.first is not None or args.last is not None):
         raise UsageError("either --job, or --from and --to")
     since = args.since.read_text(encoding="utf-8") if args.since else None
-    done = export(directory, args.out, job=args.job, first=args.first or 0, last=args.last, since=since)
+    done = export(
+        directory,
+        args.out,
+        job=args.job,
+        first=args.first or 0,
+        last=args.last,
+        since=since,
+        cosigned=_cosigned(directory, args),
+    )
     if args.json:
         print(json.dumps({"out": str(args.out), **done._asdict()}))
         return 0
     newer = f"; {done.newer} newer not covered yet" if done.newer else ""
     print(f"{args.out}: {done.records} records, proved in a tree of {done.size}{newer}")
     return 0
+
+
+def _cosigned(directory: Path, args: argparse.Namespace) -> str | None:
+    """The newest checkpoint with cosignatures, if that is wanted. Raises UsageError if there is none."""
+    from exeat.ledger.witnessing import seals
+
+    if not args.cosigned:
+        return None
+    path = seals(directory.parent.parent, directory.name) / "cosigned"
+    if not path.exists():
+        raise UsageError("no witness has cosigned: leave --cosigned out, or see `exeat ledger witness`")
+    return path.read_text(encoding="utf-8")
 
 
 def run_fsck(directory: Path, args: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""`exeat up`: the five processes in the foreground, each under its own user.
+"""`exeat up`: the processes in the foreground, each under its own user.
 
 Runs as root and so counts as privileged code: it makes folders, starts fixed commands and
 restarts what dies; it parses nothing from outside. Start order: the ledger first (nothing opens
@@ -32,8 +32,9 @@ if TYPE_CHECKING:
     from exeat.appliance.listeners import Listener
 
 START_ORDER = ("ledger", "warden", "control", "guard", "proxy")
-STREAM = "stream"  # after them all, and only where something is configured to be streamed
-STOP_ORDER = ("warden", "proxy", "guard", "control", "ledger", STREAM)
+# After them all, each only where something is configured for it: what goes out, by the exporting user.
+EXPORTING = ("stream", "witness")
+STOP_ORDER = ("warden", "proxy", "guard", "control", "ledger", *EXPORTING)
 READY_S = 15.0
 STOP_S = 8.0
 MAX_DESCRIPTORS = 262_144  # of each process; a tunnel of the proxy takes two, while it is busy six
@@ -72,7 +73,8 @@ class Supervisor:
 
     def run(self) -> int:
         """Start all, wait for the end, stop all. Returns the exit code (0, or 3)."""
-        names = (*START_ORDER, *((STREAM,) if self.config.ledger.stream else ()))
+        wanted = {"stream": self.config.ledger.stream, "witness": witnesses(self.config)}
+        names = (*START_ORDER, *(name for name in EXPORTING if wanted[name]))
         self.children = {name: Child(name, self._user(name)) for name in names}
         with contextlib.suppress(ValueError, OSError):  # a container may not let us
             most = max(MAX_DESCRIPTORS, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
@@ -113,7 +115,8 @@ class Supervisor:
 
     def _user(self, name: str) -> pwd.struct_passwd:
         users = self.config.users
-        owners = {"warden": "root", "ledger": users.ledger, "control": users.control, STREAM: users.export}
+        owners = {"warden": "root", "ledger": users.ledger, "control": users.control}
+        owners |= dict.fromkeys(EXPORTING, users.export)
         owner = owners.get(name, users.gateway)
         try:
             return pwd.getpwnam(owner)
@@ -129,7 +132,7 @@ class Supervisor:
                 _enterable(base)
             for name, child in self.children.items():
                 _own(run / name, child.user, 0o755)
-            for name in {"ledger", "control", STREAM} & set(self.children):
+            for name in {"ledger", "control", *EXPORTING} & set(self.children):
                 _own(state / name, self.children[name].user, 0o750)
             _own(state / "work", self.children["warden"].user, 0o711)
         except OSError as error:
@@ -196,8 +199,10 @@ class Supervisor:
             [sys.executable, "-I", "-m", "exeat", *self.arguments, "serve", child.name],
             user=child.user.pw_uid,
             group=child.user.pw_gid,
-            # Control rebuilds the budgets from the ledger's files, streams tell of them: they may only read.
-            extra_groups=[self.children["ledger"].user.pw_gid] if child.name in ("control", STREAM) else [],
+            # Control rebuilds the budgets from the ledger's files, others send of them: they may only read.
+            extra_groups=[self.children["ledger"].user.pw_gid]
+            if child.name in ("control", *EXPORTING)
+            else [],
             env=environment,
             stdin=subprocess.DEVNULL,
             cwd="/",
@@ -244,6 +249,11 @@ class Supervisor:
                 print(f"exeat: {name} did not stop in {STOP_S:.0f} s, killing it", file=sys.stderr)
                 child.process.kill()
                 self._reap(child)
+
+
+def witnesses(config: Config) -> bool:
+    """Whether the configuration has something for the witness process to do."""
+    return bool(config.ledger.witness or config.witness.listen)
 
 
 def _enterable(base: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path  # noqa: TC003 - the model needs it
 from typing import TYPE_CHECKING, Annotated
 from urllib.parse import urlsplit
 
@@ -10,7 +11,6 @@ from pydantic import Field, field_validator, model_validator
 from exeat.appliance.sections import Endpoints, Section, endpoint
 
 if TYPE_CHECKING:
-    from pathlib import Path
     from typing import Self
 
     from exeat.ledger.witness_client import Peer

@@ -62,6 +62,7 @@ ROLES: Final[dict[str, frozenset[Kind]]] = {
             Kind.JOB,
         }
     ),
+    "witness": frozenset({Kind.WITNESS}),
     "root": frozenset(),
 }
 _BATCH_BYTES: Final = 4 * 1024 * 1024  # a group larger than this is written before more is read

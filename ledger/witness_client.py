@@ -146,7 +146,7 @@ def _cosignature(
             raise WitnessError(UNREACHABLE, str(error)) from None
         if answer.status == 200:
             return _checked(peer, standing, answer.body, checkpoint)
-        said = printable(answer.body, 200)
+        said = printable(answer.body.strip(), 200)
         if answer.status == 422:
             what = f"it holds another history than the first {old} records here: {said}"
             raise WitnessError(FORK, what)

@@ -27,11 +27,12 @@ OWNER = {
     "guard": CONFIG.users.gateway,
     "proxy": CONFIG.users.gateway,
 }
-# Started by timers or by hand, besides the processes of `exeat up`: unit -> (command, user, state folder).
+# Started by timers, by hand, or only where configured: unit -> (command, user, state folder).
 BESIDE = {
     "archive-prepare": ("ledger archive prepare", CONFIG.users.ledger, "ledger"),
     "stream": ("serve stream", CONFIG.users.export, "stream"),
     "archive": ("ledger archive run --carry-only", CONFIG.users.export, "archive"),
+    "witness": ("serve witness", CONFIG.users.export, "witness"),
 }
 STATE = {"warden": "work", "ledger": "ledger", "control": "control", "guard": None, "proxy": None}
 # What `systemd-analyze security` may say, 0 (tight) to 10; the warden needs what it needs.

@@ -1,4 +1,4 @@
-"""`exeat serve NAME`: one of the five processes, or the streams. `exeat up` and the units start these."""
+"""`exeat serve NAME`: one of the processes. `exeat up` and the units start these."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from exeat.appliance.client import load_config
 from exeat.appliance.errors import NotReachableError
 from exeat.appliance.limits import node_limits
 from exeat.appliance.routing import host_table, identities
+from exeat.appliance.supervisor import EXPORTING, START_ORDER
 
 if TYPE_CHECKING:
     import argparse
@@ -28,7 +29,7 @@ _PR_SET_PDEATHSIG = 1
 
 def register(commands: Any) -> None:
     parser = commands.add_parser("serve", help="run one process of the appliance (used by `exeat up`)")
-    parser.add_argument("process", choices=("warden", "proxy", "guard", "ledger", "control", "stream"))
+    parser.add_argument("process", choices=(*START_ORDER, *EXPORTING))
     parser.set_defaults(handler=run)
 
 
@@ -44,6 +45,7 @@ def run(args: argparse.Namespace) -> int:
         "guard": _guard,
         "proxy": _proxy,
         "stream": _stream,
+        "witness": _witness,
     }[args.process]
     try:
         return serve(config)
@@ -111,8 +113,27 @@ def _ledger(config: Config) -> int:
     from exeat.ledger.daemon import LedgerSettings, serve
 
     writers = {_uid(config.users.gateway): "gateway", _uid(config.users.control): "control"}
+    if config.ledger.witness:
+        writers[_uid(config.users.export)] = "witness"
     settings = LedgerSettings(
         state_dir=config.state_dir, run_dir=config.run_dir, node=config.node.name, writers=writers
+    )
+    return serve(settings, notify_ready)
+
+
+def _witness(config: Config) -> int:
+    from exeat.appliance.sections import endpoints
+    from exeat.ledger.note import parse_vkey
+    from exeat.ledger.witnessing import WitnessSettings, serve
+
+    settings = WitnessSettings(
+        state_dir=config.state_dir,
+        run_dir=config.run_dir,
+        node=config.node.name,
+        peers=tuple(witness.peer() for witness in config.ledger.witness),
+        name=config.witness.name,
+        listen=endpoints(config.witness.listen),
+        logs=tuple(parse_vkey(text) for text in config.witness.logs),
     )
     return serve(settings, notify_ready)
 

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator
 
+    from exeat.appliance.config import Config
+
 
 def register(commands: Any) -> None:
     parser = commands.add_parser("status", help="whether the appliance runs, and with what")
@@ -20,11 +22,13 @@ def register(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    reply = Client(load_config(args)).call("status")
+    config = load_config(args)
+    reply = Client(config).call("status")
+    reply["seals"] = _alarms(config)
     gateway = set(reply["gateway"]) == {"guard", "proxy"}
     whole = gateway and reply["clock_trusted"] and not (reply["policy_error"] or reply["down"])
     routing = reply["routing"]
-    whole = whole and not routing.get("failed")
+    whole = whole and not (routing.get("failed") or reply["seals"])
     if args.json:
         print(json.dumps({key: value for key, value in reply.items() if key not in ("id", "ok")}))
         return 0 if whole else 1
@@ -51,9 +55,26 @@ def run(args: argparse.Namespace) -> int:
         print("CLOCK      stands before a time already seen: no lease holds until it is set")
     if reply["policy_error"]:
         print(f"policy     NOT RELOADED: {reply['policy_error']}")
+    for alarm in reply["seals"]:
+        print(f"SEALS      {alarm}")
     if reply["lab"]:
         print(f"WARNING    test network: {', '.join(reply['lab'])} count as public")
     return 0 if whole else 1
+
+
+def _alarms(config: Config) -> list[str]:
+    """What is wrong with checkpoints and their witnesses; looked for only where there are witnesses."""
+    if not config.ledger.witness:
+        return []
+    from exeat.appliance.ledger_seals import look
+    from exeat.ledger.keys import KeyMissingError
+    from exeat.ledger.note import NoteError
+    from exeat.ledger.reader import find_ledgers
+
+    try:
+        return [alarm for each in find_ledgers(config.state_dir) for alarm in look(config, each).alarms]
+    except (OSError, NoteError, KeyMissingError) as error:
+        return [str(error)]
 
 
 def _routing_lines(routing: dict[str, Any]) -> Iterator[str]:
