@@ -391,6 +391,8 @@ class Daemon:
             self._reply(answer)
         if batch and not self._short_of_room:  # else once a second is often enough to try
             self._short_of_room = not self._store.prepare()
+        if batch and (spare := self._store.spare()) is not None:
+            spare.begin()
 
     def _append(self, batch: list[bytes], answers: list[_Answer]) -> None:
         was = self._store.latched

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO, Final
 
 from exeat.ledger import segment
 from exeat.ledger.records import decode
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from exeat.ledger.records import Record
 
+_CHUNK: Final = 65536  # more than any record: behind so many zeros there is nothing
 Entry = tuple[int, bytes]  # sequence number, the record's bytes
 
 
@@ -73,9 +74,17 @@ class Follower:
                 if inode != self._inode:
                     self._inode, self._offset = inode, 0
                 file.seek(self._offset)
-                return file.read()
+                return _content(file)
         except FileNotFoundError:  # sealed, and the next one is not there yet
             return b""
+
+
+def _content(file: BinaryIO) -> bytes:
+    """The rest of a segment up to where nothing is written yet."""
+    parts = list[bytes]()
+    while (chunk := file.read(_CHUNK)).rstrip(b"\0"):
+        parts.append(chunk)
+    return b"".join(parts)
 
 
 def segment_of(directory: Path, seq: int) -> int:

@@ -14,6 +14,7 @@ Order of writes, and what a crash behind each step leaves:
 When a group does not fit any more:
 a. seal frame, fdatasync                                 -> last segment is sealed: `open` does b
 b. next segment under a temporary name: head frame, zeros, fsync   -> leftover, removed by `open`
+   (or the head frame into a spare that a thread has zeroed and synced before: `ledger.files`)
 c. rename, fsync of the folder                           -> both segments whole, the new one empty
 
 Room ahead is zero-filled and synced before it is used (`prepare`), so that a group commit neither
@@ -30,18 +31,20 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
 from exeat.ledger import headfile, segment
+from exeat.ledger.files import Spare, create, lock, sync_dir, write_at
 from exeat.ledger.merkle import Frontier
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
+
+    from exeat.ledger.files import Io, Zeroed
 
 # A start reads the newest segment, at about 10 us a record: this keeps it under a second.
 SEGMENT_BYTES: Final = 8 * 1024 * 1024
@@ -52,18 +55,6 @@ _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 class StoreError(Exception):
     """The ledger cannot be opened, or is latched; the message says why."""
-
-
-class Io(Protocol):
-    """The system calls the store makes (the `os` module; tests put faults in between)."""
-
-    def open(self, path: Path, flags: int, mode: int = 0o777) -> int: ...
-    def close(self, fd: int) -> None: ...
-    def pwrite(self, fd: int, data: bytes | memoryview, offset: int) -> int: ...
-    def fdatasync(self, fd: int) -> None: ...
-    def fsync(self, fd: int) -> None: ...
-    def rename(self, src: Path, dst: Path) -> None: ...
-    def unlink(self, path: Path) -> None: ...
 
 
 class Observer(Protocol):
@@ -99,6 +90,7 @@ class Store:
         self._observer = observer
         self._io = io
         self._segment_bytes = segment_bytes
+        self._spare = Spare(directory / "seg", segment_bytes + -segment_bytes % 4096, io)
         self._frontier = Frontier()
         self._index = -1
         self._fd = -1
@@ -131,8 +123,8 @@ class Store:
                 raise StoreError(f"{directory} already holds a ledger")
             store._start_segment(0, now_ns)
             store._open_head()
-            store._sync_dir(directory)
-            store._sync_dir(directory.parent)
+            sync_dir(store._io, directory)
+            sync_dir(store._io, directory.parent)
         return store
 
     @classmethod
@@ -208,6 +200,10 @@ class Store:
             return False
         return True
 
+    def spare(self) -> Spare | None:
+        """What to `begin` now, so that the end of this segment finds the next one ready; None: not yet."""
+        return self._spare if self._end > self._segment_bytes // 8 and not self._latched else None
+
     def sync_head(self) -> None:
         """Make the head file durable if it changed: from here on a cut tail shows even after power loss."""
         if self._head_dirty and not self._latched:
@@ -228,24 +224,16 @@ class Store:
     def _write_group(self, data: bytes) -> None:
         if self._end + len(data) > self._room:
             self._make_room(self._end + len(data))
-        self._pwrite(self._fd, data, self._end)
+        write_at(self._io, self._fd, data, self._end)
         self._io.fdatasync(self._fd)
         self._end += len(data)
         self._fresh = False
 
     def _make_room(self, end: int) -> None:
         end += -end % 4096
-        self._pwrite(self._fd, bytes(end - self._room), self._room)
+        write_at(self._io, self._fd, bytes(end - self._room), self._room)
         self._io.fdatasync(self._fd)
         self._room = end
-
-    def _pwrite(self, fd: int, data: bytes, offset: int) -> None:
-        written = self._io.pwrite(fd, data, offset)
-        while written < len(data):
-            more = self._io.pwrite(fd, memoryview(data)[written:], offset + written)
-            if more <= 0:
-                raise OSError(errno.EIO, "write made no progress")
-            written += more
 
     def _rotate(self, now_ns: int) -> None:
         commit = segment.Commit(self._frontier.size, self._frontier.root(), now_ns)
@@ -256,35 +244,43 @@ class Store:
         head = segment.Head(
             self.origin, now_ns, self._frontier, self._observer.carry() if self._observer is not None else b""
         )
-        self._install(index, segment.head_frame(head))
+        content = segment.head_frame(head)
+        spare = self._spare.take()
+        if spare is not None and len(content) < spare.size:
+            self._move_into(spare, index, content)
+        else:
+            self._install(index, content)
         self._fresh = True
+
+    def _move_into(self, spare: Zeroed, index: int, content: bytes) -> None:
+        """As `_install`, with room that is there: one sync of a few blocks, and one of the folder."""
+        self._close_fd("_fd")
+        self._fd, self._index = spare.fd, index
+        write_at(self._io, spare.fd, content, 0)
+        self._io.fdatasync(spare.fd)
+        self._io.rename(spare.path, self._path(index))
+        sync_dir(self._io, spare.path.parent)
+        self._end, self._room = len(content), spare.size
 
     def _install(self, index: int, content: bytes) -> None:
         """Put a segment file with `content` and zeroed room in place, durable, and go on in it."""
         path = self._path(index)
         temporary = path.with_suffix(".tmp")
-        fd = self._io.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o640)
+        fd = create(self._io, temporary)
         self._close_fd("_fd")
         self._fd, self._index = fd, index
         room = len(content) + min(_ROOM, self._segment_bytes)
         room += -room % 4096
         try:
-            self._pwrite(fd, content + bytes(room - len(content)), 0)
+            write_at(self._io, fd, content + bytes(room - len(content)), 0)
             self._io.fsync(fd)
             self._io.rename(temporary, path)
         except OSError:
             with contextlib.suppress(OSError):  # its space may be what everyone is short of
                 self._io.unlink(temporary)
             raise
-        self._sync_dir(path.parent)
+        sync_dir(self._io, path.parent)
         self._end, self._room = len(content), room
-
-    def _sync_dir(self, directory: Path) -> None:
-        fd = self._io.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            self._io.fsync(fd)
-        finally:
-            self._io.close(fd)
 
     # --- the head file
 
@@ -292,7 +288,9 @@ class Store:
         self._head_fd = self._io.open(self.directory / "head", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
 
     def _write_head(self, now_ns: int) -> None:
-        self._pwrite(self._head_fd, headfile.pack(self.size, self.root(), now_ns), self._slot * headfile.SLOT)
+        write_at(
+            self._io, self._head_fd, headfile.pack(self.size, self.root(), now_ns), self._slot * headfile.SLOT
+        )
         self._slot ^= 1
         self._head_dirty = True
 
@@ -374,11 +372,9 @@ class Store:
         return sorted(int(match[1]) for match in matches if match)
 
     def _lock(self) -> None:
-        self._lock_fd = os.open(self.directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
-        try:
-            fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StoreError(f"{self.directory} is in use by another process") from None
+        self._lock_fd = lock(self.directory / "lock")
+        if self._lock_fd < 0:
+            raise StoreError(f"{self.directory} is in use by another process")
 
     def _latch(self, error: OSError) -> StoreError:
         """Refuse everything from now on; what to raise."""
@@ -404,6 +400,8 @@ class Store:
 
     def _release(self) -> None:
         self._latched = self._latched or "ledger is closed"
+        with contextlib.suppress(OSError):
+            self._spare.close()
         for name in ("_fd", "_head_fd", "_lock_fd"):
             with contextlib.suppress(OSError):
                 self._close_fd(name)

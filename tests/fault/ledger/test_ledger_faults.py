@@ -54,6 +54,8 @@ class FaultyOs:
 
     def close(self, *args: Any) -> None:
         self._call("close", *args)
+        if args[0] == self._bad_fd:
+            self._bad_fd = -1  # its number may be another file's from now on
 
     def pwrite(self, *args: Any) -> int:
         return int(self._call("pwrite", *args))
@@ -71,7 +73,7 @@ class FaultyOs:
         self._call("unlink", *args)
 
 
-def run_until_failure(directory: Path, io: FaultyOs) -> list[bytes]:
+def run_until_failure(directory: Path, io: FaultyOs, *, spares: bool) -> list[bytes]:
     """Append groups with the faulty calls underneath; what was acknowledged."""
     acked: list[bytes] = []
     try:
@@ -88,6 +90,8 @@ def run_until_failure(directory: Path, io: FaultyOs) -> list[bytes]:
                 store.append(batch, number)
             break
         acked += batch
+        if spares and (spare := store.spare()) is not None:
+            spare.make()
     store.close()
     return acked
 
@@ -104,14 +108,15 @@ def after(directory: Path, acked: list[bytes]) -> None:
     assert verify(directory).ok
 
 
+@pytest.mark.parametrize("spares", [False, True], ids=["", "spares"])
 @pytest.mark.parametrize("error", [errno.EIO, errno.ENOSPC, 0], ids=["eio", "enospc", "short"])
-def test_a_failure_at_each_call(tmp_path: Path, error: int) -> None:
+def test_a_failure_at_each_call(tmp_path: Path, error: int, spares: bool) -> None:
     hit = set()
     for at in range(1, 200):
         directory = tmp_path / f"{at}"
         Store.create(directory, "o", 0, segment_bytes=SEGMENT).close()
         io = FaultyOs(at, error)
-        acked = run_until_failure(directory, io)
+        acked = run_until_failure(directory, io, spares=spares)
         if not io.hit:
             break
         hit.add(io.hit)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from tests.support.ledgers import deny
 
 from exeat.ledger import headfile, reader, segment
+from exeat.ledger.files import Spare
 from exeat.ledger.merkle import Frontier
 from exeat.ledger.store import Store, StoreError
 from exeat.ledger.verify import verify
@@ -217,3 +218,70 @@ def test_a_missing_segment_stops_the_start(tmp_path: Path) -> None:
     (tmp_path / "l" / "seg" / "000000000001.seg").unlink()
     with pytest.raises(StoreError, match="segment file is missing"):
         Store.open(tmp_path / "l", 2)
+
+
+class Counted:
+    """The `os` module, and which calls were made of it."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        self.calls.append(name)
+        return getattr(os, name)
+
+
+def test_the_next_segment_is_taken_from_a_spare(tmp_path: Path) -> None:
+    """Then no file grows while somebody waits, and the ledger is the same as without."""
+    io = Counted()
+    store = Store.create(tmp_path / "l", "o", 1, segment_bytes=65536, io=io)
+    assert store.spare() is None  # not before there is something in this segment
+    groups = [[deny(number * 8 + each) for each in range(8)] for number in range(240)]
+    turned = 0
+    for number, batch in enumerate(groups):
+        before = len(list((tmp_path / "l" / "seg").glob("*.seg")))
+        io.calls.clear()
+        store.append(batch, number)
+        if len(list((tmp_path / "l" / "seg").glob("*.seg"))) > before:
+            turned += 1
+            # seal; head; folder; group
+            assert [call for call in io.calls if "sync" in call] == [
+                "fdatasync",
+                "fdatasync",
+                "fsync",
+                "fdatasync",
+            ]
+        elif turned:
+            assert io.calls == ["pwrite", "fdatasync", "pwrite"]  # the last is the head file's
+        if (spare := store.spare()) is not None:
+            spare.make()
+            spare.make()  # there is one
+        store.prepare()
+    assert turned >= 2
+    assert records_of(tmp_path / "l") == [data for batch in groups for data in batch]
+    store.close()
+    assert (tmp_path / "l" / "seg" / "spare.tmp").exists()
+    Store.open(tmp_path / "l", 2, segment_bytes=65536).close()
+    assert not (tmp_path / "l" / "seg" / "spare.tmp").exists()
+    assert verify(tmp_path / "l").ok
+
+
+def test_a_spare_that_comes_too_late_is_given_up(tmp_path: Path) -> None:
+    spare = Spare(tmp_path, 4096, os)
+    spare.close()
+    spare.make()
+    spare.begin()
+    assert spare.take() is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_reader_leaves_zeros_ahead_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the pieces it reads in, it finds every record and stops at the end."""
+    made = [deny(number) for number in range(300)]
+    store = Store.create(tmp_path / "l", "o", 1)
+    for first in range(0, len(made), 7):
+        store.append(made[first : first + 7], 1)
+    for chunk in (16384, 20001, 65536):
+        monkeypatch.setattr(reader, "_CHUNK", chunk)
+        assert records_of(tmp_path / "l") == made
+    store.close()
