@@ -1,19 +1,48 @@
-"""Many datagrams for one system call: recvmmsg(2) and sendmmsg(2) by way of ctypes.
+"""Many datagrams for one system call, and at once the replies that are remembered.
 
-One `Batch` serves all sockets of a family in turn; it is filled, answered and flushed within one
-callback. Where the C library or the machine's layout is not as expected there is none, and its
-user goes on with one call per datagram.
+Three ways to the same: in C (`_fast.c`, where it was compiled), recvmmsg(2) and sendmmsg(2) by way
+of ctypes, and one call per datagram where neither can be. One buffer serves all sockets of a family
+in turn; it is filled, answered and flushed within one callback.
 """
 
 from __future__ import annotations
 
 import ctypes
+import os
 import socket
 import struct
+from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-SLOTS = 64  # datagrams in one call
+if TYPE_CHECKING:
+    from exeat.dns.journal import Sight
+
+
+class Hot(NamedTuple):
+    """A reply without its id, good until `expires` (seconds of CLOCK_BOOTTIME)."""
+
+    tail: bytes
+    expires: float
+    sight: Sight
+
+
+Table = dict[bytes, Hot]  # by the octets of a query behind its id
+Peers = dict[bytes, Table]  # by the packed address of a client
+Miss = tuple[bytes, Any]  # a datagram without a remembered reply, and where it came from
+Served = tuple[list[Miss], list["Sight"]]
+# Take what is there (at most SLOTS datagrams), answer from `table` (None: from that of the peer), give
+# back the others, and what the answered ones were.
+Serve = Callable[[int, Table | None, Peers, float], Served]
+
+compiled: Serve | None
+try:
+    from exeat.dns._fast import serve as compiled
+except ImportError:
+    compiled = None
+
+SLOTS = 16  # datagrams in one call: a short wait for the other sockets
 SIZE = 4096  # octets of one datagram
 _DONTWAIT = 0x40
 # struct mmsghdr on 64-bit Linux: name, namelen, iov, iovlen, control, controllen, flags, len.
@@ -24,6 +53,14 @@ _NAME = struct.Struct("=QI")
 _PART = struct.Struct("=QQ")  # struct iovec
 _NAME_SIZE: dict[int, int] = {socket.AF_INET: 16, socket.AF_INET6: 28}
 _NAME_STEP = 32
+
+
+def remembered(table: Table | None, data: bytes, now: float) -> Hot | None:
+    """The entry for exactly these octets, if it has not ended."""
+    if table is None or len(data) <= 2:
+        return None
+    entry = table.get(data[2:])
+    return entry if entry is not None and now < entry.expires else None
 
 
 class Batch:
@@ -61,6 +98,22 @@ class Batch:
         self._keep.append(block)
         return memoryview(block).cast("B"), ctypes.addressof(block)
 
+    def serve(self, fd: int, table: Table | None, peers: Peers, now: float) -> Served:
+        """See `Serve`."""
+        misses: list[Miss] = []
+        hits: list[Sight] = []
+        for slot in range(self.receive(fd)):
+            data = self.data(slot)
+            mine = table if table is not None else peers.get(self.address(slot))
+            entry = remembered(mine, data, now)
+            if entry is None:
+                misses.append((data, self.peer(slot)))
+                continue
+            self.reply(slot, data[:2] + entry.tail)
+            hits.append(entry.sight)
+        self.flush(fd)
+        return misses, hits
+
     def receive(self, fd: int) -> int:
         """Take what is there, at most SLOTS datagrams; how many that were."""
         self._queued = 0
@@ -70,6 +123,13 @@ class Batch:
     def data(self, slot: int) -> bytes:
         start = slot * SIZE
         return bytes(self._in[start : start + self._lengths[slot * _STEP + _LENGTH_AT]])
+
+    def address(self, slot: int) -> bytes:
+        """The packed address that the datagram in `slot` came from."""
+        start = slot * _NAME_STEP
+        if self._family == socket.AF_INET:
+            return bytes(self._names[start + 4 : start + 8])
+        return bytes(self._names[start + 8 : start + 24])
 
     def peer(self, slot: int) -> Any:
         """Where the datagram in `slot` came from, as the socket module says it."""
@@ -100,6 +160,27 @@ class Batch:
         self._queued = 0
 
 
+def one_by_one(fd: int, table: Table | None, peers: Peers, now: float) -> Served:
+    """See `Serve`: with two system calls for each datagram, on any machine."""
+    misses: list[Miss] = []
+    hits: list[Sight] = []
+    with socket.socket(fileno=os.dup(fd)) as sock:
+        for _ in range(SLOTS):
+            try:
+                data, peer = sock.recvfrom(SIZE)
+            except OSError:  # drained, or an ICMP error of an earlier reply
+                break
+            mine = table if table is not None else peers.get(socket.inet_pton(sock.family, peer[0]))
+            entry = remembered(mine, data, now)
+            if entry is None:
+                misses.append((data, peer))
+                continue
+            hits.append(entry.sight)
+            with suppress(OSError):
+                sock.sendto(data[:2] + entry.tail, peer)
+    return misses, hits
+
+
 @cache
 def batch_for(family: int) -> Batch | None:
     """The batch of all sockets of `family`; None where there can be none."""
@@ -109,3 +190,11 @@ def batch_for(family: int) -> Batch | None:
         return Batch(family, ctypes.CDLL(None))
     except (OSError, AttributeError, KeyError):
         return None
+
+
+def serve_for(family: int) -> Serve:
+    """The fastest way there is for sockets of `family`."""
+    if compiled is not None:
+        return compiled
+    batch = batch_for(family)
+    return batch.serve if batch is not None else one_by_one

@@ -6,32 +6,43 @@ A jail's socket says by itself who asks; at a door for clients outside jails the
 
 from __future__ import annotations
 
+from collections import deque
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-from exeat.dns.batch import batch_for
+from exeat.dns.batch import serve_for
 from exeat.ledger.reactor import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, Reactor, Timer
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
+    from exeat.dns.batch import Miss, Peers, Table
     from exeat.dns.responder import Jail, Responder
 
     # The jail that a datagram or connection from this peer belongs to.
     Who = Callable[[Any], Jail]  # of a datagram's peer
     Accepted = Callable[[socket.socket, Any], Jail]  # of a connection and its peer
 
-DRAIN = 64  # datagrams taken in one wake, so that one jail cannot keep the loop
+DRAIN = 64  # connections taken in one wake
+MAX_LINE = 64  # queries of one socket that are not remembered and not looked at yet
+SHARE_S = 300e-6  # of one turn of the loop for those of one socket
+FLOOD_SHARE_S = 30e-6  # the same for a jail that has used up what it may ask for
 MAX_QUERY = 4096  # octets; a query of one question is at most 255 + options
 MAX_CONNECTIONS = 32  # per jail
 MAX_PIPELINED = 64  # unanswered queries on one connection, and queries taken in one go
 IDLE_S = 5.0
+NOTHING: Final[Table] = {}  # what is remembered, while nothing may be answered
 MAX_BACKLOG = 64 * 1024  # octets of replies a client has not taken; then it is not read
 
 
 class UdpDoor:
-    """One UDP socket. `owner` is who asks here, whatever the peer's address; without, `who` says it."""
+    """One UDP socket. `owner` is who asks here, whatever the peer's address; without, `who` says it.
+
+    What is remembered is answered at once. All other queries wait in line: a turn of the loop goes
+    on with them for SHARE_S, then everybody else has theirs, so that one jail's flood does not become
+    another one's delay.
+    """
 
     def __init__(
         self,
@@ -40,50 +51,48 @@ class UdpDoor:
         who: Who,
         sock: socket.socket,
         owner: Jail | None = None,
+        peers: Peers | None = None,
     ) -> None:
         self._reactor = reactor
         self._responder = responder
         self._who = who
         self._sock = sock
         self._owner = owner
+        self._peers: Peers = peers if peers is not None else {}
+        self._serve = serve_for(sock.family)
+        self._line: deque[Miss] = deque()
         self._closed = False
-        self._batch = batch_for(sock.family)
-        reactor.add(sock.fileno(), EPOLLIN, self._on_readable if self._batch is None else self._on_batch)
-
-    def _on_batch(self, _events: int) -> None:
-        """As `_on_readable`, with two system calls for all datagrams whose reply is remembered."""
-        batch, responder, owner = self._batch, self._responder, self._owner
-        if batch is None:
-            return
-        fd = self._sock.fileno()
-        now = self._reactor.now()
-        ready = responder.ready
-        for slot in range(batch.receive(fd)):
-            data = batch.data(slot)
-            jail = owner if owner is not None else self._who(batch.peer(slot))
-            reply = responder.hot(jail, data, now) if ready else None
-            if reply is not None:
-                batch.reply(slot, reply)
-            else:
-                responder.answer(jail, data, partial(self._send, batch.peer(slot)), udp=True)
-        if not self._closed:
-            batch.flush(fd)
+        reactor.add(sock.fileno(), EPOLLIN, self._on_readable)
 
     def _on_readable(self, _events: int) -> None:
-        sock, who, responder = self._sock, self._who, self._responder
-        now = self._reactor.now()
-        ready = responder.ready
-        for _ in range(DRAIN):
-            try:
-                data, peer = sock.recvfrom(MAX_QUERY)
-            except OSError:  # drained, or an ICMP error of an earlier reply
-                return
-            jail = who(peer)
-            reply = responder.hot(jail, data, now) if ready else None
-            if reply is not None:
-                self._send(peer, reply)
-            else:
+        line, responder = self._line, self._responder
+        if len(line) >= MAX_LINE:
+            return  # the socket's buffer holds the rest, or not
+        table = self._owner.hot if self._owner is not None else None
+        if not responder.ready:
+            table = NOTHING
+        misses, hits = self._serve(self._sock.fileno(), table, self._peers, self._reactor.woke)
+        if hits:
+            responder.repeated(hits)
+        if misses:
+            if not line:
+                self._reactor.call_soon(self._go_on)
+            line += misses
+
+    def _go_on(self) -> None:
+        line, owner, responder = self._line, self._owner, self._responder
+        now = self._reactor.now
+        end = now() + SHARE_S
+        try:
+            while line:
+                data, peer = line.popleft()
+                jail = owner if owner is not None else self._who(peer)
                 responder.answer(jail, data, partial(self._send, peer), udp=True)
+                if now() >= (end if jail.bucket.has(now()) else end - SHARE_S + FLOOD_SHARE_S):
+                    return
+        finally:
+            if line:
+                self._reactor.call_soon(self._go_on)
 
     def _send(self, peer: Any, reply: bytes) -> None:
         if self._closed:
@@ -95,6 +104,7 @@ class UdpDoor:
 
     def close(self) -> None:
         self._closed = True
+        self._line.clear()
         self._reactor.remove(self._sock.fileno())
         self._sock.close()
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 # Codes that forbid a name as the target of an alias, beside `rule.deny`; a posture does not.
 FORBIDDING = ("meta.", "malformed.", "policy.", "internal.", "dns.encrypted_resolver")
 _OWN = ("dns.", "malformed.")  # what the guard refuses by itself, whatever a policy says
+STANDS_S = 0.1
+MAX_BINDINGS = 4096
 EXPIRED = Decision(Verdict.DENY, "policy.expired")
 BYPASS = Decision(Verdict.DENY, "dns.encrypted_resolver")
 
@@ -44,6 +46,14 @@ class Binding(NamedTuple):
     posture: str = ""
 
 
+class Admitted(NamedTuple):
+    """What `admit` said, under which snapshot, and when (seconds of CLOCK_BOOTTIME)."""
+
+    decision: Decision
+    snapshot: Snapshot | None
+    at: float
+
+
 class Judge:
     """Decides lookups under the newest snapshot. `now` is seconds of CLOCK_BOOTTIME."""
 
@@ -58,6 +68,7 @@ class Judge:
         # What `verdict` looks at: the lookup itself was admitted and charged, and must not be
         # refused its answer because it was the last one.
         self._unspent = Usage()
+        self._bindings: dict[Subject, Binding] = {}
 
     @property
     def snapshot(self) -> Snapshot | None:
@@ -70,6 +81,7 @@ class Judge:
 
     def replace(self, snapshot: Snapshot) -> None:
         self._snapshot = snapshot
+        self._bindings.clear()
         self.refresh()
 
     def refresh(self) -> None:
@@ -86,8 +98,24 @@ class Judge:
 
     def binding(self, subject: Subject) -> Binding:
         """The policy that binds `subject`; an empty one without."""
-        document = self._snapshot.document_for(subject) if self._snapshot is not None else None
-        return Binding(document.digest, str(document.posture)) if document is not None else Binding()
+        binding = self._bindings.get(subject)
+        if binding is None:
+            document = self._snapshot.document_for(subject) if self._snapshot is not None else None
+            binding = Binding(document.digest, str(document.posture)) if document is not None else Binding()
+            if len(self._bindings) >= MAX_BINDINGS:
+                self._bindings.clear()
+            self._bindings[subject] = binding
+        return binding
+
+    def stands(self, admitted: Admitted) -> bool:
+        """Whether an admission just made need not be made again: nothing that it rests on can have ended."""
+        decision, snapshot, at = admitted
+        plain = decision.allowed and not decision.budgets and not decision.lease
+        return plain and snapshot is self._snapshot and self._now() < min(at + STANDS_S, self._fresh_until)
+
+    def admitted(self, decision: Decision) -> Admitted:
+        """`decision`, which `admit` has just given, for `stands`."""
+        return Admitted(decision, self._snapshot, self._now())
 
     def admit(self, asker: Asker, host: str) -> Decision:
         """May `host` be resolved for this asker at all? Asked before anything leaves the node."""

@@ -6,15 +6,16 @@ for a job. Clients that no identity knows share one too, whose subject the polic
 
 from __future__ import annotations
 
+import socket
 from typing import TYPE_CHECKING, Any
 
 from exeat.dns.responder import Jail
 from exeat.ledger.local_clients import LocalClients
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable
 
+    from exeat.dns.batch import Peers
     from exeat.policy.identity import Identities
     from exeat.policy.model import Subject
 
@@ -29,6 +30,7 @@ class Outside:
         self._now = now
         self._jails: dict[Subject, Jail] = {}
         self._peers: dict[str, Jail] = {}
+        self.tables: Peers = {}  # what each of those is answered again, by packed address
 
     @property
     def jails(self) -> list[Jail]:
@@ -52,7 +54,9 @@ class Outside:
             jail = self._jail(self._clients.of_address(family, text))
             if len(self._peers) >= MAX_PEERS:  # a source address in UDP is easily varied
                 self._peers.clear()
+                self.tables.clear()
             self._peers[text] = jail
+            self.tables[socket.inet_pton(family, text.partition("%")[0])] = jail.hot
         return jail
 
     def _jail(self, subject: Subject) -> Jail:

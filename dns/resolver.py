@@ -18,7 +18,7 @@ from exeat.policy.model import Decision, Verdict
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from exeat.dns.judge import Asker, Judge
+    from exeat.dns.judge import Admitted, Asker, Judge
     from exeat.dns.upstream import Upstream
     from exeat.ledger.reactor import Reactor
     from exeat.policy.model import Address
@@ -94,8 +94,11 @@ class Resolver:
     def cached(self, asker: Asker, host: str, qtype: int) -> bool:
         return self._fresh(self._key(asker, host, qtype)) is not None
 
-    def find(self, asker: Asker, host: str, qtype: int, done: Done) -> None:
-        """Addresses of one type (A or AAAA). `done` may be called from in here."""
+    def find(self, asker: Asker, host: str, qtype: int, done: Done, admitted: Admitted | None = None) -> None:
+        """Addresses of one type (A or AAAA). `done` may be called from in here.
+
+        `admitted` is what the asker was told of this host a moment ago.
+        """
         key = self._key(asker, host, qtype)
         entry = self._fresh(key)
         if entry is not None:
@@ -103,7 +106,10 @@ class Resolver:
             left = math.ceil(entry.expires - self._reactor.now())
             done(self._judged(asker, host, replace(entry.chain, ttl=left)))
             return
-        decision = self._judge.admit(asker, host)
+        if admitted is not None and self._judge.stands(admitted):
+            decision = admitted.decision
+        else:
+            decision = self._judge.admit(asker, host)
         if not decision.allowed:
             done(_refused(decision))
             return
@@ -142,11 +148,11 @@ class Resolver:
             self._judge.charge(asker, decision)
             self._ask(key, lambda _chain: None)
 
-    def find_both(self, asker: Asker, host: str, done: Done) -> None:
-        """Addresses of both types in dial order. All that are given were judged."""
+    def find_both(self, asker: Asker, host: str, done: Done, admitted: Admitted | None = None) -> None:
+        """Addresses of both types in dial order. All that are given were judged. See `find`."""
         both = _Both(self._reactor, done)
         for qtype in (Qtype.A, Qtype.AAAA):
-            self.find(asker, host, qtype, both.arrived)
+            self.find(asker, host, qtype, both.arrived, admitted)
 
     def _key(self, asker: Asker, host: str, qtype: int) -> Key:
         return self._judge.binding(asker.subject).digest, host, qtype

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from exeat.dns import build, wire
+from exeat.dns.batch import Hot
 from exeat.dns.journal import Journal, Lookup, Sight
 from exeat.dns.judge import Asker, Binding, Judge
 from exeat.dns.limits import TokenBucket
@@ -25,6 +26,7 @@ from exeat.policy.names import MalformedError, parse_host
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from exeat.dns.batch import Table
     from exeat.dns.resolver import Finding, Resolver
 
     Reply = Callable[[bytes], None]
@@ -47,14 +49,6 @@ LEASE_REQUIRED = "lease required"
 Blocked = tuple[Ede, str]
 
 
-class Hot(NamedTuple):
-    """A reply without its id, good until `expires`."""
-
-    tail: bytes
-    expires: float
-    sight: Sight
-
-
 @dataclass(slots=True)
 class Jail:
     """One jail as the guard knows it; who asks is decided by the socket the query came in on."""
@@ -62,7 +56,7 @@ class Jail:
     name: str
     subject: Subject
     bucket: TokenBucket
-    hot: dict[bytes, Hot] = field(default_factory=dict)
+    hot: Table = field(default_factory=dict)
     names: set[bytes] = field(default_factory=set)
     pending: int = 0
     connections: int = 0
@@ -133,13 +127,11 @@ class Responder:
         """Whether anything but SERVFAIL may be answered."""
         return self._judge.fresh and self._journal.ready
 
-    def hot(self, jail: Jail, data: bytes, now: float) -> bytes | None:
-        """The remembered reply to exactly these bytes. Only while `ready`."""
-        entry = jail.hot.get(data[2:])
-        if entry is None or now >= entry.expires:
-            return None
-        self._journal.count(entry.sight)
-        return data[:2] + entry.tail
+    def repeated(self, sights: list[Sight]) -> None:
+        """Lookups like these were answered with what is remembered of them. Only while `ready`."""
+        count = self._journal.count
+        for sight in sights:
+            count(sight)
 
     def answer(self, jail: Jail, data: bytes, reply: Reply, *, udp: bool) -> bool:
         """Answer one message, now or later, once; False if it is none that gets an answer."""
@@ -224,8 +216,8 @@ class _Turn:
             self._limit()
             return
         if ruling.rcode is None:
-            find = self._responder._resolver.find
-            self._note(lookup, lambda: find(asker, ruling.host, self._query.qtype, self._found))
+            find, admitted = self._responder._resolver.find, judge.admitted(ruling.decision)
+            self._note(lookup, lambda: find(asker, ruling.host, self._query.qtype, self._found, admitted))
             return
         reply = self.build(ruling.rcode, ruling.ede)
         # A no may be remembered for longer than a yes, whose lease or budget may end meanwhile.

@@ -94,6 +94,7 @@ class TlsLink:
         self._heard = 0.0  # when the last octets came
         self._out = bytearray()
         self._in = bytearray()
+        self._events = 0  # what the socket is watched for
 
     def enter(self, question: TlsTry) -> int:
         """Take a question in; its id."""
@@ -146,6 +147,7 @@ class TlsLink:
         )
         self._heard = self.reactor.now()
         sock.connect_ex(self._address)  # a refusal shows as an event
+        self._events = EPOLLOUT
         self.reactor.add(sock.fileno(), EPOLLOUT, self._on_event)
 
     def _on_event(self, events: int) -> None:
@@ -237,7 +239,10 @@ class TlsLink:
         except OSError as error:
             self._lost(str(error))
             return
-        self.reactor.modify(sock.fileno(), EPOLLIN | (EPOLLOUT if self._out else 0))
+        events = EPOLLIN | (EPOLLOUT if self._out else 0)
+        if events != self._events:
+            self._events = events
+            self.reactor.modify(sock.fileno(), events)
 
     def _lost(self, why: str) -> None:
         """The connection is over. Questions that went out on it once are asked again on a new one:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from exeat.dns import journal as module
 from exeat.dns.journal import Journal, Lookup, Sight
 from exeat.dns.judge import Binding
 from exeat.dns.limits import TokenBucket
-from exeat.ledger.records import Kind, decode
+from exeat.ledger.records import Kind, RecordError, decode
 from exeat.policy.model import Decision, Subject, Verdict
 
 if TYPE_CHECKING:
@@ -231,3 +233,39 @@ def test_a_bucket_fills_with_time_up_to_its_burst() -> None:
     assert [bucket.take(100.15) for _ in range(2)] == [True, False]
     assert [bucket.take(500.0) for _ in range(4)] == [True, True, True, False]
     assert not bucket.take(400.0)  # a clock that steps back gives nothing
+
+
+TEXTS = st.sampled_from(["", "a", "a" * 23, "b" * 24, "a" * 40, "b" * 40, "c" * 64, "d" * 128])
+
+
+@given(
+    host=st.one_of(
+        st.text("ab.-_x", max_size=255), st.sampled_from(["\n", "\u00e9", "x" * 255, "a" * 40, "b" * 40])
+    ),
+    subject=st.builds(Subject, TEXTS, TEXTS, st.sampled_from(["", "j", "k" * 64]), TEXTS, TEXTS),
+    rule=TEXTS,
+    shadow=st.sampled_from(["", "deny"]),
+    count=st.integers(1, 1 << 33),
+    generation=st.sampled_from([0, 1, 23, 24, 70000]),
+)
+def test_a_record_put_together_is_the_record_encoded(
+    host: str, subject: Subject, rule: str, shadow: str, count: int, generation: int
+) -> None:
+    decision = Decision(Verdict.ALLOW, "rule.allow", rule)
+    wanted = Lookup.of(subject, host, decision, "dns", Binding("ab" * 32, "allowlist"), shadow)
+    real, boot = 5, 7
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "stamps", lambda: (real, boot))
+        try:
+            whole = module._whole_record(wanted, count, generation)
+        except RecordError:
+            with pytest.raises(RecordError):
+                module._record(wanted, count, generation)
+        else:
+            assert module._record(wanted, count, generation) == whole
+
+
+def test_what_is_kept_of_records_is_bounded(journal: Journal, ledger: Ledger) -> None:
+    for i in range(module.MAX_FRAMES + 10):
+        first_sight(journal, ledger, lookup(rule=f"r{i}"))
+    assert len(module._frames) <= module.MAX_FRAMES

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 from tests.support.guard_rig import PUBLIC, NoSuffixes
 
-from exeat.dns.judge import Asker, Judge
+from exeat.dns.judge import STANDS_S, Admitted, Asker, Judge
 from exeat.dns.resolver import Finding, Resolver
 from exeat.dns.vet import Status
 from exeat.dns.wire import Answer, Record, wire_name
 from exeat.ledger.reactor import Reactor
 from exeat.policy.document import load_policy
-from exeat.policy.model import Address, Subject
+from exeat.policy.model import Address, Subject, Verdict
 from exeat.policy.snapshot import Snapshot
 
 if TYPE_CHECKING:
@@ -234,3 +235,34 @@ def test_what_is_asked_for_once_is_not_renewed(late: Stage) -> None:
     move(late, 25)
     late.find()
     assert late.upstream.asked == []
+
+
+def admitted(stage: Stage, host: str = "www.wild.net") -> Admitted:
+    return stage.judge.admitted(stage.judge.admit(ASKER, host))
+
+
+def test_a_fresh_admission_is_not_made_again(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = admitted(stage)
+    monkeypatch.setattr(stage.judge, "admit", lambda *_: pytest.fail("decided twice"))
+    stage.resolver.find(ASKER, "www.wild.net", 1, stage.found.append, given)
+    stage.upstream.answer()
+    assert stage.found[0].status is Status.FOUND
+
+
+def test_an_admission_that_something_may_have_ended_is_made_again(stage: Stage) -> None:
+    given = admitted(stage)
+    assert stage.judge.stands(given)
+    assert not stage.judge.stands(given._replace(at=given.at - STANDS_S))
+    for change in ({"lease": "l"}, {"budgets": ("b",)}, {"verdict": Verdict.DENY}):
+        assert not stage.judge.stands(given._replace(decision=replace(given.decision, **change)))
+    stage.load(DENIED)
+    assert not stage.judge.stands(given)
+    stage.resolver.find(ASKER, "www.wild.net", 1, stage.found.append, given)
+    assert stage.found[0].refused
+    assert not stage.upstream.asked
+
+
+def test_an_admission_ends_with_its_snapshot(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = admitted(stage)
+    monkeypatch.setattr(stage.judge, "_fresh_until", stage.reactor.now())
+    assert not stage.judge.stands(given)

@@ -1,0 +1,3 @@
+from exeat.dns.batch import Peers, Served, Table
+
+def serve(fd: int, table: Table | None, peers: Peers, now: float) -> Served: ...
