@@ -16,6 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from exeat.dns.desk import Desk
+from exeat.dns.direct import Ahead
 from exeat.dns.doors import TcpDoor, UdpDoor
 from exeat.dns.journal import Journal, Lookup
 from exeat.dns.judge import Judge
@@ -81,7 +82,9 @@ class Guard:
         self._journal = Journal(reactor, self._ledger)
         self._upstream = Upstream(reactor, settings.upstreams, settings.upstream_ca)
         self._resolver = Resolver(reactor, self._upstream, self._judge)
-        self._responder = Responder(reactor.now, self._judge, self._resolver, self._journal)
+        self._ahead = Ahead(reactor, lambda: self._judge.snapshot, lambda said: self._hub.send(said))
+        core = (self._judge, self._resolver, self._journal)
+        self._responder = Responder(reactor.now, *core, self._ahead.answer)
         uids = frozenset({0, settings.control_uid, settings.proxy_uid})
         services = (self._judge, self._resolver, self._journal, self._responder.pins)
         self._desk = Desk(reactor, settings.run_dir / "guard" / "guard.sock", uids, services)
@@ -192,6 +195,8 @@ class Guard:
             self._spent = message
         elif message.get("t") == "resolvers":
             self._on_resolvers(message)
+        elif message.get("t") == "pins.set":
+            self._ahead.heard(message)
 
     def _on_resolvers(self, message: Message) -> None:
         names = frozenset(message["names"])

@@ -10,6 +10,7 @@ still counted on the ledger.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from exeat.dns import build, wire
@@ -24,12 +25,15 @@ from exeat.policy.model import Decision, Subject, Verdict
 from exeat.policy.names import MalformedError, parse_host
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from exeat.dns.batch import Table
     from exeat.dns.resolver import Finding, Resolver
+    from exeat.policy.model import Address
 
     Reply = Callable[[bytes], None]
+    # Of who asks, the name, its addresses with their seconds to live, and what to do once they may be used.
+    Ahead = Callable[[Subject, str, "Sequence[tuple[Address, int]]", Callable[[], None]], None]
 
 MISS_RATE = 100.0  # per second and jail: lookups that cost a record or an upstream query
 MISS_BURST = 500.0
@@ -112,11 +116,26 @@ def _blocked(host: str, reason: str) -> Ruling:
     return Ruling(host, Decision(Verdict.DENY, reason), Rcode.NXDOMAIN, (Ede.BLOCKED, reason))
 
 
+def at_once(
+    _subject: Subject, _host: str, _addresses: Sequence[tuple[Address, int]], then: Callable[[], None]
+) -> None:
+    """Nothing has to be opened before an answer is used."""
+    then()
+
+
 class Responder:
     """Answers the queries of all jails. `now` is seconds of CLOCK_BOOTTIME."""
 
-    def __init__(self, now: Callable[[], float], judge: Judge, resolver: Resolver, journal: Journal) -> None:
+    def __init__(
+        self,
+        now: Callable[[], float],
+        judge: Judge,
+        resolver: Resolver,
+        journal: Journal,
+        ahead: Ahead = at_once,
+    ) -> None:
         self.pins = Pins(now)
+        self.ahead = ahead
         self._now = now
         self._judge = judge
         self._resolver = resolver
@@ -267,23 +286,27 @@ class _Turn:
             reply = self.build(rcode, (Ede.BLOCKED, text))
             self._note(self._lookup(finding.decision), lambda: self._end(reply))
         elif finding.status is Status.FOUND:
-            addresses = [address for address, _ in finding.addresses]
-            self._responder.pins.note(self._jail.subject, self._host, addresses, finding.ttl)
-            reply = build.build_reply(
-                self._query,
-                Rcode.NOERROR,
-                addresses=addresses,
-                ttl=finding.ttl,
-                ede=(Ede.STALE, "the upstream resolver does not answer") if finding.stale else None,
-                limit=self._room(),
-                authentic=finding.authentic and self._query.wants_authentic,
-            )
-            self._end(reply, finding.ttl)
+            ahead = self._responder.ahead
+            ahead(self._jail.subject, self._host, finding.addresses, partial(self._answer, finding))
         elif finding.status is Status.UNAVAILABLE:
             self._end(self.build(Rcode.SERVFAIL, (Ede.NO_REACHABLE_AUTHORITY, finding.reason)))
         else:
             rcode = Rcode.NXDOMAIN if finding.status is Status.NXDOMAIN else Rcode.NOERROR
             self._end(self.build(rcode), finding.ttl)
+
+    def _answer(self, finding: Finding) -> None:
+        addresses = [address for address, _ in finding.addresses]
+        self._responder.pins.note(self._jail.subject, self._host, addresses, finding.ttl)
+        reply = build.build_reply(
+            self._query,
+            Rcode.NOERROR,
+            addresses=addresses,
+            ttl=finding.ttl,
+            ede=(Ede.STALE, "the upstream resolver does not answer") if finding.stale else None,
+            limit=self._room(),
+            authentic=finding.authentic and self._query.wants_authentic,
+        )
+        self._end(reply, finding.ttl)
 
     def _end(self, reply: bytes, ttl: int = 0, longest: float = HOT_S) -> None:
         """Send `reply`; one that holds for `ttl` seconds is remembered for so long, or for `longest`."""

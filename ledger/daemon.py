@@ -52,6 +52,10 @@ ROLES: Final[dict[str, frozenset[Kind]]] = {
     ),
     "control": frozenset(
         {
+            Kind.OPEN,  # of flows past the proxy, like the next three
+            Kind.PROGRESS,
+            Kind.CLOSE,
+            Kind.RESUME,
             Kind.LEASE,
             Kind.POLICY,
             Kind.DENY,

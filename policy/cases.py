@@ -171,7 +171,7 @@ class _Runner:
 
 
 def _shown(decision: Decision) -> dict[str, Any]:
-    spoken = {"raw": decision.raw, "ech": decision.ech}
+    spoken = {"raw": decision.raw, "ech": decision.ech, "direct": decision.direct}
     return {"decision": str(decision.verdict), "reason": decision.reason, "rule": decision.rule, **spoken}
 
 
@@ -196,7 +196,7 @@ def case_request(fields: Mapping[str, Any], subject: Subject | None = None) -> R
 
 
 _LEASE_FIELDS = (
-    *("id", "project", "private", "raw", "ech", "job"),
+    *("id", "project", "private", "raw", "ech", "direct", "job"),
     *("issuer", "epoch", "max_uses", "max_bytes", "budget"),
 )
 
@@ -308,4 +308,5 @@ def _narrowing(step: Mapping[str, Any]) -> Narrowing:
         max_uses=step.get("max_uses"),
         raw=step.get("raw"),
         ech=step.get("ech"),
+        direct=step.get("direct"),
     )

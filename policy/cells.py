@@ -36,7 +36,8 @@ def cells(traits: Iterable[Traits], expiries: Iterable[int | None], now_ms: int)
 
 def _speeches(seen: Iterable[Traits]) -> list[Speech]:
     """What some rule permits expressly; to the others it is all one."""
-    named = [speech for speech in (Speech.ECH, Speech.RAW) if any(permits(each, speech) for each in seen)]
+    marked = (Speech.ECH, Speech.RAW, Speech.DIRECT)
+    named = [speech for speech in marked if any(permits(each, speech) for each in seen)]
     return [Speech.JUDGED, *named]
 
 

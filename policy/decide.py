@@ -73,7 +73,7 @@ def compile_policy(
     )
     verdicts = Verdicts(document.rules, document.ceiling, Budgets(document.project, document.budgets))
     denies = [rule for rule in document.of_kind(Kind.DENY) if any(scope.net for scope in rule.to)]
-    speaks = any(rule.raw or rule.ech for rule in document.rules)
+    speaks = any(rule.raw or rule.ech or rule.direct for rule in document.rules)
     return CompiledPolicy(document, meta, verdicts, ScopeIndex(denies) if denies else None, speaks)
 
 
@@ -272,7 +272,8 @@ def _spoken(slot: Slot, answer: Decision, public: bool) -> Decision:
         grants = [lease for lease in slot.leases if public or lease.private]
         grants += [rule for rule in slot.allow if not slot.ask and (public or rule.private)]
     raw, ech = any(grant.raw for grant in grants), any(grant.ech for grant in grants)
-    return replace(answer, raw=raw, ech=ech) if raw or ech else answer
+    direct = any(grant.direct for grant in grants)
+    return replace(answer, raw=raw, ech=ech, direct=direct) if raw or ech or direct else answer
 
 
 def _rule_answer(policy: CompiledPolicy, request: Request, slot: Slot, public: bool) -> Decision:

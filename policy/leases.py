@@ -96,6 +96,7 @@ class Lease:
     private: bool = False
     raw: bool = False
     ech: bool = False
+    direct: bool = False
     agents: frozenset[str] = frozenset()
     nodes: frozenset[str] = frozenset()
     job: str = ""
@@ -211,7 +212,7 @@ def _checked(lease: Lease) -> Lease:
     for limit in (lease.max_bytes, lease.max_uses):
         if limit is not None:
             _ms(limit)
-    for name in ("private", "raw", "ech"):
+    for name in ("private", "raw", "ech", "direct"):
         if type(getattr(lease, name)) is not bool:
             raise TypeError(f"`{name}` is not true or false")
     if not lease.id or not lease.project or not lease.ports:
@@ -243,6 +244,7 @@ class Narrowing:
     max_uses: int | None = None
     raw: bool | None = None
     ech: bool | None = None
+    direct: bool | None = None
 
 
 def request(draft: Lease, now_ms: int) -> Outcome:
@@ -381,6 +383,7 @@ def _narrow(lease: Lease, change: Narrowing) -> Lease | None:
         max_uses=lease.max_uses if change.max_uses is None else change.max_uses,
         raw=lease.raw if change.raw is None else change.raw,
         ech=lease.ech if change.ech is None else change.ech,
+        direct=lease.direct if change.direct is None else change.direct,
     )
     widened = (
         excess([lease], narrowed) is not None

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from exeat.policy.authority import OPEN
 from exeat.policy.containment import excess
 from exeat.policy.document import Warn
+from exeat.policy.model import Speech, permits
 from exeat.policy.places import Covers
 from exeat.policy.portsets import mask_of
 from exeat.policy.postures import Default, Posture
@@ -119,7 +120,7 @@ def _always(other: Rule, rule: Rule) -> bool:
 def _no_narrower(other: Rule, rule: Rule) -> bool:
     """A budget of its own, private addresses or what may be spoken are reasons for a rule to stand
     beside a wider one."""
-    spoken = (other.raw or not rule.raw) and (other.raw or other.ech or not rule.ech)
+    spoken = all(permits(other, speech) for speech in Speech if permits(rule, speech))
     return rule.budget in ("", other.budget) and (other.private or not rule.private) and spoken
 
 

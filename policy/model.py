@@ -53,6 +53,7 @@ class Speech(StrEnum):
     JUDGED = "judged"  # what the proxy's judgement of the first bytes lets through anyway
     ECH = "ech"  # TLS whose ClientHello hides the inner server name (the outer one is judged)
     RAW = "raw"  # anything: the first bytes are not judged
+    DIRECT = "direct"  # packets past the proxy (a pinhole); beside the others, neither more nor less
 
 
 class Permits(Protocol):
@@ -62,10 +63,14 @@ class Permits(Protocol):
     def raw(self) -> bool: ...
     @property
     def ech(self) -> bool: ...
+    @property
+    def direct(self) -> bool: ...
 
 
 def permits(grant: Permits, speech: Speech) -> bool:
     """Whether `speech` is within the grant. Where anything may be spoken, ECH may too."""
+    if speech is Speech.DIRECT:
+        return grant.direct
     return grant.raw or speech is Speech.JUDGED or (speech is Speech.ECH and grant.ech)
 
 
@@ -90,9 +95,9 @@ class Decision:
     """The answer. `reason` is a stable code (docs/policy.md lists them all).
 
     `rule` is the id of the attributed rule, lease or budget ("" when none decided);
-    `matched` holds the ids of all matching rules; `budgets` those to charge if it goes ahead. `raw`
-    and `ech` are what may be spoken (`permits`): by any rule or lease that allows it, or by the ask
-    rule named.
+    `matched` holds the ids of all matching rules; `budgets` those to charge if it goes ahead. `raw`,
+    `ech` and `direct` are what may be spoken (`permits`): by any rule or lease that allows it, or by
+    the ask rule named.
     """
 
     verdict: Verdict
@@ -103,6 +108,7 @@ class Decision:
     lease: str = ""
     raw: bool = False
     ech: bool = False
+    direct: bool = False
 
     @property
     def allowed(self) -> bool:

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from exeat.policy.tree import Node
 
 MAX_WHY = 500
+VIA = ("proxy", "direct")
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _CLOCK = re.compile(r"([01][0-9]|2[0-4]):([0-5][0-9])")
 _T = TypeVar("_T")
@@ -48,7 +49,7 @@ _WHO_WHEN = frozenset({"agent", "node", "when"})
 _GRANT = _COMMON | _WHO_WHEN | {"budget", "private", "raw", "ech"}
 RULE_KEYS = {
     Kind.ALLOW: _GRANT,
-    Kind.ASK: _GRANT | {"ttl", "max_ttl", "approvals"},
+    Kind.ASK: _GRANT | {"via", "ttl", "max_ttl", "approvals"},
     Kind.DENY: _COMMON | _WHO_WHEN,
     Kind.CEILING: _COMMON,
 }
@@ -114,6 +115,7 @@ def load_rule(node: Node, kind: Kind, order: int, context: Context) -> Rule:
         private="private" in keys and _boolean(keys["private"]),
         raw="raw" in keys and _boolean(keys["raw"]),
         ech="ech" in keys and _boolean(keys["ech"]),
+        direct="via" in keys and one_of(keys["via"], VIA, "rule.via") == "direct",
         broad=broad,
         why=_why(keys["why"]) if "why" in keys else "",
         ttl_ms=ttl_ms,

@@ -125,6 +125,7 @@ class Rule:
     private: bool = False
     raw: bool = False
     ech: bool = False
+    direct: bool = False  # ask rules only: a lease for it may go past the proxy
     broad: bool = False
     why: str = ""
     ttl_ms: int | None = None  # ask rules only, like the next two
@@ -166,6 +167,7 @@ class Rule:
             "private": self.private,
             "raw": self.raw,
             "ech": self.ech,
+            "via": "direct" if self.direct else "",
             "broad": self.broad,
             "why": self.why,
             "ttl": None if self.ttl_ms is None else f"{self.ttl_ms}ms",

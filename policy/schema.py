@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from exeat.policy.postures import Default, Posture, Preset
-from exeat.policy.rule_loader import RULE_KEYS
+from exeat.policy.rule_loader import RULE_KEYS, VIA
 from exeat.policy.rules import COUNTERS, DAYS, PROTOCOLS, Kind
 
 _TEXT = {"type": "string", "minLength": 1}
@@ -44,6 +44,7 @@ _PROPERTIES: dict[str, dict[str, Any]] = {
     "private": _BOOLEAN,
     "raw": {**_BOOLEAN, "description": "Any bytes may be spoken: the first ones are not judged."},
     "ech": {**_BOOLEAN, "description": "A ClientHello with ECH is accepted."},
+    "via": {**_words(*VIA), "description": "`direct`: a lease for it goes past the proxy."},
     "why": {"type": "string", "maxLength": 500},
     "broad": _BOOLEAN,
     "ttl": _DURATION,

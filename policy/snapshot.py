@@ -184,6 +184,10 @@ class Snapshot:
             lease.serves(subject, "udp", now_ms) for lease in self.leases.values()
         )
 
+    def goes_direct(self, subject: Subject, host: str) -> bool:
+        """Whether a lease of the subject's project may take `host` past the proxy."""
+        return self._index.goes_direct(subject, host)
+
     def decide_lookup(
         self,
         subject: Subject,

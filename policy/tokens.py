@@ -41,7 +41,8 @@ if TYPE_CHECKING:
 
 MAX_DEPTH = 3
 _TRAVELS = (
-    *("id", "project", "to", "ports", "proto", "except", "private", "raw", "ech", "agents", "nodes", "job"),
+    *("id", "project", "to", "ports", "proto", "except", "private", "raw", "ech", "direct"),
+    *("agents", "nodes", "job"),
     *("ttl_ms", "max_bytes", "max_uses", "budget", "approvals", "reason", "policy", "issuer", "epoch", "seq"),
 )
 _KEYS = frozenset({*_TRAVELS, "v", "nbf", "exp", "parent", "delegate"})
@@ -258,6 +259,7 @@ def _both(one: Lease, two: Lease) -> Lease:
         private=one.private and two.private,
         raw=one.raw and two.raw,
         ech=permits(one, Speech.ECH) and permits(two, Speech.ECH),
+        direct=one.direct and two.direct,
         agents=_meet_words(one.agents, two.agents),
         nodes=_meet_words(one.nodes, two.nodes),
         job=_meet_word(one.job, two.job),

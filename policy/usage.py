@@ -154,10 +154,17 @@ class LeaseIndex:
     def __init__(self, leases: Iterable[Lease] = ()) -> None:
         projects: dict[str, list[Lease]] = {}
         self.speaks = False  # whether any of them says what may be spoken
+        self._direct: set[tuple[str, str]] = set()
         for lease in leases:
-            self.speaks = self.speaks or lease.raw or lease.ech
+            self.speaks = self.speaks or lease.raw or lease.ech or lease.direct
             projects.setdefault(lease.project, []).append(lease)
+            if lease.direct:
+                self._direct.update((lease.project, scope.name) for scope in lease.to if scope.name)
         self._projects = {project: _bound(found) for project, found in projects.items()}
+
+    def goes_direct(self, subject: Subject, host: str) -> bool:
+        """Whether a lease of the subject's project may take `host` past the proxy."""
+        return (subject.project, host) in self._direct
 
     def _cells(self, subject: Subject, host: str | Address) -> list[Cell[Lease]]:
         bound = self._projects.get(subject.project)

@@ -333,6 +333,7 @@ def _content(rule: Rule) -> tuple[Hashable, ...]:
         rule.private,
         rule.raw,
         rule.ech,
+        rule.direct,
         rule.approvals,
         rule.max_ttl_ms,
     )

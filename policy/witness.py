@@ -159,6 +159,7 @@ def universal_lease(project: str, host: Host) -> Lease:
         private=True,
         raw=True,
         ech=True,
+        direct=True,
         exp_ms=_FOREVER,
     )
 

@@ -28,6 +28,7 @@ from exeat.policy.model import Decision, Request, Verdict
 from exeat.proxy import jails, live
 from exeat.proxy.asks import AskBook
 from exeat.proxy.associate import UdpPort
+from exeat.proxy.direct import DirectDesk
 from exeat.proxy.ends import End, reset_on_close
 from exeat.proxy.flow import Flow
 from exeat.proxy.guard_client import GuardClient
@@ -126,6 +127,7 @@ class Gateway:
         )
         self._loader = SnapshotLoader(reactor, "proxy", self._in_force)
         self.asks = AskBook(self.hub.send)
+        self._direct = DirectDesk(self)
         reactor.call_later(SWEEP_S, self._sweep)
 
     # -- control's messages (HubHandler)
@@ -206,6 +208,11 @@ class Gateway:
     def on_other(self, message: Message) -> None:
         if message.get("t") == "spent":
             self._spent = message
+            return
+        if message.get("t") == "direct":
+            answer = self._direct.asked(message)
+            if answer is not None:
+                self.hub.send(answer)
             return
         if message.get("t") == "flows.list":
             live.Listing(self.reactor, self.hub.send, message, self._tunnels.values(), self._waiting)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from exeat.appliance.client import Client, load_config
 from exeat.appliance.errors import UsageError
 from exeat.policy.errors import UnitError
-from exeat.policy.units import parse_duration
+from exeat.policy.units import parse_duration, parse_size
 
 if TYPE_CHECKING:
     import argparse
@@ -30,12 +30,17 @@ def register(commands: Any) -> None:
     request.add_argument("--reason", default="", help="shown to the approver")
     request.add_argument("--raw", action="store_true", help="any bytes may be spoken, TLS or not")
     request.add_argument("--ech", action="store_true", help="TLS may hide its inner server name")
+    request.add_argument("--direct", action="store_true", help="past the proxy, for a member of [routing]")
+    request.add_argument("--bytes", metavar="SIZE", help="how much it may move (for example 200MB)")
+    request.add_argument("--agent", metavar="A", help="for this agent of the project only")
     request.add_argument("--as", dest="person", metavar="NAME", help="the person who asks")
     approve = _deciding(_verb(verbs, "approve", "let a pending request through", _approve))
     approve.add_argument("--ttl", metavar="TIME", help="shorter than was asked for")
     approve.add_argument("--to", action="append", metavar="SCOPE", help="narrower than was asked for")
     approve.add_argument("--no-raw", action="store_true", help="without the raw bytes that were asked for")
     approve.add_argument("--no-ech", action="store_true", help="without the ECH that was asked for")
+    approve.add_argument("--no-direct", action="store_true", help="through the proxy only")
+    approve.add_argument("--bytes", metavar="SIZE", help="fewer than was asked for")
     _deciding(_verb(verbs, "deny", "refuse a pending request for good", _deny))
     _deciding(_verb(verbs, "renew", "extend an active lease, up to its limit", _renew))
     revoke = _deciding(_verb(verbs, "revoke", "end a lease and its flows now", _revoke))
@@ -130,6 +135,15 @@ def _ttl(text: str | None) -> int | None:
         raise UsageError(f"--ttl {text}: {error}") from None
 
 
+def _size(text: str | None) -> int | None:
+    if text is None:
+        return None
+    try:
+        return parse_size(text)
+    except UnitError as error:
+        raise UsageError(f"--bytes {text}: {error}") from None
+
+
 def _request(args: argparse.Namespace) -> int:
     reply = _call(
         args,
@@ -141,6 +155,9 @@ def _request(args: argparse.Namespace) -> int:
         reason=args.reason,
         raw=args.raw or None,
         ech=args.ech or None,
+        direct=args.direct or None,
+        max_bytes=_size(args.bytes),
+        agent=args.agent,
         **{"as": args.person},
     )
     return _print_one(args, reply["lease"])
@@ -155,6 +172,8 @@ def _approve(args: argparse.Namespace) -> int:
         to=args.to,
         raw=False if args.no_raw else None,
         ech=False if args.no_ech else None,
+        direct=False if args.no_direct else None,
+        max_bytes=_size(args.bytes),
         why=args.why,
         **{"as": args.person},
     )

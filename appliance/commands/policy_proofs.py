@@ -45,6 +45,7 @@ def register(actions: Any) -> None:
     ways.add_argument("scopes", nargs="+", metavar="SCOPE", help="like .example.org or 10.0.0.0/8:22")
     ways.add_argument("--raw", action="store_true", help="speaking anything, TLS or not")
     ways.add_argument("--ech", action="store_true", help="with a hidden server name")
+    ways.add_argument("--direct", action="store_true", help="past the proxy, through a pinhole")
     ways.set_defaults(handler=run_reach)
 
     trial = actions.add_parser("trial", help="replay recorded traffic: what would change? (exit 1: breaks)")
@@ -109,6 +110,7 @@ def run_reach(args: argparse.Namespace) -> int:
         protocols=("tcp", "udp"),
         raw=args.raw,
         ech=args.ech,
+        direct=args.direct,
     )
     found = reach(document, wanted, now_ms=_now_ms(args))
     if args.json:

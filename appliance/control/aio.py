@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import socket
 from typing import TYPE_CHECKING
 
 from exeat.appliance.errors import RefusedError
@@ -152,3 +153,14 @@ class Requester:
     def close(self) -> None:
         if self._link is not None:
             self._link.close()
+
+
+def answers(run_dir: Path, process: str) -> bool:
+    """Whether somebody serves the socket of warden or ledger."""
+    kind = socket.SOCK_SEQPACKET if process == "ledger" else socket.SOCK_STREAM
+    with socket.socket(socket.AF_UNIX, kind) as sock:
+        try:
+            sock.connect(str(run_dir / process / f"{process}.sock"))
+        except OSError:
+            return False
+    return True

@@ -10,6 +10,7 @@ import asyncio
 import itertools
 import time
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from exeat.appliance.control.verbs import may
@@ -19,6 +20,7 @@ from exeat.ledger.records import printable
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from exeat.appliance.control.direct import Direct
     from exeat.appliance.control.evidence import Evidence
     from exeat.appliance.control.hub import Hub
     from exeat.appliance.control.verbs import Verbs
@@ -38,7 +40,8 @@ _WHAT: Final = ("flow", "project", "job", "lease")
 class Flows:
     """`lease_id` gives the whole id of a lease, or raises RefusedError."""
 
-    def __init__(self, hub: Hub, evidence: Evidence, lease_id: Callable[[str], str]) -> None:
+    def __init__(self, hub: Hub, evidence: Evidence, direct: Direct, lease_id: Callable[[str], str]) -> None:
+        self._direct = direct
         self._hub = hub
         self._evidence = evidence
         self._lease_id = lease_id
@@ -58,9 +61,14 @@ class Flows:
             if listing is not None:
                 listing.take(message)
             return
-        events = [_clean(event) for event in _dicts(message.get("events"))]
+        events = _dicts(message.get("events"))
         if message.get("lost"):
-            events.append(_clean({"ev": "lost", "count": message["lost"]}))
+            events.append({"ev": "lost", "count": message["lost"]})
+        self.happened(events)
+
+    def happened(self, rows: list[dict[str, Any]]) -> None:
+        """Tell those who watch."""
+        events = [_clean(row) for row in rows]
         self._recent.extend(events)
         self._next += len(events)
         news, self._news = self._news, asyncio.Event()
@@ -85,7 +93,17 @@ class Flows:
             raise RefusedError("gateway.unavailable", "the proxy does not say which flows live") from None
         finally:
             del self._lists[number]
+        found.add([row for row in self._direct.rows() if _hits(what, row)])
         return found
+
+    async def moved(self, lease: str) -> dict[str, Any]:
+        """How much lives by a lease, and what it has moved so far; nothing if the proxy does not say."""
+        try:
+            rows = (await self._list({"lease": lease}, MAX_ROWS)).rows
+        except RefusedError:
+            return {}
+        sums = {name: sum(row[name] for row in rows) for name in ("bytes_out", "bytes_in")}
+        return {"live_flows": len(rows), **sums}
 
     async def _tail(self, message: Message, _fds: list[int]) -> dict[str, Any]:
         """What happened from event `after` on; waits a while for it. Without: where the end is now."""
@@ -111,6 +129,7 @@ class Flows:
         if "flow" in what:
             what["flow"] = found.only(what["flow"])
         self._hub.cut("cut", **what)
+        self._direct.cut("cut", partial(_hits, what))
         projects = {row["project"] for row in found.rows}
         [(kind, name)] = what.items()
         reason = str(message.get("reason") or "")
@@ -141,15 +160,23 @@ class _List:
         self.done = asyncio.Event()
 
     def take(self, part: Message) -> None:
-        ahead_ns = time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-        for row in _dicts(part.get("rows"))[: self._limit - len(self.rows)]:
-            clean = _clean(row)
-            clean["since_ms"] = (clean.pop("started_ns", 0) + ahead_ns) // 1_000_000
-            self.rows.append(clean)
+        self._show(_dicts(part.get("rows")))
         total = part.get("total")
         self.total = total if type(total) is int else len(self.rows)
         if part.get("done"):
             self.done.set()
+
+    def add(self, rows: list[dict[str, Any]]) -> None:
+        """Flows that the proxy does not know."""
+        self.total += len(rows)
+        self._show(rows)
+
+    def _show(self, rows: list[dict[str, Any]]) -> None:
+        ahead_ns = time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        for row in rows[: max(0, self._limit - len(self.rows))]:
+            clean = _clean(row)
+            clean["since_ms"] = (clean.pop("started_ns", 0) + ahead_ns) // 1_000_000
+            self.rows.append(clean)
 
     def only(self, prefix: str) -> str:
         """The id of the one flow there is. Raises RefusedError."""
@@ -158,6 +185,13 @@ class _List:
         if not self.total:
             raise RefusedError("flow.unknown", f"no live flow begins with `{prefix}`: see `exeat flow ls`")
         raise RefusedError("flow.ambiguous", f"{self.total} live flows begin with `{prefix}`: say more of it")
+
+
+def _hits(what: Mapping[str, Any], row: Mapping[str, Any]) -> bool:
+    """Whether a question to the proxy is about this row, too."""
+    if "prefix" in what:
+        return str(row["flow"]).startswith(str(what["prefix"]))
+    return bool(what.get("all")) or any(row[key] == what[key] for key in _WHAT if key in what)
 
 
 def _dicts(value: object) -> list[dict[str, Any]]:

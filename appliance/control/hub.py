@@ -50,6 +50,7 @@ class Hub:
         open_sockets: Callable[[str, Sequence[str]], Awaitable[dict[str, int]]],
         on_ask: Callable[[Message], Awaitable[str]],
         on_flows: Callable[[Message], None],
+        on_direct: Callable[[Message], Awaitable[None]],
         spawn: Callable[[Coroutine[Any, Any, None]], None],
     ) -> None:
         self._snapshot = snapshot
@@ -58,6 +59,7 @@ class Hub:
         self._open_sockets = open_sockets
         self._on_ask = on_ask
         self._on_flows = on_flows
+        self._on_direct = on_direct
         self._spawn = spawn
         self._links: dict[str, Link] = {}
         self.relay = ""  # what moves the bytes in the proxy, once it has said so
@@ -91,6 +93,8 @@ class Hub:
             self._spawn(self._ask(link, message))
         elif kind in ("flows", "flows.part"):
             self._on_flows(message)
+        elif kind in ("direct.said", "pins"):
+            self._spawn(self._direct(message))
         elif kind == "alert":
             print(f"control: {_alert_text(message)}", file=sys.stderr)
         elif kind == "jail.removed":
@@ -131,6 +135,9 @@ class Hub:
         if given is None:
             for fd in sockets.values():
                 os.close(fd)
+
+    async def _direct(self, message: Message) -> None:
+        await self._on_direct(message)
 
     async def _ask(self, link: Link, message: Message) -> None:
         try:

@@ -15,18 +15,17 @@ from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from exeat.appliance.control import direct_places, lease_rows
+from exeat.appliance.control.lease_rows import host_text, words
 from exeat.appliance.errors import RefusedError
 from exeat.policy import leases as states
-from exeat.policy.addresses import format_address
 from exeat.policy.admin import Actor
-from exeat.policy.errors import MalformedError, ScopeError
+from exeat.policy.errors import ScopeError
 from exeat.policy.leases import Lease, Narrowing, State
-from exeat.policy.model import Address, Request
-from exeat.policy.names import parse_authority, parse_host
-from exeat.policy.reasons import advise, short_text
+from exeat.policy.names import parse_host
+from exeat.policy.reasons import short_text
 from exeat.policy.rules import Kind, Rule
-from exeat.policy.scopes import parse_scope, ports_text
-from exeat.policy.usage import Usage
+from exeat.policy.scopes import parse_scope
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -38,8 +37,6 @@ if TYPE_CHECKING:
     from exeat.appliance.control.time import TrustedClock
     from exeat.ledger.ipc import Message
     from exeat.policy.document import Document
-    from exeat.policy.model import Subject
-    from exeat.policy.snapshot import Snapshot
 
 PEOPLE_ROLE = "admin"  # only root reaches control.sock; roles come with the API
 KEEP_ENDED_MS = 7 * 24 * 3_600_000  # `exeat lease ls --all` shows ended leases for so long
@@ -61,6 +58,7 @@ class Leases:
         changed: Callable[[], None],
     ) -> None:
         self._asks = config.asks
+        self._labels = tuple(member.label for member in config.routing.members)
         self._clock = clock
         self._store = store
         self._policies = policies
@@ -90,6 +88,9 @@ class Leases:
             if lease.state is State.ACTIVE and (lease.max_bytes is not None or lease.max_uses is not None)
         )
         return min(limited, default=otherwise)
+
+    def get(self, name: str) -> Lease | None:
+        return self._all.get(name)
 
     def counts(self) -> dict[str, int]:
         return dict(Counter(str(lease.state) for lease in self._all.values()))
@@ -125,9 +126,10 @@ class Leases:
         lease = await self._open_request(
             document,
             agent=str(subject["agent"]),
-            to=f"{_host_text(host)}:{int(message['port'])}",
+            to=f"{host_text(host)}:{int(message['port'])}",
             proto=str(message["proto"]),
             rule=str(message.get("rule", "")),
+            routed=not subject["job"] and f"{subject['project']}/{subject['agent']}" in self._labels,
         )
         self._pending[key] = lease.id
         return lease.id
@@ -135,12 +137,13 @@ class Leases:
     async def request(self, message: Message, *, requester: str) -> dict[str, Any]:
         """A person asks ahead of time."""
         document = self._policies.known(message.get("project"))
-        ttl, proto = message.get("ttl_ms"), message.get("proto", "tcp")
+        ttl, most, proto = message.get("ttl_ms"), message.get("max_bytes"), message.get("proto", "tcp")
         if proto not in ("tcp", "udp"):
             raise RefusedError("rule.proto", f"`{proto}` is not tcp or udp")
         async with self._changing:
             lease = await self._open_request(
                 document,
+                agent=str(message.get("agent", "")),
                 to=str(message.get("to")),
                 proto=proto,
                 requester=requester,
@@ -148,6 +151,8 @@ class Leases:
                 ttl_ms=ttl if isinstance(ttl, int) else None,
                 raw=message.get("raw") is True,
                 ech=message.get("ech") is True,
+                direct=message.get("direct") is True,
+                max_bytes=most if type(most) is int else None,
             )
         return self._row(lease)
 
@@ -164,36 +169,46 @@ class Leases:
         ttl_ms: int | None = None,
         raw: bool = False,
         ech: bool = False,
+        direct: bool = False,
+        max_bytes: int | None = None,
+        routed: bool = False,
     ) -> Lease:
         if sum(1 for lease in self._all.values() if lease.state is State.REQUESTED) >= self._asks.max_pending:
             raise RefusedError("ask.limit", f"{self._asks.max_pending} requests are waiting already")
-        scope = _scopes([to])
         asked = _rule(document, rule)
         knobs = document.knobs
-        outcome = states.request(
-            Lease(
-                id=f"{document.project}/{agent or requester}/{secrets.token_hex(3)}",
-                project=document.project,
-                to=scope,
-                protocols=(proto,),
-                private=asked.private if asked else False,
-                raw=raw or (asked.raw if asked else False),
-                ech=ech or (asked.ech if asked else False),
-                agents=frozenset({agent} if agent else ()),
-                ttl_ms=ttl_ms or (asked.ttl_ms if asked and asked.ttl_ms else states.DEFAULT_TTL_MS),
-                max_ttl_ms=asked.max_ttl_ms if asked and asked.max_ttl_ms else knobs.max_ttl_ms,
-                request_ttl_ms=self._asks.request_ttl_s * 1000,
-                approvals_needed=asked.approvals if asked and asked.approvals else knobs.approvals,
-                requester=agent or requester,
-                reason=reason,
-                policy=document.digest,
-            ),
-            self._now(),
+        draft = Lease(
+            id=f"{document.project}/{agent or requester}/{secrets.token_hex(3)}",
+            project=document.project,
+            to=_scopes([to]),
+            protocols=(proto,),
+            private=asked.private if asked else False,
+            raw=raw or (asked.raw if asked else False),
+            ech=ech or (asked.ech if asked else False),
+            # A job's own ask never is: it came by the proxy, and there is no other way out of a jail.
+            direct=direct or (asked.direct and routed if asked else False),
+            agents=frozenset({agent} if agent else ()),
+            ttl_ms=ttl_ms or (asked.ttl_ms if asked and asked.ttl_ms else states.DEFAULT_TTL_MS),
+            max_ttl_ms=asked.max_ttl_ms if asked and asked.max_ttl_ms else knobs.max_ttl_ms,
+            max_bytes=max_bytes,
+            request_ttl_ms=self._asks.request_ttl_s * 1000,
+            approvals_needed=asked.approvals if asked and asked.approvals else knobs.approvals,
+            requester=requester or agent,
+            reason=reason,
+            policy=document.digest,
         )
+        outcome = states.request(self._bounded(draft), self._now())
         if not outcome.ok:
             raise RefusedError(outcome.reason, f"{to}: this cannot be asked for")
-        await self._keep(outcome.lease, agent or requester)
+        await self._keep(outcome.lease, requester or agent)
         return outcome.lease
+
+    def _bounded(self, draft: Lease) -> Lease:
+        """A direct lease is for exact places, and says how many bytes it may move. Raises RefusedError."""
+        if not draft.direct:
+            return draft
+        direct_places.places(draft, self._labels)
+        return draft if draft.max_bytes is not None else replace(draft, max_bytes=direct_places.DEFAULT_BYTES)
 
     # -- deciding
 
@@ -203,6 +218,8 @@ class Leases:
             ttl_ms=message.get("ttl_ms") if isinstance(message.get("ttl_ms"), int) else None,
             raw=False if message.get("raw") is False else None,
             ech=False if message.get("ech") is False else None,
+            direct=False if message.get("direct") is False else None,
+            max_bytes=message.get("max_bytes") if type(message.get("max_bytes")) is int else None,
         )
         return await self._decide(
             message, person, lambda lease, actor, now: states.approve(lease, actor, now, narrowing)
@@ -264,7 +281,7 @@ class Leases:
             agent=",".join(sorted(lease.agents)),
             actor=actor,
             state=str(lease.state),
-            detail=" ".join([*map(str, lease.to), *_words(lease), why]).strip(),
+            detail=" ".join([*map(str, lease.to), *words(lease), why]).strip(),
         )
         ends = lease.state in _ENDS
         if not ends:
@@ -308,75 +325,13 @@ class Leases:
         return self._clock.now_ms()
 
     def _row(self, lease: Lease) -> dict[str, Any]:
-        """A lease as the command line and `--json` show it; times in ms since 1970."""
-        settled = states.settle(lease, self._now())
-        return {
-            "id": settled.id,
-            "state": str(settled.state),
-            "project": settled.project,
-            "to": [str(replace(scope, ports=None)) if scope.ports else str(scope) for scope in settled.to],
-            "ports": sorted(
-                {text for scope in settled.to for text in ports_text(scope.ports or settled.ports)}
-            ),
-            "speech": _words(settled),
-            "proto": list(settled.protocols),
-            "requester": settled.requester,
-            "reason": settled.reason,
-            "exp": settled.exp_ms,
-            "lapses": settled.requested_ms + settled.request_ttl_ms,
-            "ttl_ms": settled.ttl_ms,
-            "approvals": [approval.by for approval in settled.approvals],
-            "approvals_needed": settled.approvals_needed,
-            "ended_by": settled.ended_by,
-            "policy": settled.policy,
-        }
-
-    # -- explaining
-
-    def why(self, snapshot: Snapshot, subject: Subject, message: Message) -> dict[str, Any]:
-        """What would happen to a flow of `subject`, before names are resolved."""
-        text = str(message.get("to"))
-        try:
-            host, port = parse_authority(text.encode()) if _has_port(text) else (parse_host(text), 443)
-        except (MalformedError, UnicodeEncodeError) as error:
-            raise RefusedError(
-                getattr(error, "code", "malformed.host"), f"`{text}` is not HOST[:PORT]"
-            ) from None
-        decision = snapshot.decide(Request(subject, host, port), self._now(), Usage())
-        name = _host_text(host)
-        return {
-            "to": f"{name}:{port}",
-            "verdict": str(decision.verdict),
-            "reason": decision.reason,
-            "rule": decision.rule,
-            "text": short_text(decision.reason),
-            # The advice begins with the text above.
-            "next": ""
-            if decision.allowed
-            else advise(decision, name, port, subject.project).partition("; ")[2],
-        }
-
-
-def _host_text(host: str | Address) -> str:
-    if isinstance(host, str):
-        return host
-    text = format_address(host)
-    return f"[{text}]" if host.family == 6 else text
+        return lease_rows.row(lease, self._now())
 
 
 def _forgettable(lease: Lease, now_ms: int) -> bool:
     """Whether it has ended, and its time would have been over for long. The ledger keeps it."""
     over_ms = max(lease.exp_ms, lease.requested_ms + lease.request_ttl_ms)
     return lease.state in states.TERMINAL and now_ms >= over_ms + KEEP_ENDED_MS
-
-
-def _words(lease: Lease) -> list[str]:
-    """What may be spoken beside what the proxy judges, in the words of a policy."""
-    return [word for word in ("raw", "ech") if getattr(lease, word)]
-
-
-def _has_port(text: str) -> bool:
-    return ":" in text.rpartition("]")[2]
 
 
 def _scopes(texts: Iterable[str]) -> tuple[Any, ...]:

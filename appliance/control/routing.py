@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Final
 from exeat.appliance.errors import RefusedError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from exeat.appliance.config import Config
     from exeat.appliance.control.aio import Requester
     from exeat.appliance.control.evidence import Evidence
@@ -24,7 +26,14 @@ TRIES: Final = ("dns", "bypass", "quic", "rejected", "spoofed")
 class Routing:
     """The members' table as the warden last described it: `state`, {} where there is none."""
 
-    def __init__(self, config: Config, warden: Requester, evidence: Evidence) -> None:
+    def __init__(
+        self,
+        config: Config,
+        warden: Requester,
+        evidence: Evidence,
+        counted: Callable[[list[dict[str, Any]]], None] = lambda _: None,
+    ) -> None:
+        self._counted = counted  # hears of the pinholes
         self._members = config.routing.members
         self._warden, self._evidence = warden, evidence
         self.state: dict[str, Any] = {}
@@ -38,6 +47,7 @@ class Routing:
         while self._members:
             try:
                 reply, _ = await self._warden.call("routing.status")
+                self._counted(reply["pinholes"])
                 await self.judge(reply, asyncio.get_running_loop().time())
             except RefusedError as error:
                 self.state["failed"] = str(error)

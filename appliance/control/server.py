@@ -10,23 +10,24 @@ import asyncio
 import os
 import pwd
 import signal
-import socket
 import sys
 import time
 from typing import TYPE_CHECKING, Any
 
 from exeat.appliance.control.addresses import doors, host_addresses, not_public
-from exeat.appliance.control.aio import Link, Requester, Server
+from exeat.appliance.control.aio import Link, Requester, Server, answers
+from exeat.appliance.control.direct import Direct
 from exeat.appliance.control.evidence import Evidence
 from exeat.appliance.control.flows import Flows
 from exeat.appliance.control.hub import Hub
 from exeat.appliance.control.jobs import KILL_SWITCH, KILLED, Jobs
 from exeat.appliance.control.kill import KillSwitch
+from exeat.appliance.control.lease_rows import why
 from exeat.appliance.control.leases import Leases
 from exeat.appliance.control.policies import Change, Policies
 from exeat.appliance.control.resolvers import ResolverList
 from exeat.appliance.control.routing import Routing
-from exeat.appliance.control.spent import longest_window_ms, replay
+from exeat.appliance.control.spent import longest_window_ms, spent_before
 from exeat.appliance.control.store import Store, StoreError
 from exeat.appliance.control.time import TrustedClock
 from exeat.appliance.control.verbs import Verb, person
@@ -34,8 +35,6 @@ from exeat.appliance.errors import RefusedError
 from exeat.appliance.limits import node_limits
 from exeat.appliance.listeners import wanted
 from exeat.appliance.sections import endpoints
-from exeat.ledger.reader import ReaderError
-from exeat.ledger.since import gists_since
 from exeat.policy.admin import Actor, authorize
 from exeat.policy.lint import lint
 from exeat.policy.model import Subject
@@ -48,7 +47,6 @@ if TYPE_CHECKING:
     from exeat.ledger.ipc import Channel, Message
 
 TICK_S = 0.25
-SPENT_RETRY_S = 1.0
 FRESH_MS = 3_600_000  # the standard preset's freshness; sent again every third of it
 ROOT = 0
 
@@ -86,6 +84,7 @@ class Control:
             open_sockets=lambda jail, names: self.jobs.open_sockets(jail, names),
             on_ask=self.leases.ask,
             on_flows=lambda message: self.flows.heard(message),
+            on_direct=lambda message: self.direct.heard(message),
             spawn=self.spawn,
         )
         self.jobs = Jobs(
@@ -100,7 +99,6 @@ class Control:
             spawn=self.spawn,
         )
         self.jobs.recall()
-        self.routing = Routing(config, warden, self._evidence)
         self.kill = KillSwitch(
             store,
             self._evidence,
@@ -109,7 +107,21 @@ class Control:
             changed=self._publish,
             end_jobs=lambda project: self.jobs.end_all(project, KILL_SWITCH),
         )
-        self.flows = Flows(self.hub, self._evidence, lambda name: str(self.leases.row(name)["id"]))
+        self.direct = Direct(
+            config,
+            store,
+            self._clock,
+            self.leases,
+            warden,
+            tell=self.hub.tell,
+            stops=self.kill.stops,
+            announce=lambda event: self.flows.happened([event]),
+            spawn=self.spawn,
+        )
+        self.routing = Routing(config, warden, self._evidence, self.direct.counted)
+        self.flows = Flows(
+            self.hub, self._evidence, self.direct, lambda name: str(self.leases.row(name)["id"])
+        )
         self._server = Server(config.run_dir / "control" / "control.sock", {ROOT}, self._accepted)
         self._verbs: dict[str, Verb] = {
             "status": self._status,
@@ -139,6 +151,7 @@ class Control:
         self.spawn(self.jobs.adopt())
         self.spawn(self._tick())
         self.spawn(self.routing.watch())
+        self.spawn(self.direct.run())
 
     async def _load_policies(self) -> None:
         """What stands in the folder when the process starts is in force; changes are reviewed."""
@@ -186,28 +199,19 @@ class Control:
         )
 
     async def _spent(self, role: str) -> Message:
-        """What a gateway process that has just started must count as spent, out of the ledger.
-
-        While the ledger cannot be read there is no answer, and the process opens nothing.
-        """
+        """What a gateway process that has just started must count as spent, out of the ledger."""
+        if role == "proxy":
+            await self.direct.settle()  # it will count anew from what the ledger says
         snapshot = Snapshot.load(self._snapshot())
         since = self._clock.now_ms() - longest_window_ms(snapshot)
         earliest = min(since, self.leases.counted_since_ms(since))
-        while True:
-            try:
-                return await asyncio.to_thread(self._replay, snapshot, since, earliest, role)
-            except (OSError, ValueError, ReaderError) as error:
-                print(f"control: the ledger cannot be read for budgets: {error}", file=sys.stderr, flush=True)
-                await asyncio.sleep(SPENT_RETRY_S)
-
-    def _replay(self, snapshot: Snapshot, since_ms: int, earliest_ms: int, role: str) -> Message:
-        found = gists_since(self._config.state_dir / "ledger", earliest_ms * 1_000_000)
-        return replay(found, snapshot, since_ms).message(role)
+        return await spent_before(self._config.state_dir / "ledger", snapshot, since, earliest, role)
 
     def _publish(self) -> None:
         self._generation += 1
         self._published = time.monotonic()
         self.hub.publish()
+        self.direct.changed()
 
     # -- the command line's requests
 
@@ -249,17 +253,8 @@ class Control:
             "lab": list(self._config.lab.treat_as_public),
             "clock_trusted": self._clock.trusted,
             "routing": self.routing.state,
-            "down": [name for name in ("warden", "ledger") if not self._answers(name)],
+            "down": [name for name in ("warden", "ledger") if not answers(self._config.run_dir, name)],
         }
-
-    def _answers(self, process: str) -> bool:
-        kind = socket.SOCK_SEQPACKET if process == "ledger" else socket.SOCK_STREAM
-        with socket.socket(socket.AF_UNIX, kind) as sock:
-            try:
-                sock.connect(str(self._config.run_dir / process / f"{process}.sock"))
-            except OSError:
-                return False
-        return True
 
     async def _run(self, message: Message, fds: list[int]) -> dict[str, Any]:
         if len(fds) != 3:
@@ -281,7 +276,8 @@ class Control:
         return {"leases": self.leases.rows(message.get("project"), everything=bool(message.get("all")))}
 
     async def _lease_show(self, message: Message, _fds: list[int]) -> dict[str, Any]:
-        return {"lease": self.leases.row(str(message.get("lease")))}
+        row = self.leases.row(str(message.get("lease")))
+        return {"lease": {**row, **await self.flows.moved(row["id"]), **self.direct.of_lease(row["id"])}}
 
     async def _lease_request(self, message: Message, _fds: list[int]) -> dict[str, Any]:
         return {"lease": await self.leases.request(message, requester=person(message))}
@@ -301,7 +297,7 @@ class Control:
     async def _why(self, message: Message, _fds: list[int]) -> dict[str, Any]:
         project = self.policies.known(message.get("project")).project
         subject = Subject(project, str(message.get("agent") or "run"), "", "", self._config.node.name)
-        return self.leases.why(Snapshot.load(self._snapshot()), subject, message)
+        return why(Snapshot.load(self._snapshot()), subject, message, self._clock.now_ms())
 
     async def _policy_reload(self, message: Message, _fds: list[int]) -> dict[str, Any]:
         """Put the folder in force; what widens needs a second person."""

@@ -7,11 +7,15 @@ closed counts with everything it had reserved, as upload: more than it used, nev
 
 from __future__ import annotations
 
+import asyncio
+import sys
 from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from exeat.ledger.reader import ReaderError
 from exeat.ledger.records import Kind
+from exeat.ledger.since import gists_since
 from exeat.policy.addresses import from_packed
 from exeat.policy.errors import MalformedError
 from exeat.policy.model import Request, Subject
@@ -21,10 +25,12 @@ from exeat.policy.usage import Usage
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from pathlib import Path
 
     from exeat.ledger.since import Gist
     from exeat.policy.snapshot import Snapshot
 
+RETRY_S = 1.0
 GRAIN_MS = 1000  # no budget counts in a shorter window
 COUNTERS = ("connections", "lookups", "bytes_up", "bytes_down")
 
@@ -73,6 +79,23 @@ class Spent:
         ]
         leases = [] if role == "guard" else [{"lease": name, **used} for name, used in self.leases.items()]
         return {"t": "spent", "rows": rows, "leases": leases}
+
+
+async def spent_before(
+    ledger: Path, snapshot: Snapshot, since_ms: int, earliest_ms: int, role: str
+) -> dict[str, Any]:
+    """The hub message for a gateway process that has just started; budgets from `since_ms` on, leases
+    from `earliest_ms`. While the ledger cannot be read there is no answer, and the process opens nothing."""
+
+    def read() -> dict[str, Any]:
+        return replay(gists_since(ledger, earliest_ms * 1_000_000), snapshot, since_ms).message(role)
+
+    while True:
+        try:
+            return await asyncio.to_thread(read)
+        except (OSError, ValueError, ReaderError) as error:
+            print(f"control: the ledger cannot be read for budgets: {error}", file=sys.stderr, flush=True)
+            await asyncio.sleep(RETRY_S)
 
 
 def longest_window_ms(snapshot: Snapshot) -> int:

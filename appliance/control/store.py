@@ -26,6 +26,10 @@ MIGRATIONS = (
     """
     CREATE TABLE kill (scope TEXT PRIMARY KEY, body TEXT NOT NULL) STRICT;
     """,
+    """
+    CREATE TABLE direct (number TEXT PRIMARY KEY, body TEXT NOT NULL) STRICT;
+    CREATE TABLE owed (number INTEGER PRIMARY KEY AUTOINCREMENT, record BLOB NOT NULL) STRICT;
+    """,
 )
 
 
@@ -95,6 +99,23 @@ class Store:
 
     def load_kills(self) -> Iterator[tuple[str, str]]:
         yield from self._db.execute("SELECT scope, body FROM kill")
+
+    def save_direct(self, number: int, body: str) -> None:
+        """A pinhole that is about to be asked for, before it is."""
+        self._put("direct", "number", str(number), body)
+        self._db.execute("INSERT OR REPLACE INTO meta VALUES ('last_direct', ?)", (number,))
+
+    def delete_direct(self, number: int) -> None:
+        self._db.execute("DELETE FROM direct WHERE number = ?", (str(number),))
+
+    def load_direct(self) -> list[str]:
+        return [str(body) for (body,) in self._db.execute("SELECT body FROM direct")]
+
+    @property
+    def last_direct(self) -> int:
+        """The pinhole's number that was used last (0: none)."""
+        row = self._db.execute("SELECT value FROM meta WHERE name = 'last_direct'").fetchone()
+        return 0 if row is None else int(row[0])
 
     def save_document(self, digest: str, body: str) -> None:
         self._put("document", "digest", digest, body)

@@ -54,6 +54,7 @@ def in_words(decision: Decision) -> Answer:
         decision.lease,
         decision.raw,
         decision.ech,
+        decision.direct,
     )
 
 

@@ -253,6 +253,8 @@ def _rule(chance: random.Random, kind: str) -> dict[str, Any]:
             rule["private"] = "true"
         if chance.randrange(5) == 0:
             rule[chance.choice(["raw", "ech"])] = "true"
+        if kind == "ask" and chance.randrange(5) == 0:
+            rule["via"] = "direct"
         if chance.randrange(3) == 0:
             rule["budget"] = chance.choice(["hard", "soft"])
     return rule
@@ -269,6 +271,7 @@ def _lease(chance: random.Random, name: str) -> Lease:
         private=chance.random() < 0.4,
         raw=chance.random() < 0.2,
         ech=chance.random() < 0.2,
+        direct=chance.random() < 0.2,
         agents=_pick(chance, [frozenset()], [frozenset({"a1"}), frozenset({"a1", "a2"})], 3),
         nodes=_pick(chance, [frozenset()], [frozenset({"n1"})], 5),
         job=_pick(chance, [""], ["j1"], 4),

@@ -99,6 +99,8 @@ def rule_bodies(draw: st.DrawFn, kind: str) -> dict[str, Any]:
             rule["private"] = "true"
         if draw(st.integers(0, 5)) == 0:
             rule[draw(st.sampled_from(["raw", "ech"]))] = "true"
+        if kind == "ask" and draw(st.integers(0, 5)) == 0:
+            rule["via"] = draw(st.sampled_from(["direct", "direct", "proxy"]))
         if draw(st.integers(0, 3)) == 0:
             rule["budget"] = draw(st.sampled_from(["hard", "soft"]))
     return rule
@@ -178,6 +180,7 @@ def _leases(draw: st.DrawFn, name: str) -> Lease:
         private=draw(st.booleans()),
         raw=draw(st.sampled_from([False, False, True])),
         ech=draw(st.sampled_from([False, False, True])),
+        direct=draw(st.sampled_from([False, False, True])),
         agents=draw(st.sampled_from([frozenset(), frozenset({"a1"})])),
         job=draw(st.sampled_from(["", "", "j1"])),
         issuer=draw(st.sampled_from(["home", "home", "home", "w1"])),

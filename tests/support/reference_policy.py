@@ -51,6 +51,7 @@ class Answer(NamedTuple):
     lease: str = ""
     raw: bool = False
     ech: bool = False
+    direct: bool = False
 
 
 @dataclass(frozen=True)
@@ -148,18 +149,20 @@ def _decided(
 
     strangers = [address for address in request.resolved if address != request.host]
     public = all(around.classify(address) is AddressClass.PUBLIC for address in strangers)
-    raw, ech = ([item for item in _granting(all_, public) if getattr(item, word)] for word in ("raw", "ech"))
+    granting = _granting(all_, public)
     for lease in all_.leases:
         if public or lease.private:
-            return Answer(
-                "allow", "lease.active", lease.id, lease=lease.id, raw=len(raw) > 0, ech=len(ech) > 0
-            )
+            return Answer("allow", "lease.active", lease.id, lease=lease.id, **_speech(granting))
     answer = _rules_or_posture(document, request, all_, public)
     if all_.leases and answer.verdict == "deny":
         return Answer("deny", "address.not_public", all_.leases[0].id)
     if answer.verdict == "ask":  # on the terms of the one rule that asks
-        raw, ech = ([item for item in items if item.id == answer.rule] for items in (raw, ech))
-    return answer._replace(raw=len(raw) > 0, ech=len(ech) > 0) if answer.verdict != "deny" else answer
+        granting = [item for item in granting if item.id == answer.rule]
+    return answer._replace(**_speech(granting)) if answer.verdict != "deny" else answer
+
+
+def _speech(granting: Sequence[Rule | Lease]) -> dict[str, bool]:
+    return {word: any(getattr(item, word) for item in granting) for word in ("raw", "ech", "direct")}
 
 
 def _granting(all_: _Matching, public: bool) -> list[Rule | Lease]:

@@ -50,8 +50,42 @@ def made(tmp_path: Path, *parts: dict[str, Any]) -> tuple[Flows, Proxy]:
     return proxy.view, proxy
 
 
-def view_of(hub: Hub, tmp_path: Path) -> Flows:
-    return Flows(hub, Evidence(tmp_path / "no-ledger.sock", "n1"), no_lease)
+class Beside:
+    """In the place of the direct flows, which the proxy does not know."""
+
+    def __init__(self) -> None:
+        self.flows: list[dict[str, Any]] = []
+        self.cuts: list[str] = []
+
+    def rows(self) -> list[dict[str, Any]]:
+        return self.flows
+
+    def cut(self, _reason: str, hit: Callable[[dict[str, Any]], bool]) -> None:
+        self.cuts += [row["flow"] for row in self.flows if hit(row)]
+
+
+def view_of(hub: Hub, tmp_path: Path, direct: Any = None) -> Flows:
+    return Flows(hub, Evidence(tmp_path / "no-ledger.sock", "n1"), direct or Beside(), no_lease)
+
+
+def test_flows_past_the_proxy_stand_beside_its_own_and_are_cut_like_them(tmp_path: Path) -> None:
+    proxy = Proxy(lambda _: [{"rows": [{"flow": "ab12", "project": "p"}], "total": 1, "done": True}])
+    hub: Any = proxy
+    beside = Beside()
+    who = {"project": "q", "job": "", "lease": "q/ann/1"}
+    beside.flows = [{"flow": "cd34", "started_ns": 5, **who}, {"flow": "ab99", **who}]
+    proxy.view = view_of(hub, tmp_path, beside)
+    found = call(proxy.view, "flow.ls")
+    assert (found["total"], [row["flow"] for row in found["flows"]]) == (3, ["ab12", "cd34", "ab99"])
+    with pytest.raises(RefusedError, match="2 live flows begin with `ab`"):
+        call(proxy.view, "flow.cut", flow="ab")
+    assert beside.cuts == []
+    assert call(proxy.view, "flow.cut", project="q")["total"] == 3
+    assert beside.cuts == ["cd34", "ab99"]
+    proxy.answer = lambda _: [{"rows": [], "total": 0, "done": True}]
+    assert call(proxy.view, "flow.cut", flow="cd3")["flows"][0]["flow"] == "cd34"
+    assert beside.cuts == ["cd34", "ab99", "cd34"]
+    assert [what for _, what in proxy.cuts] == [{"project": "q"}, {"flow": "cd34"}]
 
 
 def call(view: Flows, verb: str, **message: Any) -> dict[str, Any]:

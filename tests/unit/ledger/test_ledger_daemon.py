@@ -142,7 +142,7 @@ def test_a_datagram_that_is_no_request(tmp_path: Path, datagram: bytes) -> None:
 def test_roles(tmp_path: Path) -> None:
     with running(tmp_path, writers={os.getuid(): "control"}) as daemon, Peer(daemon) as peer:
         assert peer.ask(record(Kind.LEASE, lease_id="l1"))[0] is Status.DURABLE
-        assert peer.ask(record(Kind.OPEN, 1))[0] is Status.REFUSED
+        assert peer.ask(record(Kind.RESERVE, 1))[0] is Status.REFUSED
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="needs root to be somebody else")

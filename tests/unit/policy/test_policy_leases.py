@@ -224,6 +224,7 @@ def test_json_round_trip() -> None:
         {"private": "yes"},
         {"raw": 1},
         {"ech": None},
+        {"direct": "yes"},
         {"max_bytes": -5},
         {"approvals": [{"by": "x"}]},
         {"unknown": 1},

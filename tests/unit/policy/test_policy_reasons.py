@@ -26,6 +26,7 @@ LOAD_ONLY = {
     "posture.acknowledge",
     "posture.default",
     "rule.proto",
+    "rule.via",
     "rule.when",
     "rule.approvals",
     "rule.never_matches",

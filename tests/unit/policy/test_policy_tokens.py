@@ -92,13 +92,20 @@ def test_a_chain_of_three_is_the_and_of_its_links() -> None:
 
 def test_the_and_holds_even_where_a_child_is_wider() -> None:
     wide = lease(
-        "L2", "*", ports=ANY_PORT, private=True, raw=True, protocols=("tcp", "udp"), nodes=frozenset({"w9"})
+        "L2",
+        "*",
+        ports=ANY_PORT,
+        private=True,
+        raw=True,
+        direct=True,
+        protocols=("tcp", "udp"),
+        nodes=frozenset({"w9"}),
     )
     narrow = replace(ROOT[0], nodes=frozenset({"w1"}), job="j", agents=frozenset({"a"}), max_uses=3)
     for links in ((Link(narrow), Link(wide)), (Link(wide), Link(narrow))):
         got = effective(links)
         assert {(scope.name, scope.ports) for scope in got.to} == {("github.com", ((22, 22), (443, 443)))}
-        assert (got.private, got.raw, got.ech) == (False, False, False)
+        assert (got.private, got.raw, got.ech, got.direct) == (False, False, False, False)
         assert got.protocols == ("tcp",)
         assert (got.job, got.max_uses) == ("j", 3)
         assert not got.serves(Subject("p", "a", "j", node="w1"), "tcp", NOW_MS)
@@ -125,6 +132,7 @@ def test_the_and_holds_even_where_a_child_is_wider() -> None:
         ({"private": True}, "chain.private"),
         ({"raw": True}, "chain.speech"),
         ({"ech": True}, "ok"),
+        ({"direct": True}, "chain.speech"),
         ({}, "ok"),
         ({"to": (parse_scope("api.github.com"), parse_scope("github.com:22"))}, "ok"),
         ({"except_": (parse_scope("api.github.com"),)}, "ok"),

@@ -1,0 +1,83 @@
+"""Leases as the command line and `--json` show them, and what would happen to a flow."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from exeat.appliance.errors import RefusedError
+from exeat.policy import leases as states
+from exeat.policy.addresses import format_address
+from exeat.policy.errors import MalformedError
+from exeat.policy.model import Address, Request
+from exeat.policy.names import parse_authority, parse_host
+from exeat.policy.reasons import advise, short_text
+from exeat.policy.scopes import ports_text
+from exeat.policy.usage import Usage
+
+if TYPE_CHECKING:
+    from exeat.ledger.ipc import Message
+    from exeat.policy.leases import Lease
+    from exeat.policy.model import Subject
+    from exeat.policy.snapshot import Snapshot
+
+
+def row(lease: Lease, now_ms: int) -> dict[str, Any]:
+    """A lease, settled; times in ms since 1970."""
+    settled = states.settle(lease, now_ms)
+    return {
+        "id": settled.id,
+        "state": str(settled.state),
+        "project": settled.project,
+        "agents": sorted(settled.agents),
+        "to": [str(replace(scope, ports=None)) if scope.ports else str(scope) for scope in settled.to],
+        "ports": sorted({text for scope in settled.to for text in ports_text(scope.ports or settled.ports)}),
+        "speech": words(settled),
+        "proto": list(settled.protocols),
+        "max_bytes": settled.max_bytes,
+        "requester": settled.requester,
+        "reason": settled.reason,
+        "exp": settled.exp_ms,
+        "lapses": settled.requested_ms + settled.request_ttl_ms,
+        "ttl_ms": settled.ttl_ms,
+        "approvals": [approval.by for approval in settled.approvals],
+        "approvals_needed": settled.approvals_needed,
+        "ended_by": settled.ended_by,
+        "policy": settled.policy,
+    }
+
+
+def words(lease: Lease) -> list[str]:
+    """What may be spoken beside what the proxy judges, in the words of a policy."""
+    return [word for word in ("raw", "ech", "direct") if getattr(lease, word)]
+
+
+def why(snapshot: Snapshot, subject: Subject, message: Message, now_ms: int) -> dict[str, Any]:
+    """What would happen to a flow of `subject`, before names are resolved."""
+    text = str(message.get("to"))
+    try:
+        host, port = parse_authority(text.encode()) if _has_port(text) else (parse_host(text), 443)
+    except (MalformedError, UnicodeEncodeError) as error:
+        raise RefusedError(getattr(error, "code", "malformed.host"), f"`{text}` is not HOST[:PORT]") from None
+    decision = snapshot.decide(Request(subject, host, port), now_ms, Usage())
+    name = host_text(host)
+    return {
+        "to": f"{name}:{port}",
+        "verdict": str(decision.verdict),
+        "reason": decision.reason,
+        "rule": decision.rule,
+        "text": short_text(decision.reason),
+        # The advice begins with the text above.
+        "next": "" if decision.allowed else advise(decision, name, port, subject.project).partition("; ")[2],
+    }
+
+
+def host_text(host: str | Address) -> str:
+    if isinstance(host, str):
+        return host
+    text = format_address(host)
+    return f"[{text}]" if host.family == 6 else text
+
+
+def _has_port(text: str) -> bool:
+    return ":" in text.rpartition("]")[2]
