@@ -35,11 +35,33 @@ COMMANDS = {
     "version": "info",
     "serve": "serve",
 }
+# What `exeat --help` says of each. It stands here, too, so that help needs none of the modules.
+SUMMARIES = {
+    "up": "run the appliance in the foreground",
+    "run": "run a command in a jail that reaches the network only by policy",
+    "why": "what would happen to a flow, and what would change it",
+    "lease": "list, ask for, approve and revoke leases",
+    "status": "whether the appliance runs, and with what",
+    "kill": "the kill switch: what is stopped; stop it, let it again",
+    "flow": "list, watch and cut live flows",
+    "policy": "check, show, try out and test policies",
+    "ledger": "read the evidence and check it",
+    "keys": "the ledger's signing key, and how it is changed",
+    "dns": "what was looked up, and what was said",
+    "lab": "a small Internet in network namespaces, to try exeat in",
+    "doctor": "check this machine and say what to do next",
+    "identity": "names and passwords for clients outside jails",
+    "config": "check or show the configuration",
+    "version": "print the version",
+    "env": "the environment a job gets, to eval in a shell",
+    "completion": "print a completion script",
+    "serve": "run one process of the appliance (used by `exeat up`)",
+}
 _GLOBAL = ("--config", "--state-dir", "--run-dir")
 
 
-def build_parser(command: str = "") -> argparse.ArgumentParser:
-    """The whole command line as one parser, or as much of it as `command` needs."""
+def build_parser(command: str = "", *, names_only: bool = False) -> argparse.ArgumentParser:
+    """The whole command line as one parser, or as much of it as `command`, or its help, needs."""
     parser = argparse.ArgumentParser(
         prog="exeat",
         description="Egress firewall for machines that run AI agents: nothing leaves without a lease.",
@@ -48,6 +70,10 @@ def build_parser(command: str = "") -> argparse.ArgumentParser:
     )
     _add_global(parser, default=None)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    if names_only:
+        for name, text in SUMMARIES.items():
+            commands.add_parser(name, help=text)
+        return parser
     modules = [COMMANDS[command]] if command in COMMANDS else dict.fromkeys(COMMANDS.values())
     for name in modules:
         importlib.import_module(f"exeat.appliance.commands.{name}").register(commands)
@@ -81,7 +107,9 @@ def _command(words: list[str]) -> str:
 def main(argv: list[str] | None = None) -> int:
     """Run one command; every expected failure is one line on stderr and its exit code."""
     words = sys.argv[1:] if argv is None else argv
-    args = build_parser(_command(words)).parse_args(words)
+    command = _command(words)
+    asks_help = not command and not {"-h", "--help"}.isdisjoint(words)
+    args = build_parser(command, names_only=asks_help).parse_args(words)
     try:
         code: int = args.handler(args)
     except UsageError as error:

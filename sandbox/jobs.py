@@ -195,7 +195,7 @@ class Jobs:
         """Take back what an earlier warden left: watch what runs, settle what does not."""
         for folder in sorted(self._places.job("").iterdir()):
             job = self.all[folder.name] = Job(folder.name, _number(folder / "uid") or 0)
-            launcher = -1 if (folder / "exit").exists() else _find_launcher(folder)
+            launcher = -1 if _number(folder / "exit") is not None else _find_launcher(folder)
             if launcher < 0:
                 self._settle(job)
             else:

@@ -20,15 +20,14 @@ exec 3<&0 4>&1 5>&2 </dev/null >/dev/null 2>&1
 folder=$2
 shift 2
 """
-# Created exclusively (set -C): either this start owns the job, or a warden that gave it up does.
+# Created exclusively (set -C): `launcher`; either this start owns the job, or a warden that gave it up does.
 _RUN: Final = (
     _ENTER
     + """
 set -C
 echo $$ >"$folder/launcher" || exit
 "$@"
-echo $? >"$folder/exit.new"
-mv "$folder/exit.new" "$folder/exit"
+echo $? >|"$folder/exit"
 """
 )
 _ONCE: Final = _ENTER + 'exec "$@" 3<&- 4>&- 5>&-'

@@ -12,7 +12,6 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from exeat.appliance import summary
 from exeat.appliance.client import Client, load_config
 from exeat.appliance.errors import NotReachableError, RefusedError, UsageError
 from exeat.appliance.limits import TIME, parse_limits
@@ -273,6 +272,8 @@ def _write_all(fd: int, data: bytes) -> None:
 
 
 def _print_summary(config: Config, job: str, *, as_json: bool) -> None:
+    from exeat.appliance import summary  # reads the ledger: not before the job runs, not where it is quiet
+
     lines = summary.of_job(config.state_dir / "ledger", job)
     sys.stdout.flush()
     print(summary.as_json(job, lines) if as_json else summary.as_text(lines), file=sys.stderr)

@@ -65,6 +65,10 @@ def _boot_s() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
+def _profile(request: dict[str, Any]) -> str:
+    return str(request.get("profile", Profile.STANDARD_NET))
+
+
 def _numbers(raw: object) -> dict[str, int]:
     """What they mean is the warden's to judge."""
     if not isinstance(raw, dict) or not all(type(value) is int and value >= 0 for value in raw.values()):
@@ -108,9 +112,11 @@ class Jobs:
         self.all[job.name] = job
         self._policies.bind(job.name, job.policy)
         try:
-            await self._make_jail(job)
+            await self._prepare(job, request)
             await self._start_container(job, request, fds)
-        except BaseException:
+        except BaseException as error:
+            job.code, job.reason = _CODE_LOST, error.code if isinstance(error, RefusedError) else LOST
+            await self._evidence.owe(self._record(job, "exit", str(error)))
             await self._remove(job)
             self.all.pop(job.name, None)
             raise
@@ -119,25 +125,27 @@ class Jobs:
         self._spawn(self._expire(job))
         return job
 
+    async def _prepare(self, job: Job, request: dict[str, Any]) -> None:
+        """Its jail, and the record that it starts: both before its first process."""
+        asked = "".join(f", {name}={value}" for name, value in job.limits.items())
+        record = self._record(job, "start", f"{job.argv[0]}, {_profile(request)}{asked}")
+        # Not a TaskGroup: what goes on when the other fails must end before it is taken down.
+        work = (self._make_jail(job), self._evidence.write(record))
+        for failure in await asyncio.gather(*work, return_exceptions=True):
+            if failure is not None:
+                raise failure
+
     async def _start_container(self, job: Job, request: dict[str, Any], fds: Sequence[int]) -> None:
-        profile = str(request.get("profile", Profile.STANDARD_NET))
         arguments = {
             "argv": job.argv,
             "env": self._environment(job, request),
             "mounts": request.get("mounts", []),
             "cwd": request.get("cwd", "/work"),
-            "profile": profile,
+            "profile": _profile(request),
             "user": request.get("user", "fresh"),
             "limits": job.limits,
         }
-        asked = "".join(f", {name}={value}" for name, value in job.limits.items())
-        await self._evidence.write(self._record(job, "start", f"{job.argv[0]}, {profile}{asked}"))
-        try:
-            reply, _ = await self._warden.call("job.start", fds, job=job.name, **arguments)
-        except BaseException as error:
-            job.code, job.reason = _CODE_LOST, error.code if isinstance(error, RefusedError) else LOST
-            await self._evidence.owe(self._record(job, "exit", str(error)))
-            raise
+        reply, _ = await self._warden.call("job.start", fds, job=job.name, **arguments)
         job.work, job.started_s = str(reply.get("work", "")), _boot_s()
 
     def _save(self, job: Job) -> None:
