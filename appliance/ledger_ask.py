@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from exeat.appliance.errors import NotReachableError, UsageError
+from exeat.appliance.ledger_text import cell
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -149,14 +150,9 @@ def _write(form: str, columns: Sequence[str], rows: list[tuple[Any, ...]]) -> No
     elif form == "csv":
         writer = csv.writer(sys.stdout, lineterminator="\n")
         writer.writerow(columns)
-        writer.writerows([[_cell(value) for value in row] for row in rows])
+        writer.writerows([[cell(value) for value in row] for row in rows])
     else:
         _table(columns, rows)
-
-
-def _cell(value: Any) -> Any:
-    """A spreadsheet must not take a text from the ledger for a formula."""
-    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@") else value
 
 
 def _table(columns: Sequence[str], rows: list[tuple[Any, ...]]) -> None:

@@ -69,3 +69,15 @@ def human(count: int) -> str:
         value, unit = value / 1000, unit + 1
     name = ("B", "kB", "MB", "GB", "TB")[unit]
     return f"{count} B" if unit == 0 else f"{value:.3g} {name}"
+
+
+def cell(value: Any) -> Any:
+    """A spreadsheet must not take a text from the ledger for a formula."""
+    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@") else value
+
+
+def usd(nano: int) -> str:
+    """A sum in dollars, exact: at least cents, at most nine places."""
+    whole, rest = divmod(nano, 1_000_000_000)
+    places = f"{rest:09d}".rstrip("0")
+    return f"{whole}.{places:0<2}"

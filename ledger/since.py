@@ -73,7 +73,7 @@ def gists_since(root: Path, since_ns: int) -> Iterator[Gist]:
     reading = _Reading()
     for directory in sorted(path.parent for path in root.glob("*/seg")):
         index = first_segment(directory, since_ns)
-        yield from map(Gist.of, _open_before(directory, index))
+        yield from map(Gist.of, open_before(directory, index))
         for _, data in Follower(directory, index=index).poll():
             yield reading.gist(data)
 
@@ -92,7 +92,7 @@ def _begun(path: Path) -> int:
         return segment.head_time(file.read(segment.HEAD_PREFIX))
 
 
-def _open_before(directory: Path, index: int) -> Iterator[Record]:
+def open_before(directory: Path, index: int) -> Iterator[Record]:
     """What is known at the start of a segment of the flows that can still spend, oldest first."""
     data = find_segments(directory)[index].read_bytes()
     head = next(segment.scan(data), None)

@@ -31,6 +31,7 @@ OWNER = {
 BESIDE = {
     "archive-prepare": ("ledger archive prepare", CONFIG.users.ledger, "ledger"),
     "stream": ("serve stream", CONFIG.users.export, "stream"),
+    "review": ("ledger review --dir /var/lib/exeat/review", CONFIG.users.ledger, "review exeat/ledger"),
     "archive": ("ledger archive run --carry-only", CONFIG.users.export, "archive"),
     "witness": ("serve witness", CONFIG.users.export, "witness"),
 }

@@ -13,7 +13,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from exeat.appliance import ledger_archive, ledger_ask, ledger_proofs, ledger_seals, ledger_stream
+from exeat.appliance import (
+    ledger_archive,
+    ledger_ask,
+    ledger_proofs,
+    ledger_review,
+    ledger_seals,
+    ledger_stream,
+)
 from exeat.appliance.client import load_config
 from exeat.appliance.errors import NotReachableError, UsageError
 from exeat.appliance.ledger_text import as_json, human, line
@@ -57,7 +64,7 @@ def register(commands: Any) -> None:
     check.set_defaults(handler=run_verify)
     others = [
         part.register(actions, _ledgers)
-        for part in (ledger_ask, ledger_proofs, ledger_archive, ledger_stream, ledger_seals)
+        for part in (ledger_ask, ledger_proofs, ledger_review, ledger_archive, ledger_stream, ledger_seals)
     ]
     for action in (show, check, *(each for part in others for each in part)):
         action.add_argument("--json", action="store_true", help="print JSON")
