@@ -245,7 +245,7 @@ class Sandbox(Section):
     roots: tuple[Path, ...] = (Path("/srv"), Path("/home"))
     uid_base: Annotated[int, Field(ge=1000, le=2**31)] = 700_000
     uid_count: Annotated[int, Field(ge=1, le=100_000)] = 1000
-    runtime: str = "crun"
+    runtime: str = ""  # "": crun where it is installed, else runc
     limits: str = ""
 
     @field_validator("limits")

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import exeat
-from exeat.appliance.preflight import first_unreadable
+from exeat.appliance.preflight import RUNTIMES, first_unreadable, runtime
 from exeat.policy.addresses import format_address, parse_address
 from exeat.policy.names import MalformedError
 from exeat.proxy import relays
@@ -77,8 +77,8 @@ class Tool:
     arguments: tuple[str, ...] = ("--version",)
 
 
+RUNTIME_TOOLS = {"crun": Tool("crun", "crun", (1, 8)), "runc": Tool("runc", "runc", (1, 1))}
 TOOLS = (
-    Tool("crun", "crun", (1, 8)),
     Tool("nft", "nftables", (1, 0, 6)),
     Tool("ip", "iproute2", (6, 1), ("-V",)),
     Tool("unshare", "util-linux", (2, 38)),
@@ -231,6 +231,16 @@ def check_tool(tool: Tool) -> Check:
     )
 
 
+def check_runtime(configured: str) -> Check:
+    """The program that jobs run in: the configured one, or the one that would be chosen."""
+    name = runtime(configured)
+    check = check_tool(RUNTIME_TOOLS.get(name, Tool(name, name, (1,))))
+    if check.status is Status.OK and not configured and name != RUNTIMES[0]:
+        cure = f"apt-get install {RUNTIMES[0]}"
+        return warn(name, f"{check.detail}: jobs start more slowly in it than in {RUNTIMES[0]}", cure)
+    return check
+
+
 def check_users(names: Iterable[str], known: Callable[[str], object] = pwd.getpwnam) -> Check:
     missing = []
     for name in names:
@@ -345,6 +355,7 @@ def _examine(config: Config) -> Iterator[Check]:
         yield check_folder("run folder", config.run_dir)
         yield check_folder("state folder", config.state_dir)
     yield check_python(sys.version_info[:3])
+    yield check_runtime(config.sandbox.runtime)
     yield from (check_tool(tool) for tool in TOOLS)
     yield check_ipv6(Path("/proc/net"), Path("/sys/module/ipv6/parameters/disable"))
     yield check_seccomp(_text("/proc/sys/kernel/seccomp/actions_avail"))

@@ -1,4 +1,4 @@
-"""Jobs: one crun container each, under a launcher that outlives the warden.
+"""Jobs: one container each, under a launcher that outlives the warden.
 
 Privileged code. All that must survive the warden lies in RUN/warden/jobs/<job>/: `uid`,
 `launcher` and `pid` (process ids), and `exit` (the code, written last).
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from exeat.ledger.reactor import EPOLLIN, Reactor
 from exeat.sandbox import cgroup, netns, oci
-from exeat.sandbox.launcher import Places, Runtime
+from exeat.sandbox.launcher import Places, runtime
 from exeat.sandbox.names import SpecError
 from exeat.sandbox.steps import ENV, done
 
@@ -66,12 +66,12 @@ class Job:
 
 
 class Jobs:
-    def __init__(self, places: Places, runtime: str, reactor: Reactor) -> None:
+    def __init__(self, places: Places, program: str, reactor: Reactor) -> None:
         self.all: dict[str, Job] = {}
         self._places, self._reactor = places, reactor
         controllers = _CONTROLLERS.read_text() if _CONTROLLERS.exists() else ""
         layout = cgroup.layout(_MOUNTS.read_text(), controllers)
-        self._runtime = Runtime(runtime, places, layout.mask, layout.limits)
+        self._runtime = runtime(program, places, layout)
         links = oci.merged_links(path.name for path in Path("/").iterdir() if path.is_symlink())
         etc = tuple(filter(os.path.exists, oci.HOST_ETC))
         max_files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]

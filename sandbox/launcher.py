@@ -7,12 +7,14 @@ code. All that changes reaches it as a positional argument.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-# The caller's descriptors move out of crun's way (see oci._INIT). $1 is a mount to hide from crun
+    from exeat.sandbox.cgroup import Layout
+
+# The caller's descriptors move out of the runtime's way (see oci._INIT). $1 is a mount to hide from it
 # in the launcher's own mount namespace ("" for none), $2 the job's folder.
 _ENTER: Final = """
 exec 3<&0 4>&1 5>&2 </dev/null >/dev/null 2>&1
@@ -42,7 +44,7 @@ class Places:
 
     def folders(self) -> list[tuple[Path, int]]:
         """All of them with their modes, parents first. Below `run` only root may enter."""
-        inner = [self.run / name for name in ("netns", "jails", "jobs", "mounts", "crun")]
+        inner = [self.run / name for name in ("netns", "jails", "jobs", "mounts", "containers")]
         return [(self.work, 0o711), (self.run, 0o711), *((folder, 0o700) for folder in inner)]
 
     def netns(self, jail: str) -> Path:
@@ -73,9 +75,23 @@ class Places:
         return self.run / "mounts" / f"{job}.{number}"
 
 
+class ContainerRuntime(Protocol):
+    """A program that runs OCI bundles, as the launcher calls it on this machine."""
+
+    @property
+    def limits(self) -> bool:
+        """Do memory, pids and cpu limits hold?"""
+
+    def run(self, job: str) -> list[str]:
+        """Run the job's bundle to its end. Standard descriptors are the job's."""
+
+    def delete(self, job: str) -> list[str]:
+        """Kill and forget a container whose launcher has vanished."""
+
+
 @dataclass(frozen=True, slots=True)
-class Runtime:
-    """How crun is called on this machine. `mask` and `limits` are cgroup.Layout's."""
+class Runc:
+    """`mask` and `limits` are cgroup.Layout's."""
 
     binary: str
     places: Places
@@ -83,17 +99,32 @@ class Runtime:
     limits: bool
 
     def run(self, job: str) -> list[str]:
-        """Run the job's bundle to its end. Standard descriptors are the job's."""
         folder = self.places.job(job)
         options = ["--preserve-fds", "3", "--bundle", str(folder), "--pid-file", str(folder / "pid")]
         return self._command(_RUN, job, "run", *options, job)
 
     def delete(self, job: str) -> list[str]:
-        """Kill and forget a container whose launcher has vanished."""
         return self._command(_ONCE, job, "delete", "--force", job)
 
     def _command(self, text: str, job: str, *arguments: str) -> list[str]:
-        folder, root = self.places.job(job), self.places.run / "crun"
-        manager = () if self.limits else ("--cgroup-manager=disabled",)
-        crun = (self.binary, "--root", str(root), "--log", str(folder / "log"), *manager, *arguments)
-        return ["unshare", "-m", "/bin/sh", "-c", text, "exeat-job", self.mask, str(folder), *crun]
+        folder, root = self.places.job(job), self.places.run / "containers"
+        program = (self.binary, "--root", str(root), "--log", str(folder / "log"), *self._options())
+        launcher = ("unshare", "-m", "/bin/sh", "-c", text, "exeat-job", self.mask, str(folder))
+        return [*launcher, *program, *arguments]
+
+    def _options(self) -> tuple[str, ...]:
+        return ()
+
+
+@dataclass(frozen=True, slots=True)
+class Crun(Runc):
+    """Takes what runc takes; can also do without cgroups, and then without limits."""
+
+    def _options(self) -> tuple[str, ...]:
+        return () if self.limits else ("--cgroup-manager=disabled",)
+
+
+def runtime(binary: str, places: Places, layout: Layout) -> ContainerRuntime:
+    """Which one `binary` is, by its name. An unknown one is spoken to as runc."""
+    kind = Crun if binary.rpartition("/")[2].startswith("crun") else Runc
+    return kind(binary, places, layout.mask, layout.limits)

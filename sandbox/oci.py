@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from exeat.sandbox.limits import Limits
     from exeat.sandbox.spec import JobSpec, Mount
 
-_DIRS: Final = ("usr", "etc", "etc/ssl", "proc", "dev", "tmp", "run", "run/exeat", "work")
+# Not /tmp and /work: runc gives a tmpfs the mode of the folder below it, and makes one where there is none.
+_DIRS: Final = ("usr", "etc", "etc/ssl", "proc", "dev", "run", "run/exeat")
 _MERGED: Final = ("bin", "sbin", "lib", "lib64", "lib32", "libx32")
 
 # Parts of the host's /etc that programs under /usr cannot do without. Nothing here is a secret.

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 PACKAGE_OF = {  # the program a test may start, and the Debian package that has it
     "crun": "crun",
+    "runc": "runc",
     "nft": "nftables",
     "ip": "iproute2",
     "unshare": "util-linux",

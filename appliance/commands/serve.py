@@ -14,6 +14,7 @@ from exeat.appliance import listeners
 from exeat.appliance.client import load_config
 from exeat.appliance.errors import NotReachableError
 from exeat.appliance.limits import node_limits
+from exeat.appliance.preflight import runtime
 from exeat.appliance.routing import host_table, identities
 from exeat.appliance.supervisor import EXPORTING, START_ORDER
 
@@ -103,7 +104,7 @@ def _warden(config: Config) -> int:
         uid_base=config.sandbox.uid_base,
         uid_count=config.sandbox.uid_count,
         roots=config.sandbox.roots,
-        runtime=config.sandbox.runtime,
+        runtime=runtime(config.sandbox.runtime),
         limits=node_limits(config.sandbox.limits)[0],
     )
     return serve(settings, notify_ready)

@@ -32,9 +32,9 @@ PROTOCOLS = (0, 1, 2, 6, 12, 15, 17, 47, 50, 58, 132, 136, 255, 262, 768)
 Call = tuple[int, tuple[int, ...]]
 
 
-@pytest.fixture(scope="module")
-def rig() -> Iterator[WardenRig]:
-    with WardenRig() as made:
+@pytest.fixture(scope="module", params=["crun", "runc"])
+def rig(request: pytest.FixtureRequest) -> Iterator[WardenRig]:
+    with WardenRig(runtime=request.param) as made:
         yield made
 
 

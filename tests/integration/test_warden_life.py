@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 from tests.support.warden_rig import UID_BASE, WardenRig, children_of, mounts_below
 
-from exeat.sandbox.launcher import Places, Runtime
+from exeat.sandbox.launcher import Crun, Places
 from exeat.sandbox.spec import SOCKETS
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def test_a_late_launcher_does_not_start_a_job_that_was_given_up(rig: WardenRig) 
     (rig.run / "jobs" / "late").mkdir()
     rig.start()
     assert (rig.run / "jobs" / "late" / "launcher").exists()
-    command = Runtime("/bin/echo", Places(rig.run, rig.work), "", limits=True).run("late")
+    command = Crun("/bin/echo", Places(rig.run, rig.work), "", limits=True).run("late")
     with open(rig.base / "said", "wb") as said:
         assert subprocess.run(command, stdout=said, stderr=said, check=False).returncode != 0
     assert (rig.run / "jobs" / "late" / "exit").read_text() == "137"

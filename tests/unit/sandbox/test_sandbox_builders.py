@@ -11,7 +11,7 @@ import pytest
 
 from exeat.sandbox import cgroup, oci, seccomp
 from exeat.sandbox.env import job_environment
-from exeat.sandbox.launcher import Places, Runtime
+from exeat.sandbox.launcher import Crun, Places, Runc, runtime
 from exeat.sandbox.limits import Limits
 from exeat.sandbox.names import SpecError, parse_name
 from exeat.sandbox.spec import JobSpec, Mount, Profile
@@ -242,13 +242,13 @@ def test_cgroup_layout(mountinfo: str, controllers: str, mask: str, limits: bool
 
 
 def test_commands_are_fixed_text_with_arguments() -> None:
-    first = Runtime("crun", PLACES, "/sys/fs/cgroup/unified", limits=True).run("a")
-    second = Runtime("/opt/x y/crun", PLACES, "", limits=False).run("b")
+    first = Crun("crun", PLACES, "/sys/fs/cgroup/unified", limits=True).run("a")
+    second = Crun("/opt/x y/crun", PLACES, "", limits=False).run("b")
     assert first[:4] == second[:4] == ["unshare", "-m", "/bin/sh", "-c"]
     assert first[4] == second[4]
     assert "--cgroup-manager=disabled" in second
     assert "--cgroup-manager=disabled" not in first
-    assert Runtime("crun", PLACES, "", limits=True).delete("a")[-3:] == ["delete", "--force", "a"]
+    assert Crun("crun", PLACES, "", limits=True).delete("a")[-3:] == ["delete", "--force", "a"]
 
 
 def test_the_limits_of_a_job_are_in_its_configuration() -> None:
@@ -273,3 +273,18 @@ def test_a_job_that_needs_what_does_not_hold_here_is_refused() -> None:
     with pytest.raises(SpecError) as caught:
         oci.plan(replace(JOB, needs_cgroup=True), uid=1000, host=without, places=PLACES)
     assert caught.value.code == "limits"
+
+
+@pytest.mark.parametrize(
+    ("binary", "kind", "disabled"),
+    [
+        ("crun", Crun, True),
+        ("/opt/crun-1.20", Crun, True),
+        ("runc", Runc, False),
+        ("/x/crun/youki", Runc, False),
+    ],
+)
+def test_a_runtime_is_known_by_its_name(binary: str, kind: type, disabled: bool) -> None:
+    made = runtime(binary, PLACES, cgroup.Layout("", limits=False))
+    assert type(made) is kind
+    assert ("--cgroup-manager=disabled" in made.run("a")) is disabled

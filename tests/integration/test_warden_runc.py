@@ -1,0 +1,65 @@
+"""The fallback runtime does what the first one does: codes, streams, limits, kill, and a lost launcher."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import TYPE_CHECKING
+
+import pytest
+from tests.support.warden_rig import WardenRig, mounts_below
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = pytest.mark.root
+
+
+@pytest.fixture(scope="module")
+def rig() -> Iterator[WardenRig]:
+    with WardenRig(runtime="runc", memory=96 * 1024**2, pids=40) as made:
+        yield made
+
+
+@pytest.mark.parametrize(
+    ("script", "code"), [("exit 7", 7), ("kill -TERM $$", 143), ("no-such", 127), ("/etc/hosts", 126)]
+)
+def test_exit_codes(rig: WardenRig, script: str, code: int) -> None:
+    assert rig.run_job("code", ["sh", "-c", script]).code == code
+
+
+def test_streams_mounts_and_user(rig: WardenRig) -> None:
+    (rig.base / "share" / "data").write_text("given")
+    mounts = [{"path": str(rig.base / "share"), "mode": "ro"}]
+    script = f"cat; cat {rig.base}/share/data; touch {rig.base}/share/x; id -un; pwd"
+    ended = rig.run_job("streams", ["sh", "-c", script], stdin=b"in:", mounts=mounts)
+    assert ended.out == "in:givenjob\n/work\n"
+    assert "Read-only file system" in ended.err
+    assert not mounts_below(rig.run / "mounts")
+
+
+def test_memory_and_processes_are_limited(rig: WardenRig) -> None:
+    ended = rig.run_job("memory", ["python3", "-c", "x = b'x' * 300_000_000"])
+    assert (ended.code, ended.oom) == (137, True)
+    forks = "import os\ntry:\n while os.fork(): pass\nexcept OSError as error: print(error.errno)"
+    assert "11" in rig.run_job("forks", ["python3", "-c", forks]).out
+
+
+@pytest.mark.parametrize("what", ["job", "launcher"])
+def test_a_killed_job_leaves_nothing(rig: WardenRig, what: str) -> None:
+    name = f"kill-{what}"
+    rig.call("jail.create", jail=name).close()
+    with open(os.devnull, "r+b") as null:
+        started = rig.start_job(
+            name, ["sh", "-c", "trap '' TERM; sleep 600 & sleep 600"], (null.fileno(),) * 3
+        )
+    assert started["ok"], started.message
+    if what == "job":
+        rig.call("job.kill", job=name)
+    else:
+        os.kill(int((rig.run / "jobs" / name / "launcher").read_text()), signal.SIGKILL)
+    assert rig.call("job.wait", job=name)["code"] == 137
+    assert not os.path.exists(f"/proc/{started['pid']}")
+    assert rig.call("job.remove", job=name)["ok"]
+    assert os.listdir(rig.run / "containers") == []
+    rig.call("jail.destroy", jail=name)
