@@ -11,7 +11,10 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from exeat.ledger import patterns
+
 if TYPE_CHECKING:
+    import re
     from collections.abc import Sequence
 
 _FRONT: Final = 6  # fields: two times, flow, three counts
@@ -81,6 +84,7 @@ class Quick:
         self._flow_kinds, self._kinds = flow_kinds, kinds
         self._made: dict[tuple[Any, ...], bytes] = {}
         self._judged: dict[bytes, tuple[bytes, str]] = {}
+        self._tails: dict[int, re.Pattern[bytes]] = {}  # of a record's fields behind _WHO, by how many it has
 
     # --- encoding
 
@@ -209,10 +213,19 @@ class Quick:
         if used <= _WHO:
             raise _Unusual
         judged = self._who_at(data, at)
-        last, end = self._walk(data, at + len(judged[0]), self._fields[_WHO:used])
+        at += len(judged[0])
+        tail = self._tails.get(used) or self._tail(used)
+        if tail.fullmatch(data, at) is not None:
+            return kind, flow, out, into, reserved, judged[1]
+        last, end = self._walk(data, at, self._fields[_WHO:used])
         if end != len(data) or data[last:] == self._empty[used - 1]:
             raise _Unusual
         return kind, flow, out, into, reserved, judged[1]
+
+    def _tail(self, used: int) -> re.Pattern[bytes]:
+        fields = [(self._types[at], self._caps[at]) for at in range(_WHO, used)]
+        self._tails[used] = made = patterns.run(fields, self._empty[used - 1])
+        return made
 
     def outline(self, data: bytes) -> Outline | None:
         """What an index needs of a record that was judged before it was stored; None: not for here."""
