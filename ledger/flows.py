@@ -90,6 +90,8 @@ def _step_open(state: OpenFlow, record: FlowRecord, seq: int, owner: int) -> tup
         return state._replace(owner=owner), state.open_seq
     if record.kind is Kind.CLOSE:
         return SettledFlow(state.open_seq, seq, orphaned=False), None
+    if record.kind is Kind.PROGRESS and record.bytes_out + record.bytes_in < state.bytes_out + state.bytes_in:
+        return state, state.open_seq  # sent again after a later one: it says nothing that is not known
     grown = OpenFlow(
         state.open_seq,
         max(state.bytes_out, record.bytes_out),

@@ -182,6 +182,9 @@ def test_what_the_table_stores_adds_up(steps: list[tuple[Kind, int, int, int]]) 
         assert kinds.count(Kind.ORPHAN) <= 1
         if Kind.CLOSE in kinds:
             assert kinds[-1] is Kind.CLOSE
+        found = [each for each in map(records.decode, stored) if each.flow == bytes([number]) * 16]
+        counts = [each.bytes_out for each in found if each.kind is Kind.PROGRESS]
+        assert counts == sorted(counts)
     replayed, carried = flows.FlowTable(), flows.FlowTable()
     for seq, data in enumerate(stored):
         replayed.replay(seq, data)

@@ -97,6 +97,18 @@ def test_a_second_open_or_close_gets_the_first_ones_number(tmp_path: Path) -> No
         assert kinds(daemon) == ["boot", "open", "deny", "close"]
 
 
+def test_counts_that_are_sent_again_after_later_ones_are_not_stored(tmp_path: Path) -> None:
+    """As a client does with what a ledger that was killed had stored and not answered."""
+    with running(tmp_path) as daemon, Peer(daemon) as peer:
+        assert peer.ask(record(Kind.OPEN, 1, reserved=100)) == (Status.DURABLE, 1)
+        counts = [record(Kind.PROGRESS, 1, bytes_out=n) for n in (10, 20)]
+        assert [peer.ask(each) for each in counts] == [(Status.DURABLE, 2), (Status.DURABLE, 3)]
+        assert peer.ask(counts[0]) == (Status.DURABLE, 1)
+        assert peer.ask(counts[1]) == (Status.DURABLE, 4)  # an idle flow says the same again and again
+        assert kinds(daemon) == ["boot", "open", "progress", "progress", "progress"]
+    assert verify(daemon.settings.directory).ok
+
+
 @pytest.mark.parametrize(
     "bad",
     [
