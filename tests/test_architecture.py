@@ -45,8 +45,8 @@ SANS_IO = _words(
     proxy/client_hello.py proxy/quic_initial.py proxy/first_bytes.py proxy/tunnel_requests.py
     proxy/refusal.py
     dns/wire.py dns/build.py dns/vet.py
-    ledger/cbor.py ledger/quick.py ledger/records.py ledger/merkle.py ledger/note.py ledger/proofs.py
-    ledger/segment.py ledger/succession.py ledger/tiles.py
+    ledger/cbor.py ledger/patterns.py ledger/quick.py ledger/records.py ledger/merkle.py ledger/note.py
+    ledger/proofs.py ledger/segment.py ledger/succession.py ledger/tiles.py
     sandbox/limits.py sandbox/names.py sandbox/spec.py sandbox/oci.py sandbox/seccomp.py sandbox/env.py
     sandbox/redirect.py sandbox/rules.py sandbox/routing.py sandbox/steps.py"""
 )
