@@ -94,13 +94,17 @@ class Credentials:
 
     def knows(self, name: bytes, password: bytes) -> bool:
         """Whether this is the password of `name`, in a time that does not say which is wrong."""
-        self._refresh()
+        self.refresh()
         try:
             entry = self._entries.get(name.decode("ascii"))
         except UnicodeDecodeError:
             entry = None
         salt, wanted = entry or _NOBODY
         return hmac.compare_digest(hashed(password, salt), wanted) and entry is not None
+
+    def entry(self, name: str) -> tuple[bytes, bytes] | None:
+        """What stands for `name` in the file as it was read last; another one after each `identity add`."""
+        return self._entries.get(name)
 
     def _stamp(self) -> tuple[int, ...]:
         try:
@@ -109,7 +113,8 @@ class Credentials:
             return ()
         return status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size
 
-    def _refresh(self) -> None:
+    def refresh(self) -> None:
+        """Read the file again if it is another one."""
         stamp = self._stamp()
         if stamp == self._seen:
             return

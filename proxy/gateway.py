@@ -13,7 +13,7 @@ import resource
 import socket
 import sys
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -209,6 +209,9 @@ class Gateway:
         if message.get("t") == "spent":
             self._spent = message
             return
+        if message.get("t") == "leases.ended":
+            self.spending.ended(message["leases"])
+            return
         if message.get("t") == "direct":
             answer = self._direct.asked(message)
             if answer is not None:
@@ -221,7 +224,7 @@ class Gateway:
         if message.get("t") == "ask.pending" and isinstance(key, str) and isinstance(request, str):
             self.asks.pending(key, request)
 
-    def _cut(self, flows: list[Flow | UdpFlow], reason: str) -> None:
+    def _cut(self, flows: Iterable[Flow | UdpFlow], reason: str) -> None:
         for flow in flows:  # one that fails (a bug) must not save the others
             tunnel = self._tunnels.get(flow)
             if tunnel is not None:
@@ -300,6 +303,7 @@ class Gateway:
         flow.jail.flows.discard(flow)
         jail.flows.add(flow)
         flow.belong_to(jail)
+        self._outside.remember(flow, said[0] if said else b"")
         return ""
 
     # -- what flows ask
@@ -415,6 +419,7 @@ class Gateway:
         """The flow's sockets are closed."""
         self._waiting.discard(flow)
         flow.jail.flows.discard(flow)
+        self._outside.forget(flow)
         self._check_removed(flow.jail)
 
     def append_close(self, tunnel: Tunnel | UdpFlow, record: bytes, tries: int) -> None:
@@ -483,6 +488,10 @@ class Gateway:
             self.hub.send({"t": "flows", "events": events, "lost": untold})
         self._sweeps += 1
         if self._sweeps % SLOW_SWEEPS == 0:
+            self._cut(self._outside.not_any_more(), "auth.failed")
+            self.spending.forget_ended(
+                {tunnel.lease for tunnel in (*self._tunnels.values(), *self._settling)}
+            )
             for tunnel in list(self._tunnels.values()):
                 self.reactor.guarded(partial(tunnel.sweep, now))
 

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from exeat.policy.model import Subject
     from exeat.proxy.credentials import Credentials
+    from exeat.proxy.flow import Flow
+    from exeat.proxy.udp import UdpFlow
 
 MAX_PATH: Final = 100  # bytes of a socket's path that go into a record's `src`
 
@@ -46,6 +48,7 @@ class Outside:
         self._credentials = credentials
         self._attempts = Attempts()
         self._jails: dict[Subject, Jail] = {}
+        self._named: dict[Flow, tuple[str, tuple[bytes, bytes] | None]] = {}  # by which entry of the file
 
     @property
     def jails(self) -> list[Jail]:
@@ -99,6 +102,23 @@ class Outside:
             self._attempts.failed(peer, now)
             return "auth.failed"
         return self._jail(self._identities.of_user(name.decode("ascii")))
+
+    def remember(self, flow: Flow, name: bytes) -> None:
+        """`flow` is let in for this name, until the entry in the file is another one."""
+        if self._credentials is not None:
+            text = name.decode("ascii")
+            self._named[flow] = (text, self._credentials.entry(text))
+
+    def forget(self, flow: Flow | UdpFlow) -> None:
+        self._named.pop(flow, None)  # type: ignore[arg-type]  # one of datagrams is not in it
+
+    def not_any_more(self) -> list[Flow]:
+        """Flows of names that have gone from the file, or got another password."""
+        credentials = self._credentials
+        if credentials is None:
+            return []
+        credentials.refresh()
+        return [flow for flow, (name, entry) in self._named.items() if credentials.entry(name) != entry]
 
     def _jail(self, subject: Subject) -> Jail:
         jail = self._jails.get(subject)

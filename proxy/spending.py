@@ -14,7 +14,7 @@ from exeat.policy.usage import Usage
 from exeat.proxy.gate import FIRST_STEP
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator
 
     from exeat.policy.model import Decision, Subject
     from exeat.policy.rules import Limit
@@ -40,6 +40,25 @@ class Spending:
         self._snapshot = snapshot
         self._now_ms = now_ms
         self._promised: dict[tuple[str, str], int] = {}
+        self._ended: set[str] = set()  # leases whose counters are of no use any more
+
+    def ended(self, leases: Iterable[str]) -> None:
+        """Control says that these will never be in force again."""
+        self._ended.update(leases)
+
+    def forget_ended(self, used: Collection[str]) -> None:
+        """Drop the counters of ended leases, but of those in `used` and those that a snapshot still has."""
+        snapshot = self._snapshot()
+        if not self._ended or snapshot is None:
+            return
+        over = {
+            name
+            for name in self._ended
+            if name not in used and name not in snapshot.leases and ("", name) not in self._promised
+        }
+        self._ended -= over
+        for name in over:
+            self.usage.forget_lease(name)
 
     def charge_open(self, project: str, decision: Decision) -> None:
         if decision.budgets:

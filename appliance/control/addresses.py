@@ -6,10 +6,13 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from exeat.appliance.sections import endpoints
 from exeat.policy.addresses import Cidr, format_address, from_packed, parse_address
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from exeat.appliance.config import Config
 
 _FIB_LOCAL = re.compile(r"\|-- ([0-9.]+)\n\s+/32 host LOCAL")
 
@@ -43,3 +46,11 @@ def _read(path: Path) -> str:
         return path.read_text()
     except FileNotFoundError:
         return ""  # a kernel without IPv6
+
+
+def listening(config: Config) -> tuple[tuple[str, int], ...]:
+    """The doors for clients outside jails, and the upstream proxy: no client's business either."""
+    proxy = config.proxy
+    places = (*proxy.listen, *proxy.listen_socks, *proxy.transparent, *config.dns.listen)
+    upstream = proxy.upstream_proxy()
+    return (*endpoints(places), *((upstream,) if upstream else ()))

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
+import sys
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -13,16 +16,19 @@ from exeat.ledger.records import Kind, Record, encode, printable
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from exeat.appliance.control.store import Store
+
 PATIENCE_S = 2.0  # a revocation may be waiting behind this write
 
 
 class Evidence:
-    """Makes records, and writes them to the ledger at `path`."""
+    """Makes records, and writes them to the ledger at `path`. What is owed is kept in `store`."""
 
-    def __init__(self, path: Path, node: str) -> None:
+    def __init__(self, path: Path, node: str, store: Store) -> None:
         self._path = path
         self._node = node
-        self._owed: list[bytes] = []
+        self._store = store
+        self._owed = store.load_owed()
         self._paying = asyncio.Lock()
 
     def lease(self, *, lease: str, project: str, agent: str, actor: str, state: str, detail: str) -> bytes:
@@ -83,19 +89,33 @@ class Evidence:
         )
 
     async def owe(self, record: bytes) -> None:
-        """Write it now if that can be; else it stays owed, in order, until `pay` succeeds."""
-        self._owed.append(record)
+        """Write it now if that can be; else it stays owed, in order, until `pay` succeeds.
+
+        Kept first, so that it outlives this process; one that dies between the two may write it twice.
+        """
+        self._owed.append((self._kept(record), record))
         await self.pay()
+
+    def _kept(self, record: bytes) -> int:
+        """Its number in the database, 0 where that cannot be written: then it is owed from memory only."""
+        try:
+            return self._store.save_owed(record)
+        except sqlite3.Error as error:
+            print(f"control: what the ledger is owed cannot be kept: {error}", file=sys.stderr, flush=True)
+            return 0
 
     async def pay(self) -> None:
         """Write what is owed, oldest first."""
         async with self._paying:
             while self._owed:
+                number, record = self._owed[0]
                 try:
-                    await self.write(self._owed[0])
+                    await self.write(record)
                 except RefusedError:
                     return
                 del self._owed[0]
+                with suppress(sqlite3.Error):  # then it is written once more by the next process
+                    self._store.delete_owed(number)
 
     async def write(self, *records: bytes) -> None:
         """Durable when this returns; raises RefusedError(`ledger.unavailable`)."""

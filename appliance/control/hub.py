@@ -51,6 +51,7 @@ class Hub:
         on_ask: Callable[[Message], Awaitable[str]],
         on_flows: Callable[[Message], None],
         on_direct: Callable[[Message], Awaitable[None]],
+        ended: Callable[[], list[str]],
         spawn: Callable[[Coroutine[Any, Any, None]], None],
     ) -> None:
         self._snapshot = snapshot
@@ -60,6 +61,7 @@ class Hub:
         self._on_ask = on_ask
         self._on_flows = on_flows
         self._on_direct = on_direct
+        self._ended = ended
         self._spawn = spawn
         self._links: dict[str, Link] = {}
         self.relay = ""  # what moves the bytes in the proxy, once it has said so
@@ -114,6 +116,8 @@ class Hub:
         if role == "guard":
             link.send(self._list_message())
         link.send(self._snapshot())
+        if role == "proxy":
+            link.send(_ended(self._ended()))
         for name in list(self.jails):
             if name not in hello.get("jails", ()):
                 await self._send_jail(role, link, self.jails[name], None)
@@ -191,6 +195,10 @@ class Hub:
             pass  # a gateway that died meanwhile: its flows are settled by the ledger
         del self.jails[name]
 
+    def ended(self, lease: str) -> None:
+        """A lease has ended for good: what was counted for it is of no use any more."""
+        self.tell("proxy", _ended([lease]))
+
     def tell(self, role: str, message: Message) -> bool:
         """Say something to one process; False if it is not connected."""
         link = self._links.get(role)
@@ -207,6 +215,10 @@ class Hub:
         self._server.close()
         for link in list(self._links.values()):
             link.close()
+
+
+def _ended(leases: list[str]) -> Message:
+    return {"t": "leases.ended", "leases": leases}
 
 
 def _alert_text(message: Message) -> str:

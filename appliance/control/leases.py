@@ -46,7 +46,8 @@ _LIVE = (State.REQUESTED, State.ACTIVE, State.REVOKING)
 
 
 class Leases:
-    """All leases by id. `changed` is called after every change the gateway must hear of."""
+    """All leases by id. `changed` is called after every change the gateway must hear of, `ended` with the
+    id of each that is over for good."""
 
     def __init__(
         self,
@@ -56,7 +57,9 @@ class Leases:
         policies: Policies,
         evidence: Evidence,
         changed: Callable[[], None],
+        ended: Callable[[str], None] = lambda _: None,
     ) -> None:
+        self._ended = ended
         self._asks = config.asks
         self._labels = tuple(member.label for member in config.routing.members)
         self._clock = clock
@@ -75,6 +78,10 @@ class Leases:
         if not self._clock.trusted:
             return []
         return [lease for lease in self._all.values() if lease.state is State.ACTIVE]
+
+    def ended(self) -> list[str]:
+        """Those that are over for good, as far as they are remembered."""
+        return [lease.id for lease in self._all.values() if lease.state in states.TERMINAL]
 
     def counted_since_ms(self, otherwise: int) -> int:
         """From when on the ledger tells all that the active leases with a limit have used.
@@ -289,6 +296,8 @@ class Leases:
         self._store.save_lease(lease.id, json.dumps(lease.to_json()))
         self._all[lease.id] = lease
         self._changed()
+        if lease.state in states.TERMINAL:
+            self._ended(lease.id)
         if ends:
             await self._evidence.owe(record)
 

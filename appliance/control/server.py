@@ -14,7 +14,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from exeat.appliance.control.addresses import doors, host_addresses, not_public
+from exeat.appliance.control.addresses import doors, host_addresses, listening, not_public
 from exeat.appliance.control.aio import Link, Requester, Server, answers
 from exeat.appliance.control.direct import Direct
 from exeat.appliance.control.evidence import Evidence
@@ -34,7 +34,6 @@ from exeat.appliance.control.verbs import Verb, person
 from exeat.appliance.errors import RefusedError
 from exeat.appliance.limits import node_limits
 from exeat.appliance.listeners import wanted
-from exeat.appliance.sections import endpoints
 from exeat.policy.admin import Actor, authorize
 from exeat.policy.lint import lint
 from exeat.policy.model import Subject
@@ -60,21 +59,21 @@ class Control:
         self._generation = time.time_ns() // 1_000_000  # grows across restarts
         self._published = 0.0
         self._host_local = host_addresses()
-        doors_outside = (
-            config.proxy.listen,
-            config.proxy.listen_socks,
-            config.proxy.transparent,
-            config.dns.listen,
-        )
-        upstream = config.proxy.upstream_proxy()
-        self._listening = endpoints(tuple(place for places in doors_outside for place in places))
-        self._listening += (upstream,) if upstream else ()  # no client's business either
+        self._listening = listening(config)
         self._clock = TrustedClock(store)
-        self._evidence = Evidence(config.run_dir / "ledger" / "ledger.sock", config.node.name)
+        self._evidence = Evidence(config.run_dir / "ledger" / "ledger.sock", config.node.name, store)
         warden = Requester(config.run_dir / "warden" / "warden.sock", "warden")
         self.policies = Policies(config.policy.dir, store, config.policy.shadow)
         self.resolvers = ResolverList(config.dns.resolvers_file)
-        self.leases = Leases(config, self._clock, store, self.policies, self._evidence, changed=self._publish)
+        self.leases = Leases(
+            config,
+            self._clock,
+            store,
+            self.policies,
+            self._evidence,
+            changed=self._publish,
+            ended=lambda name: self.hub.ended(name),
+        )
         self.hub = Hub(
             config.run_dir / "control" / "hub.sock",
             pwd.getpwnam(config.users.gateway).pw_uid,
@@ -85,6 +84,7 @@ class Control:
             on_ask=self.leases.ask,
             on_flows=lambda message: self.flows.heard(message),
             on_direct=lambda message: self.direct.heard(message),
+            ended=self.leases.ended,
             spawn=self.spawn,
         )
         self.jobs = Jobs(

@@ -117,6 +117,17 @@ class Store:
         row = self._db.execute("SELECT value FROM meta WHERE name = 'last_direct'").fetchone()
         return 0 if row is None else int(row[0])
 
+    def save_owed(self, record: bytes) -> int:
+        """A record that the ledger has not taken yet; its number here."""
+        return int(self._db.execute("INSERT INTO owed (record) VALUES (?)", (record,)).lastrowid or 0)
+
+    def delete_owed(self, number: int) -> None:
+        self._db.execute("DELETE FROM owed WHERE number = ?", (number,))
+
+    def load_owed(self) -> list[tuple[int, bytes]]:
+        """Oldest first."""
+        return list(self._db.execute("SELECT number, record FROM owed ORDER BY number"))
+
     def save_document(self, digest: str, body: str) -> None:
         self._put("document", "digest", digest, body)
 

@@ -210,7 +210,23 @@ def test_guessing_ends_and_a_removed_name_opens_nothing() -> None:
         assert made.exeat("identity", "ls").stdout == "ci\n"
         again = made.exeat("identity", "add", "ci")
         assert (again.returncode, "rm it first" in again.stderr) == (1, True)
-        assert made.exeat("identity", "rm", "ci").returncode == 0
+        with (
+            socket.create_connection(("127.0.0.1", 3128), 10) as tunnel,
+            socket.create_connection(("127.0.0.1", 3128), 10, source_address=("127.0.0.7", 0)) as other,
+        ):
+            for sock, name, said in ((tunnel, b"builds", good), (other, b"other", b"")):
+                sock.sendall(b"CONNECT %b.example.org:7000 HTTP/1.1\r\n%b\r\n" % (name, said))
+                assert read_head(sock).startswith(b"HTTP/1.1 200 ")
+                sock.sendall(b"GET / HTTP/1.1\r\n")  # not all of it: the origin waits
+            made.wait_records(2, "rule.allow")
+            assert made.exeat("identity", "rm", "ci").returncode == 0
+            with contextlib.suppress(ConnectionResetError):
+                assert tunnel.recv(1) == b""
+            other.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                other.recv(1)
+        (closed,) = [record for record in made.records() if record.close_reason == "auth.failed"]
+        assert (closed.kind, closed.agent) == (Kind.CLOSE, "ci")
         assert b"auth.failed" in get(b"builds", good)
         assert made.exeat("identity", "rm", "ci").returncode == 1
 

@@ -10,6 +10,7 @@ import pytest
 from exeat.appliance.control import flows
 from exeat.appliance.control.evidence import Evidence
 from exeat.appliance.control.flows import MAX_RECENT, Flows
+from exeat.appliance.control.store import Store
 from exeat.appliance.errors import RefusedError
 
 if TYPE_CHECKING:
@@ -65,7 +66,8 @@ class Beside:
 
 
 def view_of(hub: Hub, tmp_path: Path, direct: Any = None) -> Flows:
-    return Flows(hub, Evidence(tmp_path / "no-ledger.sock", "n1"), direct or Beside(), no_lease)
+    evidence = Evidence(tmp_path / "no-ledger.sock", "n1", Store(tmp_path / "control.sqlite"))
+    return Flows(hub, evidence, direct or Beside(), no_lease)
 
 
 def test_flows_past_the_proxy_stand_beside_its_own_and_are_cut_like_them(tmp_path: Path) -> None:

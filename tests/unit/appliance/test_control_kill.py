@@ -30,8 +30,7 @@ class Desk:
     """`restart` is a new process on the same database; `events` what was published, in order."""
 
     def __init__(self, folder: Path, socket: Path) -> None:
-        self.folder = folder
-        self.evidence = Evidence(socket, "n1")
+        self.folder, self.socket = folder, socket
         self.events: list[list[str]] = []
         self.doomed: list[str | None] = []
         self.store = Store(folder / "control.sqlite")
@@ -40,6 +39,7 @@ class Desk:
     def restart(self) -> None:
         self.store.close()
         self.store = Store(self.folder / "control.sqlite")
+        self.evidence = Evidence(self.socket, "n1", self.store)
         self.kill = KillSwitch(
             self.store,
             self.evidence,
@@ -148,6 +148,22 @@ def test_without_a_ledger_it_can_be_turned_on_but_not_off(tmp_path: Path) -> Non
     assert desk.do("kill.on", ALL)[0]["project"] is None
     assert desk.refusal("kill.off", ALL) == "ledger.unavailable"
     assert desk.kill.scopes == ["*"]
+
+
+def test_a_record_that_is_owed_outlives_control(tmp_path: Path) -> None:
+    settings = ledgers.settings(tmp_path, **AS_CONTROL)
+    desk = Desk(tmp_path, settings.socket_path)
+    desk.do("kill.on", ALL | {"reason": "smoke"})
+    desk.restart()
+    desk.do("kill.on", P)
+    desk.restart()
+    with ledgers.running(tmp_path, **AS_CONTROL):
+        asyncio.run(desk.evidence.pay())
+        desk.restart()
+        asyncio.run(desk.evidence.pay())  # nothing is owed any more
+    records = [record for _, record in read_records(settings.state_dir / "ledger")]
+    thrown = [(r.decision, r.project, r.detail) for r in records if r.kind is Kind.POLICY]
+    assert thrown == [("kill.on", "", "smoke"), ("kill.on", "p", "")]
 
 
 def test_jobs_end_with_it_unless_only_the_network_is_meant(desk: Desk) -> None:

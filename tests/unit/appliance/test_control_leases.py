@@ -58,9 +58,10 @@ class Desk:
         store = Store(self.folder / "c.sqlite")
         policies = Policies(self.folder / "policies", store)
         policies.apply(policies.read(0))
-        self.evidence = Evidence(ledgers.settings(self.folder).socket_path, "n")
+        self.evidence = Evidence(ledgers.settings(self.folder).socket_path, "n", store)
         clock = TrustedClock(store)
-        self.leases = Leases(Config(), clock, store, policies, self.evidence, self._changed)
+        self.over: list[str] = []
+        self.leases = Leases(Config(), clock, store, policies, self.evidence, self._changed, self.over.append)
 
     def _changed(self) -> None:
         self.published += 1
@@ -161,6 +162,18 @@ def test_what_may_not_be_is_refused_with_its_code(desk: Desk) -> None:
         desk.do("approve", lease, "u2")
     assert final.value.code == "state.denied"
     assert desk.active() == []
+
+
+@pytest.mark.usefixtures("ledger")
+def test_the_gateway_is_told_of_leases_that_are_over_for_good(desk: Desk) -> None:
+    first, second = desk.ask(), desk.ask(key="other", host="x.github.com")
+    desk.do("approve", first)
+    assert (desk.over, desk.leases.ended()) == ([], [])
+    desk.do("revoke", first)
+    desk.do("deny", second)
+    assert desk.over == desk.leases.ended() == [first, second]
+    desk.restart()
+    assert desk.leases.ended() == [first, second]
 
 
 @pytest.mark.usefixtures("ledger")

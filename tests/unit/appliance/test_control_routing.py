@@ -10,12 +10,13 @@ from exeat.appliance.config import Config
 from exeat.appliance.control.aio import Requester
 from exeat.appliance.control.evidence import Evidence
 from exeat.appliance.control.routing import TRIES_S, Routing
+from exeat.appliance.control.store import Store
 from exeat.ledger.records import Kind, Record, decode
 
 
 class Kept(Evidence):
     def __init__(self) -> None:
-        super().__init__(Path("/nowhere"), "n1")
+        super().__init__(Path("/nowhere"), "n1", Store(Path(":memory:")))
         self.kept: list[Record] = []
 
     async def owe(self, record: bytes) -> None:

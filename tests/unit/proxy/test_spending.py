@@ -61,6 +61,21 @@ def test_a_promise_is_held_for_its_flow() -> None:
     assert book.allowance(SUBJECT, first) == (0, 0, "budget.exceeded")
 
 
+def test_counters_of_leases_go_when_control_says_so_and_nobody_uses_them() -> None:
+    here = Lease("here", "p", (parse_scope("a.example.org"),), max_bytes=100)
+    book, gone = spending(here), decision(lease="gone")
+    for name in ("here", "gone", "kept"):
+        book.usage.charge_lease(name, bytes=7)
+    book.ended(["here", "gone"])
+    book.forget_ended({"gone"})  # a flow of it settles
+    book.promise("p", gone, 5)
+    book.forget_ended(set())
+    assert [book.usage.lease_bytes(name) for name in ("here", "gone", "kept")] == [7, 7, 7]
+    book.promise("p", gone, -5)
+    book.forget_ended(set())
+    assert [book.usage.lease_bytes(name) for name in ("here", "gone", "kept")] == [7, 0, 7]
+
+
 def test_one_direction_is_stepped_not_split() -> None:
     book, up = spending(), decision("upward")
     found = book.allowance(SUBJECT, up)
