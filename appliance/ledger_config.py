@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, Field, field_validator
 
 from exeat.appliance.sections import LABEL, Section, endpoint
-from exeat.appliance.witness_config import Watched
+from exeat.appliance.witness_config import Kept, Watched
 from exeat.ledger.filters import FIELDS, Filter, parse_kinds
 from exeat.ledger.records import Kind
 from exeat.policy.addresses import parse_address
@@ -180,7 +180,7 @@ def _distinct_streams(value: tuple[Stream, ...]) -> tuple[Stream, ...]:
     return value
 
 
-class Ledger(Watched):
+class Ledger(Watched, Kept):
     """`archive_segments` make a batch of an archive, or fewer once the first is `archive_after_s` old."""
 
     archive: Annotated[tuple[ArchiveStore, ...], AfterValidator(_distinct)] = ()

@@ -37,7 +37,7 @@ class Seals:
 def look(config: Config, directory: Path) -> Seals:
     """The state of the ledger in `directory`. Raises OSError, NoteError, KeyMissingError."""
     from exeat.ledger import headfile, keys, note
-    from exeat.ledger.publish import read_checkpoint
+    from exeat.ledger.published import read_checkpoint
     from exeat.ledger.witness_client import FORK, Standing, read_standings
     from exeat.ledger.witnessing import seals
 

@@ -94,6 +94,24 @@ class Watched(Section):
     witness_alarm_s: Annotated[int, Field(ge=5, le=86_400)] = 60
 
 
+class Kept(Section):
+    """Records older than `keep_days` are dropped, and the oldest where all are more than `keep_bytes`.
+
+    0 is no limit. `keep_at_least_days` always stay: let no budget count over longer, nor a lease with a
+    limit live longer.
+    """
+
+    keep_days: Annotated[int, Field(ge=0, le=36_500)] = 0
+    keep_bytes: Annotated[int, Field(ge=0)] = 0
+    keep_at_least_days: Annotated[int, Field(ge=1, le=36_500)] = 32
+
+    @model_validator(mode="after")
+    def _not_less(self) -> Self:
+        if 0 < self.keep_days < self.keep_at_least_days:
+            raise ValueError("`keep_days` is less than `keep_at_least_days`")
+        return self
+
+
 class Witnessing(Section):
     """This node as a witness for the ledgers of `logs` (their vkeys), on `listen`; `name` of its key."""
 

@@ -11,8 +11,8 @@ import lzma
 from typing import TYPE_CHECKING, NamedTuple
 
 from exeat.ledger import keys, note, proofs, records
-from exeat.ledger.publish import read_checkpoint, tile_loader
-from exeat.ledger.reader import Follower, read, segment_of
+from exeat.ledger.published import read_checkpoint, tile_loader
+from exeat.ledger.reader import Follower, dropped_before, read, segment_of
 from exeat.ledger.tiles import Tree
 
 if TYPE_CHECKING:
@@ -71,6 +71,8 @@ def prove(directory: Path, seq: int, *, cosigned: str | None = None) -> str:
     text, checkpoint, tree = signed(directory, cosigned)
     if seq >= checkpoint.size:
         raise BundleError(f"record {seq} is not covered by the checkpoint of {checkpoint.size} records")
+    if seq < dropped_before(directory):
+        raise BundleError(f"record {seq} was dropped (`[ledger] keep_days`): only who kept it can show it")
     found = Follower(directory, index=segment_of(directory, seq)).poll()
     data = next((data for number, data in found if number == seq), b"")
     proof = proofs.inclusion(seq, checkpoint.size, tree.roots)

@@ -28,6 +28,7 @@ from exeat.ledger.flows import NOBODY, TRACKED, FlowError, FlowTable, OpenFlow, 
 from exeat.ledger.note import NoteError
 from exeat.ledger.publish import Publishing
 from exeat.ledger.records import Kind, Record, RecordError
+from exeat.ledger.retention import EVERYTHING, Dropping, Rules
 from exeat.ledger.store import SEGMENT_BYTES, Store, StoreError
 from exeat.ledger.upkeep import Upkeep
 from exeat.ledger.wire import REPLY, Status, WireError
@@ -92,6 +93,7 @@ class LedgerSettings:
     writers: Mapping[int, str]
     create: bool = True
     segment_bytes: int = SEGMENT_BYTES
+    rules: Rules = EVERYTHING
     grace_s: float = 5.0  # how long open flows wait for their owner after a start
 
     @property
@@ -157,8 +159,9 @@ class Daemon:
         self._short_of_room = False
         self._grace: loop.Timer | None = None
         self._table, self._store = self._open_store(create=settings.create)
-        self._publishing = Publishing(settings.directory)
-        self._upkeep = Upkeep(settings.directory, self._own)
+        self._publishing = Publishing(settings.directory, settings.rules)
+        dropping = Dropping(settings.directory, lambda: self._table.oldest(), lambda: self._store.size)
+        self._upkeep = Upkeep(settings.directory, self._own, dropping)
         self._told = 0  # up to where the publisher knows
         try:
             self._begin()

@@ -136,6 +136,10 @@ class FlowTable:
     def owned_by(self, owner: int) -> list[tuple[bytes, OpenFlow]]:
         return [(flow, state) for flow, state in self._open.items() if state.owner == owner]
 
+    def oldest(self) -> int | None:
+        """The number of the oldest `open` record of a flow that is open."""
+        return min((state.open_seq for state in self._open.values()), default=None)
+
     def unfinished(self) -> list[tuple[bytes, OpenFlow | SettledFlow]]:
         """The flows that may still have something to say: open, or orphaned and perhaps closed late."""
         late = ((flow, state) for flow, state in self._settled.items() if state.orphaned)

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 from exeat.ledger import keys, note, tiles
 from exeat.ledger.merkle import leaf_hash
-from exeat.ledger.publish import read_checkpoint
-from exeat.ledger.reader import read
+from exeat.ledger.published import read_checkpoint
+from exeat.ledger.reader import dropped_before, read
+from exeat.ledger.retention import leaves
 from exeat.ledger.tiles import Rows
 
 if TYPE_CHECKING:
@@ -28,7 +29,10 @@ def check(directory: Path, *, repair: bool) -> list[str]:
     except (keys.KeyMissingError, note.NoteError) as error:
         return [str(error)]
     tree = _Tiles(directory, repair=repair)
-    root = tree.up_to(checkpoint.size)
+    try:
+        root = tree.up_to(checkpoint.size)
+    except tiles.TileError as error:
+        return [f"{error}, and its records were dropped: bring it back from a copy"]
     if tree.size < checkpoint.size:
         return [f"records {tree.size} to {checkpoint.size - 1} were signed and are gone"]
     if root != checkpoint.root:
@@ -48,6 +52,8 @@ class _Tiles:
     def up_to(self, size: int) -> bytes:
         """Compare (or put right) all tiles of the first `size` records; their root."""
         rows = Rows(self._compare)
+        for leaf in leaves(self._directory, min(size, dropped_before(self._directory))):
+            rows.add(leaf)
         for seq, data in read(self._directory):
             if seq >= size:
                 break

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from exeat.ledger import records
 from exeat.ledger.quick import Outline
-from exeat.ledger.reader import Follower, segment_of
+from exeat.ledger.reader import Follower, dropped_before, segment_of
 from exeat.ledger.records import Kind
 
 if TYPE_CHECKING:
@@ -147,6 +147,7 @@ class Index:
     def catch_up(self) -> int:
         """Take in what has been committed since; how many records there were. One process at a time."""
         next_seq = self.fresh().records
+        self._forget(dropped_before(self._directory))
         self._flows = {flow: (seq, who) for flow, seq, who in self.db.execute("select * from flow")}
         follower = Follower(self._directory, index=segment_of(self._directory, next_seq))
         taken = 0
@@ -161,6 +162,20 @@ class Index:
                 batch = []
         self._take(batch)
         return taken
+
+    def _forget(self, first: int) -> None:
+        """Leave out the rows of records that were dropped: those before `first`."""
+        while old := self.db.execute(
+            "select seq from entry where seq < ? limit ?", (first, _BATCH)
+        ).fetchall():
+            self.db.execute("begin")
+            numbers, sums = [seq for (seq,) in old], _Sums()
+            for row in self._stored(numbers):
+                sums.add(row, self._place(row.who), -1)
+            sums.write(self.db)
+            self.db.executemany("delete from entry where seq = ?", old)
+            self.db.executemany("delete from flow where seq = ?", old)
+            self.db.execute("commit")
 
     def fresh(self) -> Fresh:
         return Fresh(*self.db.execute("select next, t from state").fetchone())

@@ -27,7 +27,9 @@ from typing import TYPE_CHECKING, Final
 from exeat.ledger import keys, note, tiles
 from exeat.ledger.keys import KeyMissingError
 from exeat.ledger.merkle import leaf_hash
-from exeat.ledger.reader import Follower, segment_of
+from exeat.ledger.published import read_checkpoint, tile_loader
+from exeat.ledger.reader import Follower, ReaderError, dropped_before, segment_of
+from exeat.ledger.retention import RetentionError, Rules, leaves, propose
 from exeat.ledger.tiles import Rows, TileError, Tree
 
 if TYPE_CHECKING:
@@ -40,36 +42,12 @@ if TYPE_CHECKING:
 MESSAGE: Final = struct.Struct(">Q32s")  # size, root
 _RESTART_S: Final = 10.0
 _REST_MS: Final = 250  # between checkpoints, however fast records come: their syncs hold up the writer's
+_LOOK_S: Final = 60.0  # between looks for records that are too old
 _LAST_S: Final = 5.0  # how long a shutdown waits for the last checkpoint
 
 
 class PublishError(Exception):
     """Nothing more is signed: what would be signed contradicts what is known."""
-
-
-def tile_loader(directory: Path) -> tiles.Loader:
-    """Reads tiles of the ledger in `directory`. Its calls raise TileError."""
-
-    def load(level: int, number: int, width: int) -> bytes:
-        path = directory / tiles.path(level, number, width)
-        if width < tiles.WIDTH and not path.exists():  # full by now: then the partial ones are gone
-            path = directory / tiles.path(level, number)
-        try:
-            return path.read_bytes()[: width * 32]
-        except OSError as error:
-            raise TileError(f"{path}: {error.strerror}") from None
-
-    return load
-
-
-def read_checkpoint(directory: Path) -> str | None:
-    """The published checkpoint as it stands; None if there is none yet. Raises OSError, NoteError."""
-    try:
-        return (directory / "checkpoint").read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return None
-    except UnicodeDecodeError:
-        raise note.NoteError("the checkpoint is not text") from None
 
 
 class Publisher:
@@ -120,8 +98,22 @@ class Publisher:
             except TileError:
                 pass
             self._stale = True
-            shutil.rmtree(self._directory / "tile", ignore_errors=True)
+            return self._from_the_lowest_row()
         return Rows(self._put)
+
+    def _from_the_lowest_row(self) -> Rows:
+        """All tiles anew; of records that were dropped from what was synced before they were."""
+        dropped = dropped_before(self._directory)
+        for row in (self._directory / "tile").glob("*"):
+            if not dropped or row.name != "0":
+                shutil.rmtree(row, ignore_errors=True)
+        rows = Rows(self._put)
+        try:
+            for leaf in leaves(self._directory, dropped):
+                rows.add(leaf)
+        except TileError as error:
+            raise PublishError(f"{error}, and its records were dropped: bring it back from a copy") from None
+        return rows
 
     def _grow(self, size: int, root: bytes) -> None:
         while self._rows.size < size:
@@ -175,8 +167,8 @@ class Publisher:
 class Publishing:
     """The writer's end: a publisher process that is kept alive and told what is durable."""
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
+    def __init__(self, directory: Path, rules: Rules) -> None:
+        self._directory, self._rules = directory, rules
         self._pid = 0
         self._pipe = -1
         self._started = -_RESTART_S
@@ -215,13 +207,13 @@ class Publishing:
         read, write = os.pipe2(os.O_CLOEXEC)
         pid = os.fork()
         if pid == 0:
-            _in_child(self._directory, read)
+            _in_child(self._directory, read, self._rules)
         os.close(read)
         os.set_blocking(write, False)
         self._pid, self._pipe = pid, write
 
 
-def _in_child(directory: Path, pipe: int) -> None:
+def _in_child(directory: Path, pipe: int, rules: Rules) -> None:
     """Never returns. Lets go of everything of the writer's: its lock must not outlive it."""
     code = 1
     try:
@@ -232,7 +224,7 @@ def _in_child(directory: Path, pipe: int) -> None:
         os.closerange(4, 1 << 20)
         with contextlib.suppress(OSError):  # a sandbox may forbid it
             os.nice(19)
-        follow(directory, 3)
+        follow(directory, 3, rules)
         code = 0
     except BaseException:
         traceback.print_exc()
@@ -241,9 +233,10 @@ def _in_child(directory: Path, pipe: int) -> None:
         os._exit(code)
 
 
-def follow(directory: Path, pipe: int) -> None:
+def follow(directory: Path, pipe: int, rules: Rules) -> None:
     """Publish what comes through `pipe`, the newest if several wait, until its end."""
     publisher: Publisher | None = None
+    looked = -_LOOK_S
     given_up, said, lock = False, "", -1
     hangup = select.poll()
     hangup.register(pipe, 0)  # its end is reported all the same
@@ -255,6 +248,9 @@ def follow(directory: Path, pipe: int) -> None:
                 lock = _alone(directory) if lock < 0 else lock
                 publisher = Publisher(directory)
             publisher.publish(*MESSAGE.unpack(data[-MESSAGE.size :]))
+            if rules.any and time.monotonic() - looked >= _LOOK_S:
+                looked = time.monotonic()
+                _propose(directory, rules)
             hangup.poll(_REST_MS)
         except KeyMissingError as error:  # a new one may be made
             if str(error) != said:
@@ -263,6 +259,14 @@ def follow(directory: Path, pipe: int) -> None:
         except PublishError as error:
             print(f"exeat: ledger: no checkpoints any more: {error}", file=sys.stderr, flush=True)
             given_up = True
+
+
+def _propose(directory: Path, rules: Rules) -> None:
+    """What goes wrong with dropping old records is no reason to sign no more."""
+    try:
+        propose(directory, rules, time.time_ns())
+    except (RetentionError, ReaderError, TileError, KeyMissingError, note.NoteError, OSError) as error:
+        print(f"exeat: ledger: no record is dropped: {error}", file=sys.stderr, flush=True)
 
 
 def _alone(directory: Path) -> int:

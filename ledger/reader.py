@@ -125,6 +125,33 @@ def find_segments(directory: Path) -> list[Path]:
     return paths
 
 
+def gone(path: Path) -> bool:
+    """Whether the records of this sealed segment were dropped (`ledger.retention`). Raises OSError."""
+    return _dropped_end(path) > 0
+
+
+def dropped_before(directory: Path) -> int:
+    """The number of the oldest record that is still there; all before it were dropped. Raises ReaderError."""
+    number = 0
+    for path in find_segments(directory):
+        end = _dropped_end(path)
+        if end == 0:
+            break
+        number = end
+    return number
+
+
+def _dropped_end(path: Path) -> int:
+    """The number behind the last record of a segment that has none of its records any more; else 0."""
+    with path.open("rb") as file:
+        head = file.read(16)
+        begin = segment.first_seq(head)
+        file.seek(16 + int.from_bytes(head[:4], "big"))
+        follows = file.read(17)
+    end = segment.first_seq(follows) if len(follows) == 17 and follows[16:] == segment.SEAL else 0
+    return end if end > begin else 0
+
+
 def _last_segment(directory: Path) -> int:
     names = [path.stem for path in (directory / "seg").glob("*.seg") if path.stem.isdecimal()]
     if not names:

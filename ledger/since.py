@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from exeat.ledger import flows, segment
-from exeat.ledger.reader import Follower, ReaderError, find_segments, segment_of
+from exeat.ledger.reader import Follower, ReaderError, dropped_before, find_segments, segment_of
 from exeat.ledger.records import Kind, Record, decode, outline
 
 if TYPE_CHECKING:
@@ -100,8 +100,10 @@ def open_before(directory: Path, index: int) -> Iterator[Record]:
         raise ReaderError(f"{directory}: segment {index} has no head")
     table = flows.FlowTable()
     table.restore(segment.parse_head(head).carry)
-    opened = _entries(directory, {state.open_seq for _, state in table.unfinished()})
-    for flow, state in sorted(table.unfinished(), key=lambda item: item[1].open_seq):
+    dropped = dropped_before(directory)  # an open flow's records are not; long settled ones' may be
+    unfinished = [each for each in table.unfinished() if each[1].open_seq >= dropped]
+    opened = _entries(directory, {state.open_seq for _, state in unfinished})
+    for flow, state in sorted(unfinished, key=lambda item: item[1].open_seq):
         record = opened[state.open_seq]
         yield record
         if isinstance(state, flows.OpenFlow):

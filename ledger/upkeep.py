@@ -11,20 +11,23 @@ from typing import TYPE_CHECKING
 
 from exeat.ledger import keys, succession
 from exeat.ledger.note import NoteError
+from exeat.ledger.reader import ReaderError
 from exeat.ledger.records import Kind
+from exeat.ledger.retention import RetentionError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from exeat.ledger.records import Record
+    from exeat.ledger.retention import Dropping
 
 
 class Upkeep:
     """The errands of the ledger in `directory`; `own` makes a record in the ledger's own name."""
 
-    def __init__(self, directory: Path, own: Callable[..., Record]) -> None:
-        self._directory, self._own = directory, own
+    def __init__(self, directory: Path, own: Callable[..., Record], dropping: Dropping) -> None:
+        self._directory, self._own, self._dropping = directory, own, dropping
         self._said = ""
 
     def due(self) -> Iterator[Record]:
@@ -36,6 +39,10 @@ class Upkeep:
             yield from self._key()
         except (keys.KeyMissingError, NoteError, OSError) as error:
             self._say(f"the key cannot be changed: {error}")
+        try:
+            yield from self._dropping.due(self._own)
+        except (keys.KeyMissingError, NoteError, ReaderError, RetentionError, ValueError, OSError) as error:
+            self._say(f"no record is dropped: {error}")
 
     def _key(self) -> Iterator[Record]:
         keys.settle(self._directory)

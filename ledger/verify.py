@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from exeat.ledger.verify_books import Problem, Report
 from exeat.ledger.verify_halves import Work, in_two, whole
+from exeat.ledger.verify_tree import is_dropped
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -65,8 +66,10 @@ def verify(
     if not paths:
         raise FileNotFoundError(f"{directory} holds no ledger")
     newest = paths[-1].read_bytes()  # the only one that grows
-    work = Work(paths, newest, heads + ((noted,) if noted else ()), quick)
-    report = in_two(work) if two and len(paths) > 1 else whole(work) if quick else None
+    dropped = is_dropped(paths[0].read_bytes())
+    quick = quick and not dropped  # only records say that records were dropped
+    work = Work(paths, newest, heads + ((noted,) if noted else ()), quick, dropped)
+    report = in_two(work) if two and len(paths) > 1 and not dropped else whole(work) if quick else None
     if report is None or not report.ok:
         report = whole(work._replace(quick=False))
     if noted is None and report.size and report.ok:

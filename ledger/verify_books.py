@@ -11,7 +11,8 @@ from exeat.ledger.verify_offline import FalseError, parse_record, read_statement
 FLOW: Final = 16  # bytes
 COUNTED: Final = ("flows_open", "flows_closed", "flows_orphaned", "bytes_out", "bytes_in")
 _MAX_PROBLEMS: Final = 100
-_DATA: Final = 39  # of a record's fields, the binary evidence
+_REASON, _DATA = 11, 39  # of a record's fields: the reason code, the binary evidence
+_UNKNOWN: Final = 1 << 64  # more than anything that could have been reserved
 _GOING_ON: Final = frozenset({"reserve", "progress", "close", "orphan", "resume"})  # of a flow that is open
 
 
@@ -39,6 +40,7 @@ class Report:
     bytes_in: int = 0
     key: str = ""  # the public key that signs at the end, in hex
     key_breaks: list[int] = field(default_factory=list)  # records by which a key followed without the former
+    dropped: int = 0  # records before this one are gone, and said to be; what proves them is there
     quick: bool = False  # of tree and order alone: kinds, flows and bytes were not looked at
     problems: list[Problem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -60,8 +62,12 @@ class Accounts:
     With `later`, the records that only somebody who knows what came before can judge are put there.
     """
 
-    def __init__(self, report: Report, later: list[tuple[int, bytes]] | None = None) -> None:
+    def __init__(
+        self, report: Report, later: list[tuple[int, bytes]] | None = None, *, dropped: bool = False
+    ) -> None:
         self.later = later
+        self.tombstones: list[bytes] = []  # what records say was dropped: u64 size, root
+        self._dropped = dropped  # records from before these are gone: of a flow its `open` may be
         self._report = report
         self._open: dict[bytes, _Flow] = {}
         self._settled: dict[bytes, _Flow | None] = {}  # orphaned flows keep their account
@@ -81,6 +87,9 @@ class Accounts:
             what = self._flow(kind, account)
         elif kind == "key" or (kind == "boot" and not self._report.key):
             what = self._key(number, kind, parse_record(data)[1][_DATA])
+        elif kind == "gap" and self._dropped:
+            fields = parse_record(data)[1]
+            self.tombstones += [fields[_DATA]] if fields[_REASON] == "retention" else []
         if what:
             self._problem(number, f"{kind}: {what}")
 
@@ -115,6 +124,8 @@ class Accounts:
             self._open[flow] = _Flow(reserved, out + into)
             return ""
         account = self._open.get(flow) or (self._settled.get(flow) if kind == "close" else None)
+        if account is None and self._dropped and flow not in self._settled:
+            account = self._open[flow] = _Flow(_UNKNOWN, 0)
         if account is None:
             return "the flow is settled already" if flow in self._settled else "the flow was never opened"
         account.reserved = max(account.reserved, reserved)

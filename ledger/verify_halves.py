@@ -14,6 +14,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from exeat.ledger.verify_books import COUNTED, FLOW, Accounts, Problem, Report
+from exeat.ledger.verify_tiles import roots
 from exeat.ledger.verify_tree import BrokenError, Chain
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ class Work(NamedTuple):
     newest: bytes
     heads: tuple[Head, ...]
     quick: bool
+    dropped: bool = False
 
     def read(self, index: int) -> bytes:
         return self.newest if index == len(self.paths) - 1 else self.paths[index].read_bytes()
@@ -52,11 +54,13 @@ class Work(NamedTuple):
 def whole(work: Work) -> Report:
     """The report, by this process alone."""
     report = Report(quick=work.quick)
-    accounts = Accounts(report)
+    accounts = Accounts(report, dropped=work.dropped)
     chain = Chain(work.heads, None if work.quick else accounts.record, quick=work.quick)
     broken = work.follow(chain, 0, len(work.paths))
     accounts.finish()
     _of_chain(report, chain)
+    if chain.dropped[0] and broken is None:
+        _of_dropped(report, chain.dropped, accounts.tombstones, work)
     report.segments = chain.segments
     if broken is not None:
         report.problems.append(Problem(broken.record, broken.what))
@@ -66,6 +70,23 @@ def whole(work: Work) -> Report:
 def _of_chain(report: Report, chain: Chain) -> None:
     report.origin, report.size, report.root = chain.origin, chain.size, chain.root().hex()
     report.notes += chain.notes
+
+
+def _of_dropped(report: Report, dropped: Head, tombstones: list[bytes], work: Work) -> None:
+    """Whether the ledger itself says that these records were dropped, and the tiles still prove them."""
+    size, root = dropped
+    report.dropped = size
+    told = [(int.from_bytes(each[:8], "big"), each[8:]) for each in tombstones]
+    if not any(end > size or (end, at) == (size, root) for end, at in told):
+        report.problems.append(Problem(0, f"records 0 to {size - 1} are gone, and no record says so"))
+    noted = [each for each in work.heads if 0 < each[0] <= size]
+    found = roots(work.paths[0].parent.parent, [size, *(end for end, _ in noted)])
+    for end, at in [*noted, dropped]:
+        if found.get(end) != at:
+            what = f"the tiles of the dropped records do not make the root at size {end} that is known"
+            report.problems.append(Problem(end - 1, what))
+    if not any(end >= size for end, _ in work.heads):
+        report.notes.append("nothing that is signed or noted goes on from the dropped records")
 
 
 # --- two processes, each for a half of the segments

@@ -51,6 +51,7 @@ class Chain:
         self.peaks: list[bytes] = []  # roots of the full subtrees, largest first
         self.segments = 0
         self.notes: list[str] = []
+        self.dropped: Head = (0, b"")  # the records before this size are gone, and had this root
         self._heads = heads
         self._noted = sorted({size for size, _ in heads})
         self._book = book
@@ -71,6 +72,8 @@ class Chain:
             raise BrokenError(self.size, "the segment before this one was never sealed")
         at, pending = self._head(data), list[bytes]()
         self._sealed = False
+        if self.size == self.dropped[0] and not last and self._gone(data, at):
+            return
         while True:
             if self._quick and not last and not self._sealed:
                 at = _skim(data, at, self.size + len(pending), pending)
@@ -121,10 +124,27 @@ class Chain:
         origin, peaks = _parse_head(frame[2], self.size)
         if not origin or self.origin not in ("", origin):
             raise BrokenError(self.size, "the segment belongs to another ledger")
+        if self.size and self.size == self.dropped[0]:  # no records to make them from: their root must do
+            self.peaks = peaks
+            if len(peaks) != self.size.bit_count() or self.root() != self.dropped[1]:
+                raise BrokenError(self.size, "the segment does not go on from those that were dropped")
         if peaks != self.peaks:
             raise BrokenError(self.size, "the segment does not go on from the one before it")
         self.origin = origin
         return frame[3]
+
+    def _gone(self, data: bytes, at: int) -> bool:
+        """Whether there is nothing but the seal of records that were dropped; then take its word."""
+        frame = _frame(data, at)
+        if frame is None or frame[1] != b"S" or frame[0] <= self.size or data[frame[3] :].strip(b"\0"):
+            return False
+        seq, _, body, _ = frame
+        if len(body) != 48 or int.from_bytes(body[:8], "big") != seq:
+            raise BrokenError(self.size, "the seal of records that were dropped is malformed")
+        self.size, self.dropped, self.peaks = seq, (seq, body[8:40]), []
+        self._sealed = True
+        self.segments += 1
+        return True
 
     def _commit(self, body: bytes, pending: list[bytes]) -> None:
         first, end = self.size, self.size + len(pending)
@@ -181,6 +201,13 @@ def _parse_head(body: bytes, size: int) -> tuple[str, list[bytes]]:
     except (struct.error, IndexError, ValueError):
         raise BrokenError(size, "the head of the segment is malformed") from None
     return (origin if version == 1 else ""), peaks
+
+
+def is_dropped(data: bytes) -> bool:
+    """Whether this segment has lost its records: a seal of more than none right behind the head."""
+    head = _frame(data, 0)
+    seal = _frame(data, head[3]) if head is not None else None
+    return head is not None and seal is not None and seal[1] == b"S" and seal[0] > head[0]
 
 
 def _skim(data: bytes, at: int, number: int, pending: list[bytes]) -> int:

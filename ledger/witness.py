@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from exeat.ledger import note, succession
 from exeat.ledger.note import COSIGNATURE, NoteError, Signer, Verifier
 from exeat.ledger.proofs import ProofError, check_consistency
+from exeat.ledger.small_files import replace
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -198,20 +199,3 @@ def own_key(directory: Path, name: str) -> Signer:
     replace(directory / "vkey", f"{signer.verifier}\n", 0o444)
     replace(path, f"{signer}\n", 0o400)
     return signer
-
-
-def replace(path: Path, text: str, mode: int = 0o640) -> None:
-    """Put a file in place, durably and whole. Raises OSError."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.unlink(missing_ok=True)
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-    with open(fd, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(path)
-    fd = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

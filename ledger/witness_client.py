@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from exeat.ledger import keys, note, proofs
 from exeat.ledger.note import NoteError, Verifier
-from exeat.ledger.publish import read_checkpoint, tile_loader
+from exeat.ledger.published import read_checkpoint, tile_loader
 from exeat.ledger.records import printable
+from exeat.ledger.small_files import replace
 from exeat.ledger.tiles import TileError, Tree
-from exeat.ledger.witness import Request, replace, write_request
+from exeat.ledger.witness import Request, write_request
 from exeat.ledger.witness_http import HttpError, Place, post
 
 if TYPE_CHECKING:

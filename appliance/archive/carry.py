@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from exeat.appliance.archive.store import PART, Part, StoreError
 from exeat.ledger import archive, keys, note
-from exeat.ledger.publish import read_checkpoint
+from exeat.ledger.published import read_checkpoint
 
 if TYPE_CHECKING:
     from pathlib import Path

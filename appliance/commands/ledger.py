@@ -168,7 +168,7 @@ def run_verify(args: argparse.Namespace) -> int:
 def _own_head(directory: Path) -> tuple[tuple[tuple[int, bytes], ...], str]:
     """(size, root) that the ledger itself signed last; and what is wrong with its checkpoint."""
     from exeat.ledger import keys, note
-    from exeat.ledger.publish import read_checkpoint
+    from exeat.ledger.published import read_checkpoint
 
     try:
         text = read_checkpoint(directory)
@@ -217,6 +217,10 @@ def _text(directory: Path, report: Report) -> str:
         ("ledger", report.origin or str(directory)),
         *([("records", f"{held}: hashes and order only")] if report.quick else _books(held, report)),
         ("head", f"{report.size}:{report.root}"),
+        *(
+            [("dropped", f"records 0 to {report.dropped - 1}; what proves them is there")]
+            * bool(report.dropped)
+        ),
         *(("note", note) for note in report.notes),
         *(("note", f"record {number}: {_KEY_BREAK}") for number in report.key_breaks),
         *(("PROBLEM", f"record {problem.record}: {problem.what}") for problem in report.problems),

@@ -111,13 +111,27 @@ def _warden(config: Config) -> int:
 
 
 def _ledger(config: Config) -> int:
+    from exeat.appliance.ledger_archive import receipts_of
     from exeat.ledger.daemon import LedgerSettings, serve
+    from exeat.ledger.retention import Rules
 
     writers = {_uid(config.users.gateway): "gateway", _uid(config.users.control): "control"}
     if config.ledger.witness:
         writers[_uid(config.users.export)] = "witness"
+    kept = config.ledger
+    stores = [store.name for store in kept.archive]
+
+    def archived() -> int:
+        from exeat.ledger.archive import safely_archived
+
+        return safely_archived(settings.directory, receipts_of(config, settings.directory), stores)
+
     settings = LedgerSettings(
-        state_dir=config.state_dir, run_dir=config.run_dir, node=config.node.name, writers=writers
+        state_dir=config.state_dir,
+        run_dir=config.run_dir,
+        node=config.node.name,
+        writers=writers,
+        rules=Rules(kept.keep_days, kept.keep_bytes, kept.keep_at_least_days, archived if stores else None),
     )
     return serve(settings, notify_ready)
 

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 from tests.support.ledgers import deny
 
 from exeat.ledger import keys, note, records
-from exeat.ledger.publish import Publisher, read_checkpoint
+from exeat.ledger.publish import Publisher
+from exeat.ledger.published import read_checkpoint
 from exeat.ledger.records import Kind, Record
+from exeat.ledger.retention import Dropping
 from exeat.ledger.store import Store
 from exeat.ledger.upkeep import Upkeep
 from exeat.ledger.witness_client import Peer
@@ -50,7 +52,8 @@ class Ledger:
         return self.publish()
 
     def run_errands(self) -> None:
-        for record in Upkeep(self.directory, own).due():
+        dropping = Dropping(self.directory, lambda: None, lambda: self.store.size)
+        for record in Upkeep(self.directory, own, dropping).due():
             self.store.append([records.encode(record)], 1)
 
     def rotate(self, until_s: int) -> note.Verifier:

@@ -19,7 +19,8 @@ from tests.support.ledgers import DEST, deny, record
 from exeat.appliance.cli import main
 from exeat.ledger import keys, note, proofs, verify_offline
 from exeat.ledger.merkle import Frontier, leaf_hash
-from exeat.ledger.publish import Publisher, read_checkpoint
+from exeat.ledger.publish import Publisher
+from exeat.ledger.published import read_checkpoint
 from exeat.ledger.records import Kind
 from exeat.ledger.store import Store
 from exeat.ledger.verify_offline import ed25519_holds

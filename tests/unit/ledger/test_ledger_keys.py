@@ -16,9 +16,11 @@ from tests.support.ledgers import deny, running, wait_for
 from exeat.appliance.cli import main
 from exeat.ledger import bundle, fsck, keys, note, records, succession, verify_offline
 from exeat.ledger.client import append_blocking
-from exeat.ledger.publish import Publisher, read_checkpoint
+from exeat.ledger.publish import Publisher
+from exeat.ledger.published import read_checkpoint
 from exeat.ledger.reader import read
 from exeat.ledger.records import Kind, Record
+from exeat.ledger.retention import Dropping
 from exeat.ledger.store import Store
 from exeat.ledger.upkeep import Upkeep
 from exeat.ledger.verify import verify
@@ -48,7 +50,8 @@ class Ledger:
 
     def run_errands(self) -> None:
         own = lambda kind, **fields: Record(kind, actor="ledger", **fields)  # noqa: E731
-        for record in Upkeep(self.directory, own).due():
+        dropping = Dropping(self.directory, lambda: None, lambda: self.store.size)
+        for record in Upkeep(self.directory, own, dropping).due():
             self.store.append([records.encode(record)], 1)
 
     def rotate(self, until_s: int = LATER) -> note.Verifier:

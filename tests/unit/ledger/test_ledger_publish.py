@@ -13,7 +13,8 @@ from tests.support.ledgers import deny, running, settings, start, wait_for
 from exeat.ledger import keys, note, proofs
 from exeat.ledger.client import append_blocking
 from exeat.ledger.merkle import leaf_hash
-from exeat.ledger.publish import Publisher, PublishError, read_checkpoint, tile_loader
+from exeat.ledger.publish import Publisher, PublishError
+from exeat.ledger.published import read_checkpoint, tile_loader
 from exeat.ledger.reader import read
 from exeat.ledger.store import Store
 from exeat.ledger.tiles import Tree

@@ -16,7 +16,7 @@ from tests.support.ledgers import deny
 from tests.support.witnesses import ORIGIN, Ledger, serving
 
 from exeat.ledger import bundle, keys, note, proofs, verify_offline
-from exeat.ledger.publish import read_checkpoint, tile_loader
+from exeat.ledger.published import read_checkpoint, tile_loader
 from exeat.ledger.store import Store
 from exeat.ledger.tiles import Tree
 from exeat.ledger.witness import MAX_PROOF, Request, Witness, read_request, write_request
