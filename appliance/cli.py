@@ -17,6 +17,7 @@ from exeat.appliance.errors import NotReachableError, RefusedError, UsageError
 COMMANDS = {
     "up": "up",
     "run": "run",
+    "unpack": "unpack",
     "why": "why",
     "lease": "lease",
     "status": "status",
