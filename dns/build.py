@@ -86,19 +86,21 @@ def build_reply(
     rcode: Rcode,
     *,
     addresses: Sequence[Address] = (),
+    records: Sequence[bytes] = (),
     ttl: int = 0,
     ede: tuple[Ede, str] | None = None,
     limit: int = 0xFFFF,
     authentic: bool = False,
 ) -> bytes:
-    """The whole reply. Without addresses, NOERROR and NXDOMAIN carry an SOA (RFC 2308).
+    """The whole reply. Without an answer, NOERROR and NXDOMAIN carry an SOA (RFC 2308).
 
-    Addresses are owned by the asked name itself: the chain that led to them is not shown. OPT
+    `records` are data of the asked type, without compression. All is owned by the asked name itself:
+    the chain that led there is not shown. OPT
     goes only to a client that sent one. A reply over `limit` octets becomes an empty one with TC.
     """
     opt = _build_opt(query.opt, rcode, ede) if query.opt is not None else b""
     flags = QR | query.flags & (RD | CD) | RA | (AD if authentic else 0) | rcode & 0xF
-    negative = not addresses and rcode in (Rcode.NOERROR, Rcode.NXDOMAIN)
+    negative = not (addresses or records) and rcode in (Rcode.NOERROR, Rcode.NXDOMAIN)
     answer = b"".join(
         b"\xc0\x0c"
         + RECORD.pack(Qtype.A if a.family == 4 else Qtype.AAAA, CLASS_IN, ttl, len(packed))
@@ -106,8 +108,11 @@ def build_reply(
         for a in addresses
         for packed in (a.packed(),)
     )
+    answer += b"".join(
+        b"\xc0\x0c" + RECORD.pack(query.qtype, CLASS_IN, ttl, len(data)) + data for data in records
+    )
     authority = _SOA_RECORD if negative else b""
-    counts = (1, len(addresses), int(negative), int(bool(opt)))
+    counts = (1, len(addresses) + len(records), int(negative), int(bool(opt)))
     reply = HEADER.pack(query.id, flags, *counts) + query.question + answer + authority + opt
     if len(reply) > limit:
         return HEADER.pack(query.id, flags & ~AD | TC, 1, 0, 0, int(bool(opt))) + query.question + opt

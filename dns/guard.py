@@ -20,6 +20,7 @@ from exeat.dns.direct import Ahead
 from exeat.dns.doors import TcpDoor, UdpDoor
 from exeat.dns.journal import Journal, Lookup
 from exeat.dns.judge import Judge
+from exeat.dns.other_records import OtherRecords
 from exeat.dns.outside import Outside
 from exeat.dns.resolver import Resolver
 from exeat.dns.responder import Jail, Responder
@@ -83,7 +84,8 @@ class Guard:
         self._upstream = Upstream(reactor, settings.upstreams, settings.upstream_ca)
         self._resolver = Resolver(reactor, self._upstream, self._judge)
         self._ahead = Ahead(reactor, lambda: self._judge.snapshot, lambda said: self._hub.send(said))
-        core = (self._judge, self._resolver, self._journal)
+        self._others = OtherRecords(reactor, self._upstream, self._judge)
+        core = (self._judge, self._resolver, self._others, self._journal)
         self._responder = Responder(reactor.now, *core, self._ahead.answer)
         uids = frozenset({0, settings.control_uid, settings.proxy_uid})
         services = (self._judge, self._resolver, self._journal, self._responder.pins)
@@ -117,6 +119,7 @@ class Guard:
 
     def _forget_answers(self) -> None:
         self._resolver.clear()
+        self._others.clear()
         for jail in (*(jail for jail, _ in self._jails.values()), *self._outside.jails):
             jail.hot.clear()
 

@@ -134,6 +134,12 @@ class Judge:
         document = self._snapshot.document_for(subject) if self._snapshot is not None else None
         return document is not None and document.preset is Preset.STRICT
 
+    def records(self, asker: Asker, host: str) -> Decision | None:
+        """The permission under which records of an admitted `host` other than addresses may be looked up."""
+        if self._snapshot is None or not self.fresh:
+            return None
+        return self._snapshot.decide_records(asker.subject, host, self._clock.now_ms(), self._unspent)
+
     def shadow(self, asker: Asker, host: str, decided: Decision) -> str:
         """What a record of the lookup says of the shadow policy (`Snapshot.shadow`)."""
         snapshot = self._snapshot

@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING, NamedTuple
 from exeat.dns import build, wire
 from exeat.dns.batch import Hot
 from exeat.dns.journal import Journal, Lookup, Sight
-from exeat.dns.judge import Asker, Binding, Judge
+from exeat.dns.judge import Admitted, Asker, Binding, Judge
 from exeat.dns.limits import TokenBucket
 from exeat.dns.pins import Pins
-from exeat.dns.vet import Status
+from exeat.dns.rdata import SERVED
+from exeat.dns.reverse import reversed_address
+from exeat.dns.vet import MIN_TTL_S, Status
 from exeat.dns.wire import Ede, Qtype, Query, Rcode
 from exeat.policy.model import Decision, Subject, Verdict
 from exeat.policy.names import MalformedError, parse_host
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from exeat.dns.batch import Table
+    from exeat.dns.other_records import OtherRecords, RecordsFinding
     from exeat.dns.resolver import Finding, Resolver
     from exeat.policy.model import Address
 
@@ -79,8 +82,14 @@ class Ruling(NamedTuple):
     ede: Blocked | None = None
 
 
-def rule(query: Query, admit: Callable[[str], Decision]) -> Ruling:
-    """Decide one query; `admit` asks the policy core about a canonical host."""
+def rule(
+    query: Query,
+    admit: Callable[[str], Decision],
+    records: Callable[[str], Decision | None] = lambda _host: None,
+) -> Ruling:
+    """Decide one query; `admit` asks the policy core about a canonical host, and `records` whether more
+    than its addresses may be looked up, and by whose permission.
+    """
     text = wire.host_text(query.name)
     try:
         host = parse_host(text) if text is not None else None
@@ -95,19 +104,24 @@ def rule(query: Query, admit: Callable[[str], Decision]) -> Ruling:
         return Ruling(host, decision, Rcode.NXDOMAIN, (Ede.BLOCKED, LEASE_REQUIRED))
     if not decision.allowed:
         return Ruling(host, decision, Rcode.NXDOMAIN, (Ede.BLOCKED, decision.reason))
-    return _rule_type(query, host, decision)
+    return _rule_type(query, host, decision, records)
 
 
-def _rule_type(query: Query, host: str, decision: Decision) -> Ruling:
+def _rule_type(
+    query: Query, host: str, decision: Decision, records: Callable[[str], Decision | None]
+) -> Ruling:
     """For an allowed name: which questions about it are answered."""
     qtype = query.qtype
     if query.qclass != wire.CLASS_IN or qtype in REFUSED_TYPES or qtype >= PRIVATE_TYPES:
         refused = Decision(Verdict.DENY, "dns.refused", decision.rule)
         return Ruling(host, refused, Rcode.NOTIMP, (Ede.NOT_SUPPORTED, "type or class not served"))
-    if qtype == Qtype.PTR:
-        return _blocked(host, "dns.refused")
     if qtype in (Qtype.A, Qtype.AAAA):
         return Ruling(host, decision, None)
+    granted = records(host) if qtype in SERVED else None
+    if granted is not None:
+        return Ruling(host, granted, None)
+    if qtype == Qtype.PTR:
+        return _blocked(host, "dns.refused")
     # HTTPS and SVCB would carry ECH keys, h3 and address hints past us; clients do well without.
     return Ruling(host, decision, Rcode.NOERROR)
 
@@ -131,6 +145,7 @@ class Responder:
         now: Callable[[], float],
         judge: Judge,
         resolver: Resolver,
+        others: OtherRecords,
         journal: Journal,
         ahead: Ahead = at_once,
     ) -> None:
@@ -139,6 +154,7 @@ class Responder:
         self._now = now
         self._judge = judge
         self._resolver = resolver
+        self._others = others
         self._journal = journal
 
     @property
@@ -226,7 +242,11 @@ class _Turn:
         judge = self._responder._judge
         asker = Asker(self._jail.subject)
         self._binding = judge.binding(asker.subject)
-        ruling = rule(self._query, lambda host: judge.admit(asker, host))
+        if self._query.qtype == Qtype.PTR and self._answered_before(asker):
+            return
+        ruling = rule(
+            self._query, lambda host: judge.admit(asker, host), lambda host: judge.records(asker, host)
+        )
         self._host = ruling.host
         if ruling.rcode is Rcode.NOTIMP:
             judge.odd_type(asker, ruling.host, ruling.decision)
@@ -235,12 +255,40 @@ class _Turn:
             self._limit()
             return
         if ruling.rcode is None:
-            find, admitted = self._responder._resolver.find, judge.admitted(ruling.decision)
-            self._note(lookup, lambda: find(asker, ruling.host, self._query.qtype, self._found, admitted))
+            admitted = judge.admitted(ruling.decision)
+            self._note(lookup, lambda: self._find(asker, ruling.host, admitted))
             return
         reply = self.build(ruling.rcode, ruling.ede)
         # A no may be remembered for longer than a yes, whose lease or budget may end meanwhile.
         self._note(lookup, lambda: self._end(reply, build.NEGATIVE_S, build.NEGATIVE_S))
+
+    def _find(self, asker: Asker, host: str, admitted: Admitted) -> None:
+        qtype, responder = self._query.qtype, self._responder
+        if qtype in (Qtype.A, Qtype.AAAA):
+            responder._resolver.find(asker, host, qtype, self._found, admitted)
+        else:
+            responder._others.find(asker, host, qtype, self._found_records)
+
+    def _answered_before(self, asker: Asker) -> bool:
+        """Whether this asks for the name of an address that the client was told, and may know again.
+
+        The client gets back what it has; nothing is looked up.
+        """
+        responder = self._responder
+        address = reversed_address(wire.host_text(self._query.name) or "")
+        names = responder.pins.names(asker.subject, address) if address is not None else []
+        if not names or not self._jail.bucket.take(responder._now()):
+            return False
+        decided = [(name, responder._judge.admit(asker, name)) for name in names]
+        known = [wire.wire_name(name) for name, decision in decided if decision.allowed]
+        if not known:
+            return False
+        self._host = wire.host_text(self._query.name) or ""
+        decision = next(decision for _, decision in decided if decision.allowed)
+        limit = self._room()
+        reply = build.build_reply(self._query, Rcode.NOERROR, records=known, ttl=MIN_TTL_S, limit=limit)
+        self._note(self._lookup(decision), lambda: self._end(reply))
+        return True
 
     def _flooding(self) -> bool:
         """A name this jail has not asked for, and no token left: not even worth a decision."""
@@ -261,6 +309,9 @@ class _Turn:
         self._note(limited, lambda: self._end(reply))
 
     def _lookup(self, decision: Decision, shadow: str = "") -> Lookup:
+        qtype = self._query.qtype
+        if not shadow and decision.allowed and qtype in SERVED and decision.records:
+            shadow = f"type {Qtype(qtype).name}"
         return Lookup.of(self._jail.subject, self._host, decision, "dns", self._binding, shadow)
 
     def _is_miss(self, asker: Asker, ruling: Ruling, lookup: Lookup) -> bool:
@@ -279,15 +330,32 @@ class _Turn:
 
         self._responder._journal.note(lookup, done)
 
+    def _found_records(self, finding: RecordsFinding) -> None:
+        if finding.decision.allowed and finding.status is Status.FOUND:
+            reply = build.build_reply(
+                self._query,
+                Rcode.NOERROR,
+                records=finding.records,
+                ttl=finding.ttl,
+                limit=self._room(),
+            )
+            self._end(reply, finding.ttl)
+        else:
+            self._found_nothing(finding)
+
     def _found(self, finding: Finding) -> None:
-        if finding.refused:
+        if finding.decision.allowed and finding.status is Status.FOUND:
+            ahead = self._responder.ahead
+            ahead(self._jail.subject, self._host, finding.addresses, partial(self._answer, finding))
+        else:
+            self._found_nothing(finding)
+
+    def _found_nothing(self, finding: Finding | RecordsFinding) -> None:
+        if not finding.decision.allowed:
             rcode = Rcode.SERVFAIL if finding.reason == "policy.expired" else Rcode.NXDOMAIN
             text = LEASE_REQUIRED if finding.decision.verdict is Verdict.ASK else finding.reason
             reply = self.build(rcode, (Ede.BLOCKED, text))
             self._note(self._lookup(finding.decision), lambda: self._end(reply))
-        elif finding.status is Status.FOUND:
-            ahead = self._responder.ahead
-            ahead(self._jail.subject, self._host, finding.addresses, partial(self._answer, finding))
         elif finding.status is Status.UNAVAILABLE:
             self._end(self.build(Rcode.SERVFAIL, (Ede.NO_REACHABLE_AUTHORITY, finding.reason)))
         else:

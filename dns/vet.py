@@ -63,10 +63,10 @@ def follow(answer: Answer, name: bytes, qtype: int) -> Chain:
     """
     if answer.rcode not in (Rcode.NOERROR, Rcode.NXDOMAIN):
         return UNAVAILABLE
-    aliases = _aliases(answer.records)
+    aliases = aliases_of(answer.records)
     if aliases is None:
         return HOSTILE
-    targets = _walk(aliases, name)
+    targets = walk(aliases, name)
     if targets is None:
         return HOSTILE
     end = targets[-1] if targets else name
@@ -74,16 +74,16 @@ def follow(answer: Answer, name: bytes, qtype: int) -> Chain:
     if any(record.owner != end for record in found) or any(_mapped(record) for record in found):
         return HOSTILE
     if answer.rcode == Rcode.NXDOMAIN:
-        return HOSTILE if found else Chain(Status.NXDOMAIN, targets, (), _negative_ttl(answer))
+        return HOSTILE if found else Chain(Status.NXDOMAIN, targets, (), negative_ttl(answer))
     if not found:
-        return Chain(Status.NODATA, targets, (), _negative_ttl(answer))
+        return Chain(Status.NODATA, targets, (), negative_ttl(answer))
     addresses = tuple(dict.fromkeys(r.value for r in found if isinstance(r.value, Address)))
     ttl = min(record.ttl for record in answer.records if record.rtype in (qtype, Qtype.CNAME))
     ttl = max(MIN_TTL_S, min(MAX_TTL_S, ttl))
     return Chain(Status.FOUND, targets, addresses, ttl, authentic=answer.authentic)
 
 
-def _aliases(records: Sequence[Record]) -> dict[bytes, bytes] | None:
+def aliases_of(records: Sequence[Record]) -> dict[bytes, bytes] | None:
     """owner -> target of every CNAME; None when one name has two."""
     aliases: dict[bytes, bytes] = {}
     for record in records:
@@ -92,7 +92,7 @@ def _aliases(records: Sequence[Record]) -> dict[bytes, bytes] | None:
     return aliases
 
 
-def _walk(aliases: dict[bytes, bytes], name: bytes) -> tuple[bytes, ...] | None:
+def walk(aliases: dict[bytes, bytes], name: bytes) -> tuple[bytes, ...] | None:
     """The targets in order; None for a loop, a chain too long, or a CNAME outside the chain."""
     targets: list[bytes] = []
     while name in aliases:
@@ -109,7 +109,7 @@ def _mapped(record: Record) -> bool:
     )
 
 
-def _negative_ttl(answer: Answer) -> int:
+def negative_ttl(answer: Answer) -> int:
     """RFC 2308, capped so that a lease or a fixed zone is seen soon; no SOA means do not keep it."""
     if answer.negative_ttl is None:
         return 0

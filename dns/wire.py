@@ -41,18 +41,23 @@ class Qtype(IntEnum):
     """The record types the guard knows by name."""
 
     A = 1
+    NS = 2
     CNAME = 5
     SOA = 6
     NULL = 10
     PTR = 12
+    MX = 15
+    TXT = 16
     KEY = 25
     AAAA = 28
+    SRV = 33
     NAPTR = 35
     SVCB = 64
     HTTPS = 65
     IXFR = 251
     AXFR = 252
     ANY = 255
+    CAA = 257
 
 
 class Rcode(IntEnum):
@@ -119,12 +124,17 @@ class Query:
 
 
 class Record(NamedTuple):
-    """One answer record: `value` is an Address for A and AAAA, a name for CNAME, else None."""
+    """One answer record: `value` is an Address for A and AAAA, a name for CNAME, else None.
+
+    Its data lies in the message from `start` to `end`.
+    """
 
     owner: bytes
     rtype: int
     ttl: int
     value: Address | bytes | None
+    start: int = 0
+    end: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +151,7 @@ class Answer:
     records: tuple[Record, ...]
     negative_ttl: int | None
     authentic: bool = False
+    message: bytes = b""  # all of it: data of other types may point into it
 
 
 def parse_query(data: bytes) -> Query:
@@ -261,7 +272,8 @@ def parse_answer(data: bytes) -> Answer:
         return Answer(ident, rcode, True, question, (), None)
     records, end = _read_answers(data, end, ancount)
     negative_ttl, extended = _read_rest(data, end, nscount, arcount)
-    return Answer(ident, extended << 4 | rcode, False, question, records, negative_ttl, bool(flags & AD))
+    rcode |= extended << 4
+    return Answer(ident, rcode, False, question, records, negative_ttl, bool(flags & AD), data)
 
 
 def _read_answers(data: bytes, offset: int, count: int) -> tuple[tuple[Record, ...], int]:
@@ -270,7 +282,7 @@ def _read_answers(data: bytes, offset: int, count: int) -> tuple[tuple[Record, .
         owner, rtype, rclass, ttl, start, offset = _read_record(data, offset)
         if rclass != CLASS_IN:
             raise WireError("answer of a class other than IN")
-        records.append(Record(owner, rtype, ttl, _read_value(data, rtype, start, offset)))
+        records.append(Record(owner, rtype, ttl, _read_value(data, rtype, start, offset), start, offset))
     return tuple(records), offset
 
 

@@ -59,6 +59,7 @@ class Traits(NamedTuple):
     raw: bool
     ech: bool
     direct: bool
+    records: bool
     approvals: int
     max_ttl_ms: int
 
@@ -176,6 +177,7 @@ class Side:
                 rule.raw,
                 rule.ech,
                 rule.direct,
+                rule.records,
                 (rule.approvals or knobs.approvals) if asks else 0,
                 (rule.max_ttl_ms or knobs.max_ttl_ms) if asks else 0,
             )
@@ -251,7 +253,7 @@ class Side:
         """Most specific first, then in the order of the document, as `decide` attributes them; where
         all ask on the same terms the order says nothing."""
         number = self._tables.ports.number
-        terms = {self._tables.traits.values[each.traits][-5:] for each, _ in asks}
+        terms = {self._tables.traits.values[each.traits][-6:] for each, _ in asks}
         if len(terms) > 1:
             asks.sort(key=_attribution)
             return [(each.traits, number(ports)) for each, ports in asks if ports]

@@ -171,7 +171,12 @@ class _Runner:
 
 
 def _shown(decision: Decision) -> dict[str, Any]:
-    spoken = {"raw": decision.raw, "ech": decision.ech, "direct": decision.direct}
+    spoken = {
+        "raw": decision.raw,
+        "ech": decision.ech,
+        "direct": decision.direct,
+        "records": decision.records,
+    }
     return {"decision": str(decision.verdict), "reason": decision.reason, "rule": decision.rule, **spoken}
 
 
@@ -196,7 +201,7 @@ def case_request(fields: Mapping[str, Any], subject: Subject | None = None) -> R
 
 
 _LEASE_FIELDS = (
-    *("id", "project", "private", "raw", "ech", "direct", "job"),
+    *("id", "project", "private", "raw", "ech", "direct", "records", "job"),
     *("issuer", "epoch", "max_uses", "max_bytes", "budget"),
 )
 
@@ -309,4 +314,5 @@ def _narrowing(step: Mapping[str, Any]) -> Narrowing:
         raw=step.get("raw"),
         ech=step.get("ech"),
         direct=step.get("direct"),
+        records=step.get("records"),
     )

@@ -36,7 +36,7 @@ def cells(traits: Iterable[Traits], expiries: Iterable[int | None], now_ms: int)
 
 def _speeches(seen: Iterable[Traits]) -> list[Speech]:
     """What some rule permits expressly; to the others it is all one."""
-    marked = (Speech.ECH, Speech.RAW, Speech.DIRECT)
+    marked = (Speech.ECH, Speech.RAW, Speech.DIRECT, Speech.RECORDS)
     named = [speech for speech in marked if any(permits(each, speech) for each in seen)]
     return [Speech.JUDGED, *named]
 

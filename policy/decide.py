@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from exeat.policy.leases import Lease
     from exeat.policy.model import Permits
 
-__all__ = ["CompiledPolicy", "compile_policy", "decide", "decide_lookup"]
+__all__ = ["CompiledPolicy", "compile_policy", "decide", "decide_lookup", "decide_records"]
 
 # Names that need no work to be canonical: what `parse_host` gives back unchanged. A last label that
 # begins with a digit may be an address to somebody; `parse_host` judges those.
@@ -73,7 +73,7 @@ def compile_policy(
     )
     verdicts = Verdicts(document.rules, document.ceiling, Budgets(document.project, document.budgets))
     denies = [rule for rule in document.of_kind(Kind.DENY) if any(scope.net for scope in rule.to)]
-    speaks = any(rule.raw or rule.ech or rule.direct for rule in document.rules)
+    speaks = any(rule.raw or rule.ech or rule.direct or rule.records for rule in document.rules)
     return CompiledPolicy(document, meta, verdicts, ScopeIndex(denies) if denies else None, speaks)
 
 
@@ -272,8 +272,10 @@ def _spoken(slot: Slot, answer: Decision, public: bool) -> Decision:
         grants = [lease for lease in slot.leases if public or lease.private]
         grants += [rule for rule in slot.allow if not slot.ask and (public or rule.private)]
     raw, ech = any(grant.raw for grant in grants), any(grant.ech for grant in grants)
-    direct = any(grant.direct for grant in grants)
-    return replace(answer, raw=raw, ech=ech, direct=direct) if raw or ech or direct else answer
+    direct, records = any(grant.direct for grant in grants), any(grant.records for grant in grants)
+    if not (raw or ech or direct or records):
+        return answer
+    return replace(answer, raw=raw, ech=ech, direct=direct, records=records)
 
 
 def _rule_answer(policy: CompiledPolicy, request: Request, slot: Slot, public: bool) -> Decision:
@@ -352,13 +354,32 @@ def decide_lookup(
     return best
 
 
+def decide_records(
+    policy: CompiledPolicy, subject: Subject, host: str, now_ms: int, overlay: Overlay
+) -> Decision | None:
+    """May records of `host` other than addresses be looked up: the allowance that says so, on whatever port.
+
+    None where no rule or lease says `records`. Exact in the way of `decide_lookup`.
+    """
+    if not (policy.speaks or overlay.leases.speaks):
+        return None
+    for port in _edge_ports(policy, subject, host, overlay, ()):
+        for proto in PROTOCOLS:
+            answer = decide(policy, Request(subject, host, port, proto), now_ms, overlay)
+            if answer.allowed and answer.records:
+                return answer
+    return None
+
+
 def _may_differ(policy: CompiledPolicy, subject: Subject, host: str, overlay: Overlay) -> bool:
-    """Whether any port could be better than a deny: False only if nothing but the posture grants."""
+    """Whether any port could be better than a deny: False only if nothing but the posture speaks."""
     document = policy.document
     if document.posture not in (Posture.ALLOWLIST, Posture.CUSTOM) or (
         document.posture is Posture.CUSTOM and document.default is not Default.DENY
     ):
         return True
+    if any(name in document.budgets and document.budgets[name].soft for name in ALWAYS):
+        return True  # a budget that asks when it is used up does so on every port that is not denied
     try:
         target = canonical_host(host)
     except MalformedError:

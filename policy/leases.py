@@ -97,6 +97,7 @@ class Lease:
     raw: bool = False
     ech: bool = False
     direct: bool = False
+    records: bool = False
     agents: frozenset[str] = frozenset()
     nodes: frozenset[str] = frozenset()
     job: str = ""
@@ -212,7 +213,7 @@ def _checked(lease: Lease) -> Lease:
     for limit in (lease.max_bytes, lease.max_uses):
         if limit is not None:
             _ms(limit)
-    for name in ("private", "raw", "ech", "direct"):
+    for name in ("private", "raw", "ech", "direct", "records"):
         if type(getattr(lease, name)) is not bool:
             raise TypeError(f"`{name}` is not true or false")
     if not lease.id or not lease.project or not lease.ports:
@@ -245,6 +246,7 @@ class Narrowing:
     raw: bool | None = None
     ech: bool | None = None
     direct: bool | None = None
+    records: bool | None = None
 
 
 def request(draft: Lease, now_ms: int) -> Outcome:
@@ -384,6 +386,7 @@ def _narrow(lease: Lease, change: Narrowing) -> Lease | None:
         raw=lease.raw if change.raw is None else change.raw,
         ech=lease.ech if change.ech is None else change.ech,
         direct=lease.direct if change.direct is None else change.direct,
+        records=lease.records if change.records is None else change.records,
     )
     widened = (
         excess([lease], narrowed) is not None

@@ -54,6 +54,7 @@ class Speech(StrEnum):
     ECH = "ech"  # TLS whose ClientHello hides the inner server name (the outer one is judged)
     RAW = "raw"  # anything: the first bytes are not judged
     DIRECT = "direct"  # packets past the proxy (a pinhole); beside the others, neither more nor less
+    RECORDS = "records"  # lookups of records other than addresses; beside the others, neither more nor less
 
 
 class Permits(Protocol):
@@ -65,12 +66,16 @@ class Permits(Protocol):
     def ech(self) -> bool: ...
     @property
     def direct(self) -> bool: ...
+    @property
+    def records(self) -> bool: ...
 
 
 def permits(grant: Permits, speech: Speech) -> bool:
     """Whether `speech` is within the grant. Where anything may be spoken, ECH may too."""
     if speech is Speech.DIRECT:
         return grant.direct
+    if speech is Speech.RECORDS:
+        return grant.records
     return grant.raw or speech is Speech.JUDGED or (speech is Speech.ECH and grant.ech)
 
 
@@ -96,8 +101,8 @@ class Decision:
 
     `rule` is the id of the attributed rule, lease or budget ("" when none decided);
     `matched` holds the ids of all matching rules; `budgets` those to charge if it goes ahead. `raw`,
-    `ech` and `direct` are what may be spoken (`permits`): by any rule or lease that allows it, or by
-    the ask rule named.
+    `ech`, `direct` and `records` are what may be spoken (`permits`): by any rule or lease that allows
+    it, or by the ask rule named.
     """
 
     verdict: Verdict
@@ -109,6 +114,7 @@ class Decision:
     raw: bool = False
     ech: bool = False
     direct: bool = False
+    records: bool = False
 
     @property
     def allowed(self) -> bool:

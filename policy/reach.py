@@ -65,8 +65,8 @@ def _ways(policy: Document, scope: Lease, now_ms: int) -> Iterator[tuple[Level, 
     tables = new_tables()
     side, extent = Side(policy, tables), Extent(scope)
     further = (*scope.to, *scope.except_)
-    ways = ((scope.direct, Speech.DIRECT), (scope.raw, Speech.RAW), (scope.ech, Speech.ECH))
-    wanted = next((speech for asked, speech in ways if asked), Speech.JUDGED)
+    asked = (Speech.DIRECT, Speech.RECORDS, Speech.RAW, Speech.ECH)
+    wanted = next((speech for speech in asked if getattr(scope, speech)), Speech.JUDGED)
     hosts: list[Host] = [*names_of((policy,), further), *literals_of((policy,), further)]
     for host in hosts:
         ports = extent.ports(host)

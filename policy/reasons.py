@@ -88,7 +88,7 @@ TEXTS: dict[str, str] = {
     "chain.uses": "more uses than the link before",
     "chain.budget": "not charged to the budget of the link before",
     "chain.private": "private addresses, which the link before does not grant",
-    "chain.speech": "raw bytes, ECH or packets past the proxy, which the link before does not grant",
+    "chain.speech": "raw bytes, ECH, `direct` or `records`, which the link before does not grant",
     "lease.epoch": "of an epoch that was fenced off",
     "lease.audience": "for other nodes",
     "replay.seq": "seen before, or older than what is known",

@@ -46,7 +46,7 @@ _T = TypeVar("_T")
 
 _COMMON = frozenset({"id", "to", "ports", "proto", "except", "why", "broad"})
 _WHO_WHEN = frozenset({"agent", "node", "when"})
-_GRANT = _COMMON | _WHO_WHEN | {"budget", "private", "raw", "ech"}
+_GRANT = _COMMON | _WHO_WHEN | {"budget", "private", "raw", "ech", "records"}
 RULE_KEYS = {
     Kind.ALLOW: _GRANT,
     Kind.ASK: _GRANT | {"via", "ttl", "max_ttl", "approvals"},
@@ -116,6 +116,7 @@ def load_rule(node: Node, kind: Kind, order: int, context: Context) -> Rule:
         raw="raw" in keys and _boolean(keys["raw"]),
         ech="ech" in keys and _boolean(keys["ech"]),
         direct="via" in keys and one_of(keys["via"], VIA, "rule.via") == "direct",
+        records="records" in keys and _boolean(keys["records"]),
         broad=broad,
         why=_why(keys["why"]) if "why" in keys else "",
         ttl_ms=ttl_ms,

@@ -126,6 +126,7 @@ class Rule:
     raw: bool = False
     ech: bool = False
     direct: bool = False  # ask rules only: a lease for it may go past the proxy
+    records: bool = False
     broad: bool = False
     why: str = ""
     ttl_ms: int | None = None  # ask rules only, like the next two
@@ -168,6 +169,7 @@ class Rule:
             "raw": self.raw,
             "ech": self.ech,
             "via": "direct" if self.direct else "",
+            "records": self.records,
             "broad": self.broad,
             "why": self.why,
             "ttl": None if self.ttl_ms is None else f"{self.ttl_ms}ms",

@@ -45,6 +45,7 @@ _PROPERTIES: dict[str, dict[str, Any]] = {
     "raw": {**_BOOLEAN, "description": "Any bytes may be spoken: the first ones are not judged."},
     "ech": {**_BOOLEAN, "description": "A ClientHello with ECH is accepted."},
     "via": {**_words(*VIA), "description": "`direct`: a lease for it goes past the proxy."},
+    "records": {**_BOOLEAN, "description": "Records other than addresses may be looked up."},
     "why": {"type": "string", "maxLength": 500},
     "broad": _BOOLEAN,
     "ttl": _DURATION,

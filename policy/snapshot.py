@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from exeat.policy.addresses import Address, Cidr, parse_address, parse_cidr
 from exeat.policy.baseline import under
-from exeat.policy.decide import CompiledPolicy, compile_policy, decide, decide_lookup
+from exeat.policy.decide import CompiledPolicy, compile_policy, decide, decide_lookup, decide_records
 from exeat.policy.document import Document, Endpoint, PolicyError
 from exeat.policy.leases import Lease
 from exeat.policy.model import Decision, Request, Subject, Verdict
@@ -203,6 +203,13 @@ class Snapshot:
         if policy is None:
             return _unbound(subject)
         return decide_lookup(policy, subject, host, now_ms, self._overlay(policy, usage), resolved)
+
+    def decide_records(self, subject: Subject, host: str, now_ms: int, usage: Usage) -> Decision | None:
+        """The allowance under which the subject may look up other records of `host` than its addresses."""
+        policy = self.policy_for(subject)
+        if policy is None or self.stops(subject):
+            return None
+        return decide_records(policy, subject, host, now_ms, self._overlay(policy, usage))
 
     def shadow(self, request: Request, decided: Decision, now_ms: int, usage: Usage) -> str:
         """What a record of `decided` says of the project's shadow policy: "" if it agrees or is none.

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 MAX_DEPTH = 3
 _TRAVELS = (
-    *("id", "project", "to", "ports", "proto", "except", "private", "raw", "ech", "direct"),
+    *("id", "project", "to", "ports", "proto", "except", "private", "raw", "ech", "direct", "records"),
     *("agents", "nodes", "job"),
     *("ttl_ms", "max_bytes", "max_uses", "budget", "approvals", "reason", "policy", "issuer", "epoch", "seq"),
 )
@@ -260,6 +260,7 @@ def _both(one: Lease, two: Lease) -> Lease:
         raw=one.raw and two.raw,
         ech=permits(one, Speech.ECH) and permits(two, Speech.ECH),
         direct=one.direct and two.direct,
+        records=one.records and two.records,
         agents=_meet_words(one.agents, two.agents),
         nodes=_meet_words(one.nodes, two.nodes),
         job=_meet_word(one.job, two.job),

@@ -156,7 +156,7 @@ class LeaseIndex:
         self.speaks = False  # whether any of them says what may be spoken
         self._direct: set[tuple[str, str]] = set()
         for lease in leases:
-            self.speaks = self.speaks or lease.raw or lease.ech or lease.direct
+            self.speaks = self.speaks or lease.raw or lease.ech or lease.direct or lease.records
             projects.setdefault(lease.project, []).append(lease)
             if lease.direct:
                 self._direct.update((lease.project, scope.name) for scope in lease.to if scope.name)

@@ -334,6 +334,7 @@ def _content(rule: Rule) -> tuple[Hashable, ...]:
         rule.raw,
         rule.ech,
         rule.direct,
+        rule.records,
         rule.approvals,
         rule.max_ttl_ms,
     )

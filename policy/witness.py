@@ -160,6 +160,7 @@ def universal_lease(project: str, host: Host) -> Lease:
         raw=True,
         ech=True,
         direct=True,
+        records=True,
         exp_ms=_FOREVER,
     )
 

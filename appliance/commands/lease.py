@@ -33,6 +33,7 @@ def register(commands: Any) -> None:
     request.add_argument("--direct", action="store_true", help="past the proxy, for a member of [routing]")
     request.add_argument("--bytes", metavar="SIZE", help="how much it may move (for example 200MB)")
     request.add_argument("--agent", metavar="A", help="for this agent of the project only")
+    request.add_argument("--records", action="store_true", help="lookups of TXT, MX and the like too")
     request.add_argument("--as", dest="person", metavar="NAME", help="the person who asks")
     approve = _deciding(_verb(verbs, "approve", "let a pending request through", _approve))
     approve.add_argument("--ttl", metavar="TIME", help="shorter than was asked for")
@@ -41,6 +42,7 @@ def register(commands: Any) -> None:
     approve.add_argument("--no-ech", action="store_true", help="without the ECH that was asked for")
     approve.add_argument("--no-direct", action="store_true", help="through the proxy only")
     approve.add_argument("--bytes", metavar="SIZE", help="fewer than was asked for")
+    approve.add_argument("--no-records", action="store_true", help="without the lookups that were asked for")
     _deciding(_verb(verbs, "deny", "refuse a pending request for good", _deny))
     _deciding(_verb(verbs, "renew", "extend an active lease, up to its limit", _renew))
     revoke = _deciding(_verb(verbs, "revoke", "end a lease and its flows now", _revoke))
@@ -158,6 +160,7 @@ def _request(args: argparse.Namespace) -> int:
         direct=args.direct or None,
         max_bytes=_size(args.bytes),
         agent=args.agent,
+        records=args.records or None,
         **{"as": args.person},
     )
     return _print_one(args, reply["lease"])
@@ -174,6 +177,7 @@ def _approve(args: argparse.Namespace) -> int:
         ech=False if args.no_ech else None,
         direct=False if args.no_direct else None,
         max_bytes=_size(args.bytes),
+        records=False if args.no_records else None,
         why=args.why,
         **{"as": args.person},
     )

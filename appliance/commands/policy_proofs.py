@@ -46,6 +46,7 @@ def register(actions: Any) -> None:
     ways.add_argument("--raw", action="store_true", help="speaking anything, TLS or not")
     ways.add_argument("--ech", action="store_true", help="with a hidden server name")
     ways.add_argument("--direct", action="store_true", help="past the proxy, through a pinhole")
+    ways.add_argument("--records", action="store_true", help="looking up TXT, MX and the like")
     ways.set_defaults(handler=run_reach)
 
     trial = actions.add_parser("trial", help="replay recorded traffic: what would change? (exit 1: breaks)")
@@ -111,6 +112,7 @@ def run_reach(args: argparse.Namespace) -> int:
         raw=args.raw,
         ech=args.ech,
         direct=args.direct,
+        records=args.records,
     )
     found = reach(document, wanted, now_ms=_now_ms(args))
     if args.json:

@@ -160,6 +160,7 @@ class Leases:
                 ech=message.get("ech") is True,
                 direct=message.get("direct") is True,
                 max_bytes=most if type(most) is int else None,
+                records=message.get("records") is True,
             )
         return self._row(lease)
 
@@ -179,6 +180,7 @@ class Leases:
         direct: bool = False,
         max_bytes: int | None = None,
         routed: bool = False,
+        records: bool = False,
     ) -> Lease:
         if sum(1 for lease in self._all.values() if lease.state is State.REQUESTED) >= self._asks.max_pending:
             raise RefusedError("ask.limit", f"{self._asks.max_pending} requests are waiting already")
@@ -194,6 +196,7 @@ class Leases:
             ech=ech or (asked.ech if asked else False),
             # A job's own ask never is: it came by the proxy, and there is no other way out of a jail.
             direct=direct or (asked.direct and routed if asked else False),
+            records=records or (asked.records if asked else False),
             agents=frozenset({agent} if agent else ()),
             ttl_ms=ttl_ms or (asked.ttl_ms if asked and asked.ttl_ms else states.DEFAULT_TTL_MS),
             max_ttl_ms=asked.max_ttl_ms if asked and asked.max_ttl_ms else knobs.max_ttl_ms,
@@ -227,6 +230,7 @@ class Leases:
             ech=False if message.get("ech") is False else None,
             direct=False if message.get("direct") is False else None,
             max_bytes=message.get("max_bytes") if type(message.get("max_bytes")) is int else None,
+            records=False if message.get("records") is False else None,
         )
         return await self._decide(
             message, person, lambda lease, actor, now: states.approve(lease, actor, now, narrowing)

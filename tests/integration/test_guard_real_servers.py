@@ -27,7 +27,7 @@ POLICY = """
 egress: v1
 project: builds
 posture: allowlist
-allow: [{to: [.example.org, www.example.net]}]
+allow: [{to: [.example.org, www.example.net]}, {to: mail.example.org, records: true}]
 deny: [{to: [secret.example.org, .bad.example.net]}]
 """
 IDENTITY = '[[identity]]\nsource = "127.0.0.0/8"\nproject = "builds"\n'
@@ -37,6 +37,8 @@ ZONES = {
         "www AAAA 2001:db8:1::10\n"
         "bogus A 203.0.113.11\n"
         "cdn CNAME edge.example.net.\n"
+        'mail MX 10 mx.example.org.\nmail TXT "v=spf1 -all"\n'
+        'mail HTTPS 1 . alpn="h2,h3" ipv4hint="203.0.113.10"\n'
         "trap CNAME x.bad.example.net.\n"
         "inside CNAME inside.example.net.\n"
         "dn DNAME tree.example.net.\n"
@@ -103,6 +105,14 @@ def test_real_answers_come_over_tls_and_denied_names_stay_here() -> None:
             ("inside.example.org", "address.not_public"),
         ):
             assert ede(ask(DOOR, name)) == [(15, why)], name
+
+        assert answers(ask(DOOR, "mail.example.org", "MX")) == {"10 mx.example.org."}
+        assert answers(ask(DOOR, "mail.example.org", "TXT")) == {'"v=spf1 -all"'}
+        assert answers(ask(DOOR, "mail.example.org", "HTTPS")) == {'1 . alpn="h2"'}
+        assert answers(ask(DOOR, "10.113.0.203.in-addr.arpa", "PTR")) == {"www.example.org."}
+        unasked = servers.sent("resolver")
+        assert not ask(DOOR, "www.example.org", "MX").answer
+        assert servers.sent("resolver") == unasked
 
         # The upstream checked the signatures: said to those who understand it, and only them.
         for tcp in (False, True):

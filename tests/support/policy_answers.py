@@ -55,6 +55,7 @@ def in_words(decision: Decision) -> Answer:
         decision.raw,
         decision.ech,
         decision.direct,
+        decision.records,
     )
 
 

@@ -252,7 +252,7 @@ def _rule(chance: random.Random, kind: str) -> dict[str, Any]:
         if chance.randrange(3) == 0:
             rule["private"] = "true"
         if chance.randrange(5) == 0:
-            rule[chance.choice(["raw", "ech"])] = "true"
+            rule[chance.choice(["raw", "ech", "records"])] = "true"
         if kind == "ask" and chance.randrange(5) == 0:
             rule["via"] = "direct"
         if chance.randrange(3) == 0:
@@ -272,6 +272,7 @@ def _lease(chance: random.Random, name: str) -> Lease:
         raw=chance.random() < 0.2,
         ech=chance.random() < 0.2,
         direct=chance.random() < 0.2,
+        records=chance.random() < 0.2,
         agents=_pick(chance, [frozenset()], [frozenset({"a1"}), frozenset({"a1", "a2"})], 3),
         nodes=_pick(chance, [frozenset()], [frozenset({"n1"})], 5),
         job=_pick(chance, [""], ["j1"], 4),

@@ -98,7 +98,7 @@ def rule_bodies(draw: st.DrawFn, kind: str) -> dict[str, Any]:
         if draw(st.integers(0, 3)) == 0:
             rule["private"] = "true"
         if draw(st.integers(0, 5)) == 0:
-            rule[draw(st.sampled_from(["raw", "ech"]))] = "true"
+            rule[draw(st.sampled_from(["raw", "ech", "records"]))] = "true"
         if kind == "ask" and draw(st.integers(0, 5)) == 0:
             rule["via"] = draw(st.sampled_from(["direct", "direct", "proxy"]))
         if draw(st.integers(0, 3)) == 0:
@@ -181,6 +181,7 @@ def _leases(draw: st.DrawFn, name: str) -> Lease:
         raw=draw(st.sampled_from([False, False, True])),
         ech=draw(st.sampled_from([False, False, True])),
         direct=draw(st.sampled_from([False, False, True])),
+        records=draw(st.sampled_from([False, False, True])),
         agents=draw(st.sampled_from([frozenset(), frozenset({"a1"})])),
         job=draw(st.sampled_from(["", "", "j1"])),
         issuer=draw(st.sampled_from(["home", "home", "home", "w1"])),

@@ -52,6 +52,7 @@ class Answer(NamedTuple):
     raw: bool = False
     ech: bool = False
     direct: bool = False
+    records: bool = False
 
 
 @dataclass(frozen=True)
@@ -162,7 +163,9 @@ def _decided(
 
 
 def _speech(granting: Sequence[Rule | Lease]) -> dict[str, bool]:
-    return {word: any(getattr(item, word) for item in granting) for word in ("raw", "ech", "direct")}
+    return {
+        word: any(getattr(item, word) for item in granting) for word in ("raw", "ech", "direct", "records")
+    }
 
 
 def _granting(all_: _Matching, public: bool) -> list[Rule | Lease]:

@@ -10,7 +10,7 @@ import pytest
 from exeat.appliance.public_suffixes import bundled_suffixes
 from exeat.policy import verdicts
 from exeat.policy.addresses import parse_address, parse_cidr
-from exeat.policy.decide import compile_policy, decide, decide_lookup
+from exeat.policy.decide import compile_policy, decide, decide_lookup, decide_records
 from exeat.policy.document import Document, load_policy
 from exeat.policy.leases import Lease
 from exeat.policy.meta import MetaRules
@@ -170,6 +170,23 @@ def test_a_lookup_is_that_of_https_where_it_allows() -> None:
 def test_a_lookup_that_only_some_port_may_ask_for_names_the_first() -> None:
     policy = document("ask: [{id: two, to: b.org, ports: 22}, {id: one, to: b.org, ports: 80}]")
     assert (look_up(policy, "b.org").reason, look_up(policy, "b.org").rule) == ("rule.ask", "two")
+
+
+def test_a_lookup_asks_where_a_used_up_budget_asks_on_some_port() -> None:
+    """Nothing grants the name and 443 is denied, but a person could be asked about the other ports."""
+    soft = "deny: [{to: b.org, ports: 443}]\nbudgets: {default: {lookups: 0/1h, on_exceed: ask}}"
+    assert look_up(document(soft), "b.org").reason == "budget.ask"
+    assert look_up(document(soft.replace("on_exceed: ask", "on_exceed: deny")), "b.org").reason == "rule.deny"
+
+
+def test_other_records_are_granted_by_the_port_that_grants_them() -> None:
+    allow = "allow: [{id: web, to: b.org}, {id: mail, to: b.org, ports: 25, records: true}]"
+    for text, rule in ((allow, "mail"), (allow.replace("true", "false"), None)):
+        policy = compile_policy(document(text))
+        assert decide_lookup(policy, WHO, "b.org", NOW, Overlay.of(())).rule == "web"
+        found = decide_records(policy, WHO, "b.org", NOW, Overlay.of(()))
+        assert (found.rule if found is not None else None) == rule
+        assert decide_records(policy, WHO, "c.org", NOW, Overlay.of(())) is None
 
 
 @pytest.mark.parametrize("posture", ["public", "allowlist", "custom"])

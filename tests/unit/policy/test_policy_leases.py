@@ -225,6 +225,7 @@ def test_json_round_trip() -> None:
         {"raw": 1},
         {"ech": None},
         {"direct": "yes"},
+        {"records": 1},
         {"max_bytes": -5},
         {"approvals": [{"by": "x"}]},
         {"unknown": 1},

@@ -133,6 +133,7 @@ def test_the_and_holds_even_where_a_child_is_wider() -> None:
         ({"raw": True}, "chain.speech"),
         ({"ech": True}, "ok"),
         ({"direct": True}, "chain.speech"),
+        ({"records": True}, "chain.speech"),
         ({}, "ok"),
         ({"to": (parse_scope("api.github.com"), parse_scope("github.com:22"))}, "ok"),
         ({"except_": (parse_scope("api.github.com"),)}, "ok"),
