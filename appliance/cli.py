@@ -18,6 +18,7 @@ COMMANDS = {
     "up": "up",
     "run": "run",
     "unpack": "unpack",
+    "template": "template",
     "why": "why",
     "lease": "lease",
     "status": "status",
@@ -40,6 +41,8 @@ COMMANDS = {
 SUMMARIES = {
     "up": "run the appliance in the foreground",
     "run": "run a command in a jail that reaches the network only by policy",
+    "unpack": "take an archive apart in a jail, into one folder",
+    "template": "profiles, limits and policies for jobs, by name",
     "why": "what would happen to a flow, and what would change it",
     "lease": "list, ask for, approve and revoke leases",
     "status": "whether the appliance runs, and with what",

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from exeat.appliance.client import Client, load_config
 from exeat.appliance.errors import NotReachableError, RefusedError, UsageError
 from exeat.appliance.limits import TIME, parse_limits
+from exeat.appliance.template import load as load_template
 from exeat.policy.errors import UnitError
 from exeat.policy.units import parse_duration
 from exeat.sandbox.spec import Profile
@@ -45,7 +46,10 @@ def register(commands: Any) -> None:
     )
     parser.add_argument("--project", metavar="P", help="whose policy holds (default: that of --policy)")
     parser.add_argument("--policy", type=Path, metavar="FILE", help="a policy for this job alone")
-    parser.add_argument("--profile", choices=[*map(str, Profile)], default=str(Profile.STANDARD_NET))
+    parser.add_argument(
+        "--template", metavar="NAME", help="profile, limits and policy of `exeat template ls`"
+    )
+    parser.add_argument("--profile", choices=[*map(str, Profile)], help=f"default: {Profile.STANDARD_NET}")
     parser.add_argument(
         "--rw", type=Path, action="append", default=[], metavar="PATH", help="writable in the job"
     )
@@ -91,14 +95,18 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _request(args: argparse.Namespace, roots: Sequence[Path]) -> dict[str, Any]:
-    request: dict[str, Any] = {"argv": args.cmd, "profile": args.profile}
+    template = load_template(args.template) if args.template else None
+    request: dict[str, Any] = {"argv": args.cmd, "profile": args.profile or str(Profile.STANDARD_NET)}
+    if template:
+        request["argv"], request["profile"] = template.argv(args.cmd), args.profile or str(template.profile)
+        if not (args.project or args.policy):
+            request["policy"], request["file"] = template.policy, f"template {template.name}"
     if args.project:
         request["project"] = args.project
     if args.policy:
         request["policy"], request["file"] = _read(args.policy), str(args.policy)
-    if args.limits:
-        request["limits"] = _limits(args.limits)
-        request["time_ms"] = request["limits"].pop(TIME, 0)
+    request["limits"] = _limits(template.limits if template else "") | _limits(args.limits or "")
+    request["time_ms"] = request["limits"].pop(TIME, 0)
     if args.hold:
         request["hold_ms"] = _hold(args.hold)
     mounts = [(path, "rw") for path in args.rw] + [(path, "ro") for path in args.ro]
@@ -106,7 +114,7 @@ def _request(args: argparse.Namespace, roots: Sequence[Path]) -> dict[str, Any]:
     request["cwd"] = request["mounts"][0]["path"] if args.rw and args.rw[0].is_dir() else "/work"
     if args.rw:
         request["user"] = _owner(Path(request["mounts"][0]["path"]))
-    request["env"] = dict(_variable(text) for text in args.env)
+    request["env"] = (template.env if template else {}) | dict(_variable(text) for text in args.env)
     return request
 
 
