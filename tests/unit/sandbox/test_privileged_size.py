@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import ast
 import io
+import subprocess
+import sys
 import tokenize
 from pathlib import Path
 
@@ -36,6 +38,8 @@ BUILDERS = (
     "routing",
     "steps",
 )
+# Run by `exeat unpack` and inside its jail, never by the warden.
+NOT_THE_WARDENS = ("archive_folder", "archive_frames", "archive_inside")
 LIMIT = 500
 ACTS = {"os", "subprocess", "ctypes", "fcntl", "shutil", "signal", "time", "threading", "resource", "logging"}
 SILENT = {
@@ -79,7 +83,14 @@ def test_the_warden_stays_small() -> None:
 
 def test_everything_in_the_area_is_counted_or_pure() -> None:
     counted = {Path(name).stem for name in WARDEN if name.startswith("sandbox/")}
-    assert {path.stem for path in (ROOT / "sandbox").glob("*.py")} == counted | set(BUILDERS)
+    known = counted | set(BUILDERS) | set(NOT_THE_WARDENS)
+    assert {path.stem for path in (ROOT / "sandbox").glob("*.py")} == known
+
+
+def test_the_warden_does_not_load_what_is_neither() -> None:
+    loaded = "import exeat.sandbox.warden, sys; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True)
+    assert not {f"exeat.sandbox.{name}" for name in NOT_THE_WARDENS} & set(done.stdout.split())
 
 
 @pytest.mark.parametrize("name", BUILDERS)
