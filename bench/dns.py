@@ -43,6 +43,7 @@ from bench.dns_load import (
     warm,
 )
 from bench.dns_peers import PEERS, Authority, run_dnslib, write_authority
+from bench.loader import tree
 
 TOOLS = {
     "dnsperf": "dnsperf", "nsd": "nsd", "unbound": "unbound", "dnsdist": "dnsdist",
@@ -126,7 +127,7 @@ def run(plan: Plan, folder: Path) -> Figures:
     where = Authority(free_port(), free_port(), folder / "ca.pem")
     names = [name for name in PEERS if not plan.only or name in plan.only.split(",")]
     with ExitStack() as stack:
-        stack.enter_context(running(write_authority(folder, where), LOAD_CPU, folder, "nsd"))
+        nsd = stack.enter_context(running(write_authority(folder, where), LOAD_CPU, folder, "nsd"))
         wait_until(lambda: answers(where.port), "nsd")
         mine = stack.enter_context(guard(folder / "guard", where, limited=False))
         servers = {"exeat": Server("exeat", mine.jail("j"), mine.pid)}
@@ -137,8 +138,9 @@ def run(plan: Plan, folder: Path) -> Figures:
             servers[name] = Server(name, port, process.pid, *([SLOW_RATE] if name == "dnslib" else []))
         for server in servers.values():
             take_turns_begin(server, queries)
+        helpers = [*tree(nsd.pid), mine.ledger_pid] if plan.fifo_load else []
         for _ in range(plan.rounds):
-            round_of(plan, queries, servers)
+            round_of(plan, queries, servers, helpers)
     calm, flood = isolation(plan, folder / "limited", where, queries)
     return Figures(servers, measured(folder), pin_times(), calm, flood)
 
@@ -150,12 +152,12 @@ def take_turns_begin(server: Server, queries: Queries) -> None:
         warm(server, file)
 
 
-def round_of(plan: Plan, queries: Queries, servers: dict[str, Server]) -> None:
+def round_of(plan: Plan, queries: Queries, servers: dict[str, Server], helpers: list[int]) -> None:
     mix = queries.mix(plan.seconds)
     files = {"hot": queries.hot, "deny": queries.deny, "mix": mix}
     for load, file in files.items():
         for server in servers.values():
-            measure(server, load, file, plan.seconds, fifo=plan.fifo_load)
+            measure(server, load, file, plan.seconds, helpers)
     for load in ("hot", "deny"):
         for server in servers.values():
             found = latencies(server, files[load], plan.seconds, fifo=plan.fifo_latency)

@@ -25,12 +25,12 @@ FRESH_MS = 3_600_000
 class Control:
     """Control's end of the hub; `jail` opens a door of the guard and gives its port."""
 
-    def __init__(self, listener: socket.socket, pid: int) -> None:
+    def __init__(self, listener: socket.socket, pid: int, ledger_pid: int) -> None:
         from exeat.ledger.ipc import Channel
         from exeat.policy.document import load_policy
         from exeat.policy.snapshot import Snapshot
 
-        self.pid = pid
+        self.pid, self.ledger_pid = pid, ledger_pid
         sock, _ = listener.accept()
         sock.settimeout(20)
         self._channel = Channel(sock)
@@ -82,10 +82,10 @@ def guard(folder: Path, where: Authority, *, limited: bool) -> Iterator[Control]
         sys.executable, "-m", "bench.dns", "--folder", str(folder), "--authority", str(where.tls_port),
         "--ca", str(where.ca), *(["--limited"] if limited else []),
     ]  # fmt: skip
-    with listener, running([*me, "--child", "ledger"], LOAD_CPU, folder, "ledger"):
+    with listener, running([*me, "--child", "ledger"], LOAD_CPU, folder, "ledger") as ledger:
         wait_until((folder / "run" / "ledger" / "ledger.sock").exists, "the ledger")
         with running([*me, "--child", "guard"], SERVER_CPU, folder, "guard") as process:
-            control = Control(listener, process.pid)
+            control = Control(listener, process.pid, ledger.pid)
             yield control
             control.close()
 

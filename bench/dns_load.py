@@ -141,14 +141,14 @@ def cpu_us(pid: int) -> float:
 
 
 @contextmanager
-def first_in_line(pid: int, *, fifo: bool) -> Iterator[None]:
-    """With `fifo` the process has the CPU whenever it wants it, until the block ends."""
-    if fifo:
+def first_in_line(pids: Sequence[int]) -> Iterator[None]:
+    """These processes have their CPU whenever they want it, until the block ends."""
+    for pid in pids:
         subprocess.run(["chrt", "-a", "-f", "-p", str(FIFO), str(pid)], check=True)
     try:
         yield
     finally:
-        if fifo:
+        for pid in pids:
             subprocess.run(["chrt", "-a", "-o", "-p", "0", str(pid)], check=False)
 
 
@@ -178,10 +178,13 @@ def warm(server: Server, file: Path, seconds: float = 1) -> None:
     output(dnsperf(server.port, file, seconds), seconds)
 
 
-def measure(server: Server, load: str, file: Path, seconds: float, *, fifo: bool) -> None:
-    """One round of as many queries as are answered; adds its figures to the server's."""
-    prefix = ("chrt", "-f", str(FIFO)) if fifo else ()
-    with first_in_line(server.pid, fifo=fifo):
+def measure(server: Server, load: str, file: Path, seconds: float, first: Sequence[int]) -> None:
+    """One round of as many queries as are answered; adds its figures to the server's.
+
+    `first`: what else is first in line, with the server and the load (none: nothing is).
+    """
+    prefix = ("chrt", "-f", str(FIFO)) if first else ()
+    with first_in_line([server.pid, *first] if first else ()):
         before = cpu_us(server.pid)
         out = output(dnsperf(server.port, file, seconds, prefix=prefix), seconds)
         used = cpu_us(server.pid) - before
@@ -194,7 +197,7 @@ def measure(server: Server, load: str, file: Path, seconds: float, *, fifo: bool
 def latencies(server: Server, file: Path, seconds: float, *, fifo: bool) -> list[float]:
     """Microseconds of every query at the server's rate, sorted."""
     prefix = ("chrt", "-f", str(FIFO)) if fifo else ("nice", "-n", "-15")
-    with first_in_line(server.pid, fifo=fifo):
+    with first_in_line([server.pid] if fifo else ()):
         more = ("-Q", str(server.rate), "-v")
         out = output(dnsperf(server.port, file, seconds, *more, prefix=prefix), seconds)
     found = re.findall(r"^> \S+ \S+ \S+ ([\d.]+)$", out, re.MULTILINE)
