@@ -120,8 +120,7 @@ class Guard:
     def _forget_answers(self) -> None:
         self._resolver.clear()
         self._others.clear()
-        for jail in (*(jail for jail, _ in self._jails.values()), *self._outside.jails):
-            jail.hot.clear()
+        self._responder.forget((*(jail for jail, _ in self._jails.values()), *self._outside.jails))
 
     def _let_in(self) -> None:
         """There is a policy: clients outside jails may ask."""

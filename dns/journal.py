@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     Done = Callable[["Sight | None"], None]
 
 FLUSH_S = 1.0
-SLICE = 16  # counts appended before the loop is given back
+SLICE = 4  # counts encoded before the loop is given back
+SETTLE_SLICE = 100  # counts acknowledged before the same
 MAX_SIGHTS = 8192  # remembered per job; an older one is flushed and would be a first sight again
 MAX_ALL = 200_000  # of all jobs together: each may have its share
 MAX_SUBJECTS = 1024
@@ -86,7 +87,10 @@ class Journal:
         self._client = client
         self._sights: dict[Subject, dict[Lookup, Sight]] = {}
         self._dirty: dict[Sight, None] = {}
-        self._in_flight: dict[str, int] = {}  # job -> counts sent and not yet acknowledged
+        self._in_flight: dict[str, int] = {}  # job -> counts made into records and not yet acknowledged
+        self._batch: list[tuple[Sight, int]] = []  # counts whose records are made and not sent yet
+        self._records: list[bytes] = []
+        self._room = MAX_BATCH
         self._generation = 0
         self._reactor.call_later(FLUSH_S, self._tick)
 
@@ -162,44 +166,51 @@ class Journal:
         self._sweep(iter(list(self._dirty)))
 
     def _sweep(self, sights: Iterator[Sight]) -> None:
-        """Append counts a few at a time: in between, those who ask get their turn."""
+        """Encode counts a few at a time: in between, those who ask get their turn."""
         some = list(islice(sights, SLICE))
         if not some or not self.ready:
+            self._send()
             return
-        self._flush([sight for sight in some if sight in self._dirty])
+        self._count([sight for sight in some if sight in self._dirty])
         self._reactor.call_soon(lambda: self._sweep(sights))
 
     def _flush(self, sights: list[Sight]) -> None:
-        batch: list[tuple[Sight, int]] = []
-        records: list[bytes] = []
-        room = MAX_BATCH
+        self._count(sights)
+        self._send()
+
+    def _count(self, sights: list[Sight]) -> None:
+        """Make the records of what was counted; sent once there are many, or by `_send`."""
         for sight in sights:
             if not sight.durable:
                 continue
             record = _record(sight.lookup, sight.count, self._generation)
-            if room < len(record) + 2:
-                self._send(batch, records)
-                batch, records, room = [], [], MAX_BATCH
-            batch.append((sight, sight.count))
-            records.append(record)
-            room -= len(record) + 2
-            sight.count = 0
-            del self._dirty[sight]
-        if batch:
-            self._send(batch, records)
-
-    def _send(self, batch: list[tuple[Sight, int]], records: list[bytes]) -> None:
-        def done(durable: bool) -> None:
-            for sight, count in batch:
-                self._in_flight[sight.lookup.subject.job] -= 1
-                if not durable:  # perhaps stored, perhaps not: rather counted twice than never
-                    sight.count += count
-                    self._dirty[sight] = None
-
-        for sight, _ in batch:
+            if self._room < len(record) + 2:
+                self._send()
             job = sight.lookup.subject.job
             self._in_flight[job] = self._in_flight.get(job, 0) + 1
-        self._client.append(records, done)
+            self._batch.append((sight, sight.count))
+            self._records.append(record)
+            self._room -= len(record) + 2
+            sight.count = 0
+            del self._dirty[sight]
+
+    def _send(self) -> None:
+        batch, records = self._batch, self._records
+        if not batch:
+            return
+        self._batch, self._records, self._room = [], [], MAX_BATCH
+        self._client.append(records, lambda durable: self._settle(iter(batch), durable=durable))
+
+    def _settle(self, batch: Iterator[tuple[Sight, int]], *, durable: bool) -> None:
+        """Take note of the ledger's answer, like `_sweep` a few at a time."""
+        some = list(islice(batch, SETTLE_SLICE))
+        for sight, count in some:
+            self._in_flight[sight.lookup.subject.job] -= 1
+            if not durable:  # perhaps stored, perhaps not: rather counted twice than never
+                sight.count += count
+                self._dirty[sight] = None
+        if some:
+            self._reactor.call_soon(lambda: self._settle(batch, durable=durable))
 
     def forget(self, job: str, done: Callable[[], None]) -> None:
         """Flush what is known of `job`; `done` once all of it is durable, however long that takes."""

@@ -27,6 +27,8 @@ FORBIDDING = ("meta.", "malformed.", "policy.", "internal.", "dns.encrypted_reso
 _OWN = ("dns.", "malformed.")  # what the guard refuses by itself, whatever a policy says
 STANDS_S = 0.1
 MAX_BINDINGS = 4096
+MAX_LOOKED_AT = 5000  # rules; to look at more would hold up who else asks
+LASTING = ("posture.", "rule.")  # what policies say, not counters, clocks and habits
 EXPIRED = Decision(Verdict.DENY, "policy.expired")
 BYPASS = Decision(Verdict.DENY, "dns.encrypted_resolver")
 
@@ -69,6 +71,7 @@ class Judge:
         # refused its answer because it was the last one.
         self._unspent = Usage()
         self._bindings: dict[Subject, Binding] = {}
+        self._steady: dict[str, bool] = {}  # by the digest of the policy
 
     @property
     def snapshot(self) -> Snapshot | None:
@@ -82,6 +85,7 @@ class Judge:
     def replace(self, snapshot: Snapshot) -> None:
         self._snapshot = snapshot
         self._bindings.clear()
+        self._steady.clear()
         self.refresh()
 
     def refresh(self) -> None:
@@ -112,6 +116,31 @@ class Judge:
         decision, snapshot, at = admitted
         plain = decision.allowed and not decision.budgets and not decision.lease
         return plain and snapshot is self._snapshot and self._now() < min(at + STANDS_S, self._fresh_until)
+
+    def steady(self, subject: Subject, decision: Decision) -> bool:
+        """Whether only a new snapshot can make `decision` about `subject` another one.
+
+        So it is where no rule, lease or policy begins or ends by itself, and nothing is counted.
+        """
+        if decision.budgets or decision.lease or not decision.reason.startswith(LASTING):
+            return False
+        digest = self.binding(subject).digest
+        if digest not in self._steady:
+            self._steady[digest] = self._lasts(subject)
+        return self._steady[digest]
+
+    def _lasts(self, subject: Subject) -> bool:
+        snapshot = self._snapshot
+        document = snapshot.document_for(subject) if snapshot is not None else None
+        if snapshot is None or document is None or snapshot.shadows or document.expires_ms is not None:
+            return False
+        rules = (*document.rules, *(document.ceiling or ()))
+        if len(rules) > MAX_LOOKED_AT or document.preset is Preset.STRICT:
+            return False
+        now_ms = self._clock.now_ms()
+        return all(rule.when is None for rule in rules) and all(
+            lease.nbf_ms <= now_ms for lease in snapshot.leases.values()
+        )
 
     def admitted(self, decision: Decision) -> Admitted:
         """`decision`, which `admit` has just given, for `stands`."""

@@ -27,7 +27,7 @@ from exeat.policy.model import Decision, Subject, Verdict
 from exeat.policy.names import MalformedError, parse_host
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from exeat.dns.batch import Table
     from exeat.dns.other_records import OtherRecords, RecordsFinding
@@ -44,6 +44,10 @@ MAX_PENDING = 256  # unanswered queries of one jail
 MAX_NAMES = 8192  # names that a jail has asked for, of those it may go on asking while it is slowed
 MAX_HOT = 4096  # remembered replies of one jail
 HOT_S = 1.0
+STEADY_NO_S = 60.0  # a no that only a new snapshot can change, and that would end all of these
+STEADY_SHARE = (
+    1 / 6
+)  # of the time that an answer lives: such a yes; a client learns of a change so much later
 
 # Names by which clients ask whether they may go around the local resolver.
 CANARIES = frozenset({"use-application-dns.net", "mask.icloud.com", "mask-h2.icloud.com"})
@@ -150,6 +154,7 @@ class Responder:
         ahead: Ahead = at_once,
     ) -> None:
         self.pins = Pins(now)
+        self.epoch = 0  # goes up when all that is remembered is forgotten
         self.ahead = ahead
         self._now = now
         self._judge = judge
@@ -161,6 +166,12 @@ class Responder:
     def ready(self) -> bool:
         """Whether anything but SERVFAIL may be answered."""
         return self._judge.fresh and self._journal.ready
+
+    def forget(self, jails: Iterable[Jail]) -> None:
+        """Something else is in force: nothing decided before is remembered, nor what is under way."""
+        self.epoch += 1
+        for jail in jails:
+            jail.hot.clear()
 
     def repeated(self, sights: list[Sight]) -> None:
         """Lookups like these were answered with what is remembered of them. Only while `ready`."""
@@ -194,6 +205,7 @@ class _Turn:
         "_binding",
         "_data",
         "_ended",
+        "_epoch",
         "_host",
         "_jail",
         "_query",
@@ -214,6 +226,7 @@ class _Turn:
         self._udp = udp
         self._sight: Sight | None = None
         self._ended = False
+        self._epoch = responder.epoch
         self._host = ""
         self._binding = Binding()
 
@@ -259,8 +272,10 @@ class _Turn:
             self._note(lookup, lambda: self._find(asker, ruling.host, admitted))
             return
         reply = self.build(ruling.rcode, ruling.ede)
+        steady = judge.steady(asker.subject, ruling.decision)
         # A no may be remembered for longer than a yes, whose lease or budget may end meanwhile.
-        self._note(lookup, lambda: self._end(reply, build.NEGATIVE_S, build.NEGATIVE_S))
+        holds = STEADY_NO_S if steady and not ruling.decision.allowed else build.NEGATIVE_S
+        self._note(lookup, lambda: self._end(reply, holds))
 
     def _find(self, asker: Asker, host: str, admitted: Admitted) -> None:
         qtype, responder = self._query.qtype, self._responder
@@ -360,7 +375,7 @@ class _Turn:
             self._end(self.build(Rcode.SERVFAIL, (Ede.NO_REACHABLE_AUTHORITY, finding.reason)))
         else:
             rcode = Rcode.NXDOMAIN if finding.status is Status.NXDOMAIN else Rcode.NOERROR
-            self._end(self.build(rcode), finding.ttl)
+            self._end(self.build(rcode), min(HOT_S, finding.ttl))
 
     def _answer(self, finding: Finding) -> None:
         addresses = [address for address, _ in finding.addresses]
@@ -374,10 +389,12 @@ class _Turn:
             limit=self._room(),
             authentic=finding.authentic and self._query.wants_authentic,
         )
-        self._end(reply, finding.ttl)
+        steady = self._responder._judge.steady(self._jail.subject, finding.decision)
+        longer = finding.ttl * STEADY_SHARE if steady else 0.0
+        self._end(reply, min(finding.ttl, max(HOT_S, longer)))
 
-    def _end(self, reply: bytes, ttl: int = 0, longest: float = HOT_S) -> None:
-        """Send `reply`; one that holds for `ttl` seconds is remembered for so long, or for `longest`."""
+    def _end(self, reply: bytes, holds: float = 0.0) -> None:
+        """Send `reply`; one that holds for some seconds is remembered for so long."""
         jail, sight = self._jail, self._sight
         if self._ended:
             return
@@ -385,11 +402,15 @@ class _Turn:
         jail.pending -= 1
         # Only a name seen before, and no client option (a cookie differs each time): what an
         # attacker varies must not push out what others repeat.
-        if ttl and self._udp and sight is not None and sight.count and self._plain():
+        if holds and sight is not None and sight.count and self._may_be_remembered():
             if len(jail.hot) >= MAX_HOT:
                 jail.hot.clear()
-            jail.hot[self._data[2:]] = Hot(reply[2:], self._responder._now() + min(longest, ttl), sight)
+            jail.hot[self._data[2:]] = Hot(reply[2:], self._responder._now() + holds, sight)
         self._reply(reply)
+
+    def _may_be_remembered(self) -> bool:
+        """Over UDP, without an option, and decided under what is in force now."""
+        return self._udp and self._plain() and self._epoch == self._responder.epoch
 
     def _plain(self) -> bool:
         return len(self._data) <= 12 + len(self._query.question) + 11
