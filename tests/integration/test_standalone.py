@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import socket
 from typing import TYPE_CHECKING
 
@@ -212,6 +213,33 @@ def test_asks_are_held_as_the_policy_says_and_named() -> None:
         request = first.split(b"approve ")[1].split(b" ")[0].decode()
         assert made.exeat("lease", "approve", request).returncode == 0
         assert get(b"git.example.org").endswith(b"hi")
+
+    alone(body)
+
+
+def test_an_approval_lets_every_client_resolve_also_those_just_denied() -> None:
+    def rcode(source: str, edns: bool, tcp: bool) -> int:
+        query = dns.message.make_query("git.example.org", "A", use_edns=0 if edns else -1)
+        send = dns.query.tcp if tcp else dns.query.udp
+        return int(send(query, "127.0.0.1", timeout=10, source=source).rcode())
+
+    ways = [
+        (f"127.0.0.{last}", edns, tcp)
+        for last in (1, 2, 3)
+        for edns in (False, True)
+        for tcp in (False, True)
+    ]
+
+    def body(made: Standalone, server: NameServer) -> None:
+        for _ in range(3):  # the denial is remembered by now, for far longer than is waited here
+            assert {rcode(*way) for way in ways} == {dns.rcode.NXDOMAIN}
+        assert "git.example.org" not in server.names
+        asked = made.exeat(
+            "lease", "request", "git.example.org:7000", "--project", "builds", "--json", "--as", "ada"
+        )
+        request = json.loads(asked.stdout)["id"]
+        assert made.exeat("lease", "approve", request).returncode == 0
+        wait_for(lambda: {rcode(*way) for way in ways} == {dns.rcode.NOERROR}, 3)
 
     alone(body)
 
