@@ -6,6 +6,7 @@ the same run. Ends with `N of M goals met`; exit code 1 while one is not. --shor
 
 Rates and latencies are wall time: a busy machine spoils them. The lines in microseconds of CPU are what
 the processes used, user and system, and move much less; a busy second thread of a core still adds to them.
+The whole run makes ten million records and takes about five minutes and 4 GB of disk.
 """
 
 from __future__ import annotations

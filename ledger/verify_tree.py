@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _PREFIX: Final = struct.Struct(">IIQ")
 _FRAME: Final = struct.Struct(">IIQc")  # a frame up to its payload
+_COMMIT: Final = 49  # bytes of a commit's body
 Book = Callable[[int, bytes], None]
 Head = tuple[int, bytes]  # size, root
 
@@ -41,8 +42,8 @@ class Begin(NamedTuple):
 class Chain:
     """Segments one after the other: `segment` for each, then `finish`. All raise BrokenError.
 
-    `heads` are (size, root) known from elsewhere. `quick` leaves the checksums of records to their
-    roots, in every segment but the last: a wrong checksum over a right record is not seen.
+    `heads` are (size, root) known from elsewhere. `quick` holds every segment but the last against the
+    root in its seal alone: a wrong checksum beside a right record is not seen, nor a wrong root within.
     """
 
     def __init__(self, heads: Sequence[Head], book: Book | None, *, quick: bool = False) -> None:
@@ -211,15 +212,18 @@ def is_dropped(data: bytes) -> bool:
 
 
 def _skim(data: bytes, at: int, number: int, pending: list[bytes]) -> int:
-    """Take in whole records that stand where they should, checksums unseen; offset of the next frame."""
+    """Take in records that stand where they should, and pass commits; offset of the first other frame."""
     unpack, limit, add = _FRAME.unpack_from, len(data) - _FRAME.size, pending.append
     while at <= limit:
         length, _, seq, kind = unpack(data, at)
         end = at + 16 + length
-        if kind != b"R" or seq != number or not length or end > len(data):
+        if seq != number or not length or end > len(data):
             break
-        add(data[at + 17 : end])
-        number += 1
+        if kind == b"R":
+            add(data[at + 17 : end])
+            number += 1
+        elif kind != b"C" or length != _COMMIT:
+            break
         at = end
     return at
 
