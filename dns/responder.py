@@ -17,12 +17,12 @@ from exeat.dns import build, wire
 from exeat.dns.batch import Hot
 from exeat.dns.journal import Journal, Lookup, Sight
 from exeat.dns.judge import Admitted, Asker, Binding, Judge
-from exeat.dns.limits import TokenBucket
 from exeat.dns.pins import Pins
 from exeat.dns.rdata import SERVED
 from exeat.dns.reverse import reversed_address
 from exeat.dns.vet import MIN_TTL_S, Status
 from exeat.dns.wire import Ede, Qtype, Query, Rcode
+from exeat.ledger.limits import TokenBucket
 from exeat.policy.model import Decision, Subject, Verdict
 from exeat.policy.names import MalformedError, parse_host
 

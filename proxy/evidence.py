@@ -65,7 +65,7 @@ class Evidence:
             subject.job,
             subject.project,
             subject.agent,
-            self._dest(),
+            self.dest(),
             verdict,
             reason,
             decision.rule,
@@ -79,7 +79,7 @@ class Evidence:
             subject.node,
         )
 
-    def _dest(self) -> Dest:
+    def dest(self) -> Dest:
         sni = "" if isinstance(self.sni, Sni) else self.sni
         ip = self.address.packed() if self.address else b""
         return Dest(host_text(self.host), self.port, self.protocol, ip, sni)

@@ -35,6 +35,7 @@ from exeat.proxy.guard_client import GuardClient
 from exeat.proxy.jails import Jail
 from exeat.proxy.outside import Outside
 from exeat.proxy.refusal import Refusal, host_text
+from exeat.proxy.refusals import Refusals
 from exeat.proxy.relays import AUTO, Relays
 from exeat.proxy.spending import Spending
 from exeat.proxy.transparent import TransparentFlow
@@ -120,6 +121,7 @@ class Gateway:
         run = settings.run_dir
         self.ledger = LedgerClient(reactor, run / "ledger" / "ledger.sock")
         self.ledger.on_reconnect = self._resume
+        self._refusals = Refusals(self.ledger, reactor.now, self._check_removed)
         self.guard = GuardClient(reactor, run / "guard" / "guard.sock")
         about = {"relay": self.relays.kind}
         self.hub = HubClient(
@@ -444,12 +446,12 @@ class Gateway:
 
     def refused(self, flow: Flow | UdpFlow, why: Refusal) -> None:
         """Write a refusal down, and tell who watches."""
-        self.ledger.append([flow.evidence.deny(why.reason)], lambda _: None)
+        self._refusals.note(flow.jail, flow.evidence, why.reason)
         verdict = flow.evidence.decision.verdict.value if flow.evidence.decision else "deny"
         self.announce("deny", flow, "deny" if verdict == "allow" else verdict, why.reason, 0, 0)
 
     def denied_in_tunnel(self, flow: Flow | UdpFlow, reason: str) -> None:
-        self.ledger.append([flow.evidence.deny(reason)], lambda _: None)
+        self._refusals.note(flow.jail, flow.evidence, reason)
         self.announce("deny", flow, "deny", reason, 0, 0)
 
     def announce(
@@ -489,6 +491,8 @@ class Gateway:
         self._sweeps += 1
         if self._sweeps % SLOW_SWEEPS == 0:
             self._cut(self._outside.not_any_more(), "auth.failed")
+            for jail in (*self._jails.values(), *self._outside.jails):
+                self._refusals.flush(jail)
             self.spending.forget_ended(
                 {tunnel.lease for tunnel in (*self._tunnels.values(), *self._settling)}
             )

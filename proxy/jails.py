@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from exeat.policy.model import Subject
     from exeat.proxy.associate import UdpPort
     from exeat.proxy.flow import Flow
+    from exeat.proxy.refusals import Book
     from exeat.proxy.udp import UdpFlow
 
 MAX_CONNECTIONS: Final = 256  # per jail, refused ones that are still being told so included
@@ -33,7 +34,8 @@ class Jail:
     udp: dict[str, UdpPort] = field(default_factory=dict)  # for associations
     flows: set[Flow | UdpFlow] = field(default_factory=set)
     parked: int = 0
-    closing: int = 0  # close records not yet durable
+    closing: int = 0  # close records not yet durable, and one for all its sums of refusals
+    refusals: Book | None = None
     removed: bool = False
 
     @property

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from exeat.dns import journal as module
 from exeat.dns.journal import Journal, Lookup, Sight
 from exeat.dns.judge import Binding
-from exeat.dns.limits import TokenBucket
+from exeat.ledger.limits import TokenBucket
 from exeat.ledger.records import Kind, RecordError, decode
 from exeat.policy.model import Decision, Subject, Verdict
 
