@@ -67,7 +67,7 @@ SOCKETS: Final = (
 
 # verb -> (arguments that must be there, arguments that may be there)
 VERBS: Final[dict[str, tuple[frozenset[str], frozenset[str]]]] = {
-    "jail.create": (frozenset({"jail"}), frozenset()),
+    "jail.create": (frozenset({"jail"}), frozenset({"names"})),
     "jail.sockets": (frozenset({"jail"}), frozenset({"names"})),
     "jail.destroy": (frozenset({"jail"}), frozenset()),
     "jail.list": (frozenset(), frozenset()),

@@ -18,6 +18,7 @@ from exeat.appliance.limits import TIME, parse_limits
 from exeat.appliance.template import load as load_template
 from exeat.policy.errors import UnitError
 from exeat.policy.units import parse_duration
+from exeat.sandbox.forwarder import forwarded
 from exeat.sandbox.spec import Profile
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ def register(commands: Any) -> None:
         usage="exeat run [options] -- CMD [ARG ...]",
     )
     parser.add_argument("--project", metavar="P", help="whose policy holds (default: that of --policy)")
+    parser.add_argument("--network", choices=("jail", "none"), default="jail", help="none: only by the proxy")
     parser.add_argument("--policy", type=Path, metavar="FILE", help="a policy for this job alone")
     parser.add_argument(
         "--template", metavar="NAME", help="profile, limits and policy of `exeat template ls`"
@@ -101,6 +103,10 @@ def _request(args: argparse.Namespace, roots: Sequence[Path]) -> dict[str, Any]:
         request["argv"], request["profile"] = template.argv(args.cmd), args.profile or str(template.profile)
         if not (args.project or args.policy):
             request["policy"], request["file"] = template.policy, f"template {template.name}"
+    if args.network == "none":
+        request["network"] = args.network
+        if request["profile"] == Profile.STANDARD_NET:
+            request["argv"] = forwarded(request["argv"])
     if args.project:
         request["project"] = args.project
     if args.policy:

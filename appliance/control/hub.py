@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from exeat.appliance.control.aio import Link, Server
 from exeat.appliance.errors import RefusedError
+from exeat.sandbox.spec import SOCKETS
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
@@ -33,6 +34,7 @@ class Jail:
     name: str
     subject: Subject
     hold_ms: int
+    doors: tuple[str, ...] = SOCKETS  # which of them it has
     removed: dict[str, asyncio.Event] = field(default_factory=dict)
 
 
@@ -123,11 +125,14 @@ class Hub:
                 await self._send_jail(role, link, self.jails[name], None)
 
     async def _send_jail(self, role: str, link: Link, jail: Jail, given: dict[str, int] | None) -> None:
+        wanted = [name for name in ROLE_SOCKETS[role] if name in jail.doors]
+        sockets = given or {}
         try:
-            sockets = given or await self._open_sockets(jail.name, ROLE_SOCKETS[role])
+            if given is None and wanted:
+                sockets = await self._open_sockets(jail.name, wanted)
         except RefusedError:
             return  # the jail is gone, or the warden is: nothing opens
-        mine = {name: sockets[name] for name in ROLE_SOCKETS[role] if name in sockets}
+        mine = {name: sockets[name] for name in wanted if name in sockets}
         message = {
             "t": "jail.add",
             "jail": jail.name,

@@ -17,7 +17,7 @@ from exeat.appliance.control.hub import Hub, Jail
 from exeat.appliance.errors import RefusedError
 from exeat.policy.model import Subject
 from exeat.sandbox.env import job_environment
-from exeat.sandbox.spec import Profile
+from exeat.sandbox.spec import SOCKETS, Profile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
@@ -45,6 +45,7 @@ class Job:
     agent: str
     argv: list[str]
     hold_ms: int
+    doors: list[str] = field(default_factory=lambda: list(SOCKETS))  # of its jail
     policy: str = ""  # digest of its own policy document, "" for the project's
     started_ms: int = 0
     work: str = ""
@@ -63,6 +64,13 @@ class Job:
 
 def _boot_s() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def _doors(network: object) -> list[str]:
+    """The sockets of a jail: all of them, or, with `none`, only the one that is a file."""
+    if network not in (None, "jail", "none"):
+        raise RefusedError("job.network", "network is jail or none")
+    return ["proxyu"] if network == "none" else list(SOCKETS)
 
 
 def _profile(request: dict[str, Any]) -> str:
@@ -183,6 +191,7 @@ class Jobs:
             hold_ms=hold
             if isinstance(hold, int) and 0 <= hold <= 55_000
             else self._policies.hold_ms(project, digest),
+            doors=_doors(request.get("network")),
             policy=digest,
             limits=_numbers(request.get("limits") or {}),
             time_ms=self._time_ms(request),
@@ -204,13 +213,16 @@ class Jobs:
     def subject(self, job: Job) -> Subject:
         return Subject(job.project, job.agent, job.name, job.name, self._node)
 
+    def _jail(self, job: Job) -> Jail:
+        return Jail(job.name, self.subject(job), job.hold_ms, tuple(job.doors))
+
     async def _make_jail(self, job: Job) -> None:
-        reply, fds = await self._warden.call("jail.create", jail=job.name)
+        reply, fds = await self._warden.call("jail.create", jail=job.name, names=job.doors)
         try:
             # The binding must be known before the first socket accepts.
             self._hub.publish()
             sockets = dict(zip(reply["sockets"], fds, strict=True))
-            await self._hub.add_jail(Jail(job.name, self.subject(job), job.hold_ms), sockets)
+            await self._hub.add_jail(self._jail(job), sockets)
         finally:
             for fd in fds:
                 os.close(fd)
@@ -313,7 +325,7 @@ class Jobs:
         jails = set(reply["jails"])
         for job in known:
             if job.name in jails:
-                self._hub.jails[job.name] = Jail(job.name, self.subject(job), job.hold_ms)
+                self._hub.jails[job.name] = self._jail(job)
             if self._stopped(job.project):
                 job.ending = job.ending or KILL_SWITCH
             self._spawn(self._watch(job))

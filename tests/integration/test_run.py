@@ -309,3 +309,53 @@ def test_start_and_end_are_on_the_ledger_without_arguments_and_variables(running
     assert start["job"] == end["job"]
     assert start["policy_digest"] == end["policy_digest"] != ""
     assert "hush" not in json.dumps([start, end])
+
+
+def test_without_a_network_there_is_the_proxys_socket_and_nothing_else(running: Running) -> None:
+    script = """
+import os, socket
+print(os.listdir("/run/exeat"))
+for family, kind, place in (
+    (socket.AF_INET, socket.SOCK_STREAM, ("127.0.0.1", 1080)),
+    (socket.AF_INET, socket.SOCK_STREAM, ("127.0.0.1", 3129)),
+    (socket.AF_INET, socket.SOCK_STREAM, ("192.0.2.1", 80)),
+    (socket.AF_INET6, socket.SOCK_STREAM, ("2001:db8::1", 443)),
+):
+    with socket.socket(family, kind) as sock:
+        print(sock.connect_ex(place))
+try: print(socket.getaddrinfo("plain.example.org", 80))
+except OSError as error: print("no names")
+"""
+    done = running.run("python3", "-c", script, options=["--network=none", "--quiet"])
+    assert done.stdout.splitlines() == ["['proxy.sock']", *["111"] * 4, "no names"], done.stderr
+
+
+def test_without_a_network_the_proxys_port_leads_to_its_socket(running: Running) -> None:
+    script = "curl -s http://plain.example.org/; curl -s -o /dev/null -w '%{http_code}\\n' http://paste.example.net/"
+    script += "; curl -s -o /dev/null -w '%{http_code}\\n' https://api.example.org/bytes/1000000; exit 5"
+    done = running.run("sh", "-c", script, options=["--network=none", "--quiet"])
+    assert done.returncode == 5, done.stderr
+    assert done.stdout.splitlines()[-2:] == ["403", "200"], done.stderr
+    assert "An origin of the exeat lab." in done.stdout
+    assert {r["src"].partition("/")[2] for r in running.records(9) if r["kind"] in ("open", "deny")} == {
+        "proxyu"
+    }
+    assert running.run("no-such-command", options=["--network=none", "--quiet"]).returncode == 127
+
+
+def test_without_a_network_a_gateway_that_comes_back_opens_the_one_door_again(running: Running) -> None:
+    script = "echo up; read word; curl -s -o /dev/null -w '%{http_code}\\n' --retry 9 --retry-all-errors http://plain.example.org/"
+    job = subprocess.Popen(
+        running.command("run", "--quiet", "--project", "crawler", "--network=none", "--", "sh", "-c", script),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert job.stdin is not None
+    assert job.stdout is not None
+    assert job.stdout.readline() == "up\n"
+    for process in ("proxy", "guard"):
+        running.kill(process)
+    wait_for(running.healed)
+    out, _ = job.communicate("go\n", timeout=60)
+    assert out == "200\n"

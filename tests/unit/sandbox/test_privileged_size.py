@@ -33,6 +33,7 @@ BUILDERS = (
     "names",
     "limits",
     "env",
+    "forwarder",
     "redirect",
     "rules",
     "routing",

@@ -237,7 +237,7 @@ def test_every_argument_of_a_start_is_needed() -> None:
         ({"verb": "jail.list"}, 1, "argument"),
         ({"verb": "jail.create"}, 0, "argument"),
         ({"verb": "jail.create", "jail": "a", "nat": True}, 0, "argument"),
-        ({"verb": "jail.create", "jail": "a", "names": ["proxy4"]}, 0, "argument"),
+        ({"verb": "jail.create", "jail": "a", "names": ["ssh"]}, 0, "argument"),
         ({"verb": "jail.create", "job": "a"}, 0, "argument"),
         ({"verb": "jail.destroy", "jail": "../../etc"}, 0, "argument"),
         ({"verb": "job.start", **GOOD}, 2, "argument"),
