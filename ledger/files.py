@@ -7,11 +7,13 @@ import errno
 import fcntl
 import os
 import threading
+import time
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+_TRIES, _TRY_S = 100, 0.01  # to get a lock
 _STEP: Final = 1024 * 1024  # bytes of a spare that are written and synced at a time
 
 
@@ -52,14 +54,20 @@ def create(io: Io, path: Path) -> int:
 
 
 def lock(path: Path) -> int:
-    """Hold the lock of a folder that one process may write; -1 if another one does. Raises OSError."""
+    """Hold the lock of a folder that one process may write; -1 if another one does. Raises OSError.
+
+    A process that a killed writer had just forked holds it too, for a moment: hence more than one try.
+    """
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(fd)
-        return -1
-    return fd
+    for left in reversed(range(_TRIES)):
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(_TRY_S if left else 0)
+        else:
+            return fd
+    os.close(fd)
+    return -1
 
 
 class Zeroed(NamedTuple):

@@ -50,6 +50,10 @@ class PublishError(Exception):
     """Nothing more is signed: what would be signed contradicts what is known."""
 
 
+class BehindError(PublishError):
+    """More is signed than the writer has."""
+
+
 class Publisher:
     """The tree of one ledger as far as it is published. Raises PublishError, KeyMissingError, OSError."""
 
@@ -70,7 +74,7 @@ class Publisher:
     def publish(self, size: int, root: bytes) -> None:
         """Bring tiles and checkpoint to `size`, where the writer has `root`."""
         if size < self.signed:
-            raise PublishError(f"the ledger has {size} records, {self.signed} are signed")
+            raise BehindError(f"the ledger has {size} records, {self.signed} are signed")
         signed = self._signed
         if signed is not None and self._rows.size < signed.size:  # the tiles are being made anew
             self._grow(signed.size, signed.root)
@@ -257,6 +261,8 @@ def follow(directory: Path, pipe: int, rules: Rules) -> None:
                 said = str(error)
                 print(f"exeat: ledger: no checkpoints: {error}", file=sys.stderr, flush=True)
         except PublishError as error:
+            if isinstance(error, BehindError) and hangup.poll(0):
+                return  # of a writer that was killed, and the next one's publisher came first
             print(f"exeat: ledger: no checkpoints any more: {error}", file=sys.stderr, flush=True)
             given_up = True
 

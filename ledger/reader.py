@@ -117,12 +117,13 @@ def tail(directory: Path, count: int) -> tuple[list[Entry], Follower]:
 
 def find_segments(directory: Path) -> list[Path]:
     """The segment files of a ledger, each at the place of its number. Raises ReaderError, OSError."""
-    paths = sorted(path for path in (directory / "seg").glob("*.seg") if path.stem.isdecimal())
-    if not paths:
-        raise ReaderError(f"{directory} holds no ledger")
-    if int(paths[-1].stem) != len(paths) - 1:
-        raise ReaderError(f"{directory}: a segment is missing before {paths[-1].stem}")
-    return paths
+    for _ in range(3):  # a folder that is listed while segments are begun in it may seem to lack one
+        paths = sorted(path for path in (directory / "seg").glob("*.seg") if path.stem.isdecimal())
+        if not paths:
+            raise ReaderError(f"{directory} holds no ledger")
+        if int(paths[-1].stem) == len(paths) - 1:
+            return paths
+    raise ReaderError(f"{directory}: a segment is missing before {paths[-1].stem}")
 
 
 def gone(path: Path) -> bool:
@@ -131,13 +132,10 @@ def gone(path: Path) -> bool:
 
 
 def dropped_before(directory: Path) -> int:
-    """The number of the oldest record that is still there; all before it were dropped. Raises ReaderError."""
-    number = 0
-    for path in find_segments(directory):
-        end = _dropped_end(path)
-        if end == 0:
-            break
-        number = end
+    """The number of the oldest record that is still there; all before it were dropped. Raises OSError."""
+    number = index = 0
+    while end := _dropped_end(directory / "seg" / f"{index:012d}.seg"):
+        number, index = end, index + 1
     return number
 
 

@@ -1,4 +1,4 @@
-"""Power is lost in the middle of writing: what was acknowledged is there. `bench.durability` does more of it."""
+"""Power is lost in the middle of writing: what was acknowledged is there. See also `bench.durability`."""
 
 from __future__ import annotations
 
