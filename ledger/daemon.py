@@ -398,7 +398,8 @@ class Daemon:
             self._reply(answer)
         if batch and not self._short_of_room:  # else once a second is often enough to try
             self._short_of_room = not self._store.prepare()
-        if batch and (spare := self._store.spare()) is not None:
+        # Not before the publisher's process was forked off: that is no time for a second thread.
+        if batch and self._told and (spare := self._store.spare()) is not None:
             spare.begin()
 
     def _append(self, batch: list[bytes], answers: list[_Answer]) -> None:

@@ -223,6 +223,23 @@ def test_open_flows_of_a_restart_are_reclaimed_or_orphaned(tmp_path: Path, numbe
     assert verify(daemon.settings.directory).ok
 
 
+def test_the_next_segment_is_made_while_this_one_is_written(tmp_path: Path) -> None:
+    with running(tmp_path, segment_bytes=65536) as daemon, Peer(daemon) as peer:
+        folder = daemon.settings.directory / "seg"
+        wait_for((daemon.settings.directory / "checkpoint").exists, "the publisher is there")
+        spare, made = folder / "spare.tmp", set[int]()
+        for number in range(5):
+            peer.ask(*[deny(n) for n in range(100)])
+            wait_for(lambda: spare.exists() and spare.stat().st_size == 65536, "a spare")
+            made.add(spare.stat().st_ino)
+            before = folder / f"{number + 1:012d}.seg"
+            while not before.exists():
+                peer.ask(*[deny(n) for n in range(20)])
+        taken = {path.stat().st_ino for path in folder.glob("*.seg")}
+        assert made & taken
+    assert verify(daemon.settings.directory).ok
+
+
 def test_open_flows_survive_rotation_and_restart(tmp_path: Path) -> None:
     with running(tmp_path, segment_bytes=4096) as daemon, Peer(daemon) as peer:
         peer.ask(record(Kind.OPEN, 1, reserved=77, job="old"))
