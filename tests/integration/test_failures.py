@@ -126,10 +126,17 @@ def test_ledger_killed_flows_stop_at_their_reservation_and_go_on_after_it_is_bac
     fast = "https://api.example.org/bytes/300000000?rate=20000000"
     job = running.job("sh", "-c", f"{CURL} 60 '{fast}'; echo big=$?")
     flow = flowing(running)
+    ask = f"code=$(curl -s -o /dev/null -w '%{{http_connect}}' {QUICK})"
+    other = running.job(
+        "sh", "-c", f"for n in $(seq 900); do {ask}; [ $code = 200 ] || break; done; echo $code"
+    )
+    wait_for(lambda: running.json("status")["jobs"] == 2)
     with not_restarted(running):
         running.kill("ledger")
-        reached = running.run("curl", "-s", "-o", "/dev/null", "-w", "%{http_connect}", QUICK)
-        assert reached.stdout == "503"
+        reached, _ = other.communicate(timeout=60)
+        assert reached == "503\n", "what runs gets no new flow"
+        refused = running.run("true")
+        assert (refused.returncode, "ledger.unavailable" in refused.stderr) == (1, True), "and no job starts"
     out, _ = job.communicate(timeout=60)
     assert "big=0" in out
     close = next(r for r in running.records() if r.get("flow") == flow and r["kind"] == "close")
