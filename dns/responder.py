@@ -20,6 +20,7 @@ from exeat.dns.judge import Admitted, Asker, Binding, Judge
 from exeat.dns.pins import Pins
 from exeat.dns.rdata import SERVED
 from exeat.dns.reverse import reversed_address
+from exeat.dns.upstream import MAX_IN_FLIGHT
 from exeat.dns.vet import MIN_TTL_S, Status
 from exeat.dns.wire import Ede, Qtype, Query, Rcode
 from exeat.ledger.limits import TokenBucket
@@ -155,6 +156,7 @@ class Responder:
     ) -> None:
         self.pins = Pins(now)
         self.epoch = 0  # goes up when all that is remembered is forgotten
+        self.pending = 0  # unanswered queries of all jails
         self.ahead = ahead
         self._now = now
         self._judge = judge
@@ -191,7 +193,9 @@ class Responder:
         turn = _Turn(self, jail, data, query, reply, udp)
         if query.opt is not None and query.opt.version:
             reply(turn.build(Rcode.BADVERS))
-        elif not self.ready or jail.pending >= MAX_PENDING:
+        elif not self.ready or jail.pending >= min(MAX_PENDING, MAX_IN_FLIGHT - self.pending):
+            # A jail may wait for as many answers as there is room left for: those that flood get equal
+            # shares, and one more always finds as much as each of them has.
             reply(turn.not_ready())
         else:
             turn.start()
@@ -242,6 +246,7 @@ class _Turn:
     def start(self) -> None:
         """Decide and go on; whatever goes wrong in here, the client is told and the turn ends."""
         self._jail.pending += 1
+        self._responder.pending += 1
         try:
             self._decide()
         except Exception:
@@ -354,7 +359,7 @@ class _Turn:
                 ttl=finding.ttl,
                 limit=self._room(),
             )
-            self._end(reply, finding.ttl)
+            self._end(reply, min(HOT_S, finding.ttl))
         else:
             self._found_nothing(finding)
 
@@ -400,6 +405,7 @@ class _Turn:
             return
         self._ended = True
         jail.pending -= 1
+        self._responder.pending -= 1
         # Only a name seen before, and no client option (a cookie differs each time): what an
         # attacker varies must not push out what others repeat.
         if holds and sight is not None and sight.count and self._may_be_remembered():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
+import threading
 from typing import TYPE_CHECKING
 
 import dns.flags
@@ -17,7 +19,7 @@ from exeat.dns.wire import Answer, Qtype, wire_name
 from exeat.ledger.reactor import Reactor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 WWW = wire_name("www.test")
 ZONE = zone_handler([
@@ -234,6 +236,58 @@ def test_a_tcp_answer_of_a_bad_size_fails(size: int) -> None:
 
     with name_server(handle) as server:
         assert ask([server.address]) is None
+
+
+@contextlib.contextmanager
+def half_open(sent: int, *, hold: bool) -> Iterator[tuple[str, int]]:
+    """A server that says over UDP to come by TCP, and there sends the first `sent` octets of an answer
+    and then nothing more: it holds the connection, or ends it."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    datagrams.bind(listener.getsockname())
+    held: list[socket.socket] = []
+
+    def over_udp() -> None:
+        while data := datagrams.recvfrom(4096):
+            if not data[0]:
+                return
+            short = dns.message.make_response(dns.message.from_wire(data[0]))
+            short.flags |= dns.flags.TC
+            datagrams.sendto(short.to_wire(), data[1])
+
+    def over_tcp() -> None:
+        while True:
+            try:
+                client, _ = listener.accept()
+            except OSError:
+                return
+            query = client.recv(4096)[2:]
+            (answer,) = ZONE(dns.message.from_wire(query), False)
+            client.sendall((len(answer).to_bytes(2, "big") + answer)[:sent])
+            if hold:
+                held.append(client)
+            else:
+                client.close()
+
+    threads = [threading.Thread(target=each) for each in (over_udp, over_tcp)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield listener.getsockname()
+    finally:
+        datagrams.sendto(b"", datagrams.getsockname())
+        listener.shutdown(socket.SHUT_RDWR)
+        for thread in threads:
+            thread.join(5)
+        for sock in (listener, datagrams, *held):
+            sock.close()
+
+
+@pytest.mark.parametrize("sent", [0, 1, 2, 20])
+@pytest.mark.parametrize("hold", [True, False])
+def test_a_half_open_server_costs_one_try(sent: int, hold: bool) -> None:
+    with half_open(sent, hold=hold) as bad, name_server(ZONE) as good:
+        assert addresses(ask([bad, good.address])) == {"192.0.2.1"}
 
 
 def test_equal_questions_in_flight_are_asked_once() -> None:
