@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import re
 import sqlite3
 import sys
 import time
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exeat.appliance.errors import NotReachableError, UsageError
-from exeat.appliance.ledger_text import cell
+from exeat.appliance.ledger_formats import FORMATS, SUMMED, write
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from pathlib import Path
 
     from exeat.ledger.index import Fresh, Index
     from exeat.ledger.reconcile import Account, Drift, Reconciliation
 
 _FILTERS = ("project", "job", "agent", "episode", "lease", "host", "port", "verdict", "reason", "rule")
-_SUMMED = ("bytes_out", "bytes_in", "flows", "other")
 _UNITS_MS = {"s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _DRIFTS = 50
 
@@ -38,7 +36,8 @@ def register(actions: Any, directories: Callable[[argparse.Namespace], list[Path
     ask.add_argument("--until", type=_moment, metavar="T", help="the same; what is at T is left out")
     ask.add_argument("--sum", type=_keys, metavar="KEY,..", help="sums per key, such as project,host or day")
     ask.add_argument("--limit", type=_limit, default=1000, metavar="N", help="at most so many (default 1000)")
-    ask.add_argument("--format", choices=("table", "json", "csv"), default="table")
+    ask.add_argument("--format", choices=FORMATS, default="table")
+    ask.add_argument("--out", type=Path, metavar="FILE", help="write it there (parquet must)")
     ask.set_defaults(handler=lambda args: run_query(directories(args), args))
 
     kept = actions.add_parser("index", help="bring the index that `query` asks up to date")
@@ -89,7 +88,7 @@ def run_query(ledgers: list[Path], args: argparse.Namespace) -> int:
     if not where.get("port", "0").isdecimal():
         raise UsageError("--port: not a number")
     question = questions.Question(where, args.since, args.until)
-    columns: Sequence[str] = (*args.sum, *_SUMMED) if args.sum else questions.ROW
+    columns: Sequence[str] = (*args.sum, *SUMMED) if args.sum else questions.ROW
     rows: list[tuple[Any, ...]] = []
     for directory in ledgers:
         opened = _open(directory)
@@ -108,7 +107,7 @@ def run_query(ledgers: list[Path], args: argparse.Namespace) -> int:
         print(f"row by row: the sums per hour do not tell {unknown}", file=sys.stderr)
     if not args.sum:
         rows = [(row[0], _time(row[1]), *row[2:]) for row in rows]
-    _write("json" if args.json else args.format, columns, rows)
+    write("json" if args.json else args.format, columns, rows, args.out)
     return 0
 
 
@@ -142,33 +141,6 @@ def _open(directory: Path, *, anew: bool = False) -> Index:
 
 def _time(ms: int) -> str:
     return datetime.fromtimestamp(ms / 1000, tz=UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def _write(form: str, columns: Sequence[str], rows: list[tuple[Any, ...]]) -> None:
-    if form == "json":
-        print(json.dumps([dict(zip(columns, row, strict=True)) for row in rows]))
-    elif form == "csv":
-        writer = csv.writer(sys.stdout, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows([[cell(value) for value in row] for row in rows])
-    else:
-        _table(columns, rows)
-
-
-def _table(columns: Sequence[str], rows: list[tuple[Any, ...]]) -> None:
-    # A column in which nobody has anything only takes room.
-    shown = [
-        at
-        for at, name in enumerate(columns)
-        if name in _SUMMED or any(row[at] not in ("", 0) for row in rows)
-    ]
-    texts = [[str(row[at]) or "-" for at in shown] for row in rows]
-    heads = [columns[at] for at in shown]
-    widths = [max(map(len, column)) for column in zip(heads, *texts, strict=True)]
-    right = [bool(rows) and isinstance(rows[0][at], int) for at in shown]
-    for line in (heads, *texts):
-        cells = zip(line, widths, right, strict=True)
-        print("  ".join(text.rjust(w) if r else text.ljust(w) for text, w, r in cells).rstrip())
 
 
 # --- reconcile

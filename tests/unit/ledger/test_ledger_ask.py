@@ -362,3 +362,28 @@ def test_reconcile_is_the_same_for_a_part(store: Store) -> None:
     whole = reconcile(read(store.directory))
     parts = [reconcile(read(store.directory), job) for job in whole.jobs]
     assert sum(part.total.flows for part in parts) == whole.total.flows
+
+
+@pytest.mark.parametrize("argv", [[], ["--sum", "project,host,port"], ["--project", "nobody"]])
+def test_parquet_holds_the_same_rows_as_json(
+    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str], argv: list[str]
+) -> None:
+    from pyarrow import parquet
+
+    wanted = ask(store, capsys, *argv)
+    out = tmp_path / "rows.parquet"
+    state = str(store.directory.parent.parent)
+    query = ["--state-dir", state, "ledger", "query", *argv, "--format", "parquet"]
+    assert main(query) == 2  # not to a terminal
+    assert main([*query, "--out", str(out)]) == 0
+    assert parquet.read_table(out).to_pylist() == wanted
+    assert main([*query, "--out", str(tmp_path / "none" / "x")]) == 3
+
+
+def test_any_format_goes_to_a_file(store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wanted = ask(store, capsys)
+    out = tmp_path / "rows.json"
+    state = str(store.directory.parent.parent)
+    assert main(["--state-dir", state, "ledger", "query", "--format", "json", "--out", str(out)]) == 0
+    assert json.loads(out.read_text()) == wanted
+    assert capsys.readouterr().out == ""
