@@ -46,6 +46,12 @@ def register(actions: Any, directories: Callable[[argparse.Namespace], list[Path
 
     books = actions.add_parser("reconcile", help="the ledger's bytes against the kernel's, flow by flow")
     books.add_argument("--job", default="", metavar="J", help="only this job's flows")
+    books.add_argument(
+        "--watch",
+        type=_limit,
+        metavar="S",
+        help="for S seconds, against what the kernel itself tells of connections that end (on the host)",
+    )
     books.set_defaults(handler=lambda args: run_reconcile(directories(args), args))
     return [ask, kept, books]
 
@@ -151,6 +157,10 @@ def run_reconcile(ledgers: list[Path], args: argparse.Namespace) -> int:
     from exeat.ledger.reconcile import reconcile
     from exeat.ledger.records import RecordError
 
+    if args.watch is not None:
+        from exeat.appliance.ledger_watch import run
+
+        return run(ledgers, args)
     drifting = False
     for directory in ledgers:
         try:

@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
     gateway = set(reply["gateway"]) == {"guard", "proxy"}
     whole = gateway and reply["clock_trusted"] and not (reply["policy_error"] or reply["down"])
     routing = reply["routing"]
-    whole = whole and not (routing.get("failed") or reply["seals"])
+    whole = whole and not (routing.get("failed") or reply["seals"] or reply["books"]["drifts"])
     if args.json:
         print(json.dumps({key: value for key, value in reply.items() if key not in ("id", "ok")}))
         return 0 if whole else 1
@@ -55,6 +55,8 @@ def run(args: argparse.Namespace) -> int:
         print("CLOCK      stands before a time already seen: no lease holds until it is set")
     if reply["policy_error"]:
         print(f"policy     NOT RELOADED: {reply['policy_error']}")
+    if drifts := reply["books"]["drifts"]:
+        print(f"BOOKS      {drifts} flows differ from the kernel's counts: {reply['books']['last']}")
     for alarm in reply["seals"]:
         print(f"SEALS      {alarm}")
     if reply["lab"]:

@@ -48,6 +48,24 @@ class Evidence:
         said = self._record(Kind.ANOMALY, project, "", what, detail)
         return encode(replace(said, agent=agent, count=count))
 
+    def drift(self, flow: Record | None, detail: str, count: int) -> bytes:
+        """The record of a flow whose bytes are not those of the kernel; None stands for `count` of them."""
+        said = replace(self._record(Kind.RECONCILE, "", "", "drift", detail), count=count)
+        if flow is not None:
+            said = replace(
+                said,
+                flow=flow.flow,
+                project=flow.project,
+                job=flow.job,
+                agent=flow.agent,
+                dest=flow.dest,
+                bytes_out=flow.bytes_out,
+                bytes_in=flow.bytes_in,
+                kernel_out=flow.kernel_out,
+                kernel_in=flow.kernel_in,
+            )
+        return encode(said)
+
     def job(
         self,
         *,

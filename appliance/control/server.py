@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from exeat.appliance.control.addresses import doors, host_addresses, listening, not_public
 from exeat.appliance.control.aio import Link, Requester, Server, answers
+from exeat.appliance.control.books import BookKeeper
 from exeat.appliance.control.direct import Direct
 from exeat.appliance.control.evidence import Evidence
 from exeat.appliance.control.flows import Flows
@@ -118,6 +119,7 @@ class Control:
             announce=lambda event: self.flows.happened([event]),
             spawn=self.spawn,
         )
+        self.books = BookKeeper(config.state_dir, self._evidence)
         self.routing = Routing(config, warden, self._evidence, self.direct.counted)
         self.flows = Flows(
             self.hub, self._evidence, self.direct, lambda name: str(self.leases.row(name)["id"])
@@ -152,6 +154,7 @@ class Control:
         self.spawn(self._tick())
         self.spawn(self.routing.watch())
         self.spawn(self.direct.run())
+        self.spawn(self.books.watch())
 
     async def _load_policies(self) -> None:
         """What stands in the folder when the process starts is in force; changes are reviewed."""
@@ -253,6 +256,7 @@ class Control:
             "lab": list(self._config.lab.treat_as_public),
             "clock_trusted": self._clock.trusted,
             "routing": self.routing.state,
+            "books": self.books.state,
             "down": [name for name in ("warden", "ledger") if not answers(self._config.run_dir, name)],
         }
 
