@@ -28,6 +28,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.redteam", description=__doc__.split("\n\n")[0])
     parser.add_argument("--proxy", metavar="http://HOST:PORT", help="where the proxy takes HTTP")
     parser.add_argument("--socks", metavar="HOST:PORT", help="where it takes SOCKS5, if it does")
+    parser.add_argument("--udp", metavar="HOST:PORT", help="where it takes UDP ASSOCIATE, if it does")
     parser.add_argument("--dns", metavar="HOST:PORT", help="where its name server answers, if it has one")
     parser.add_argument("--start", metavar="COMMAND", help="starts the proxy, in the foreground")
     parser.add_argument("--exeat", choices=("jail", "alone"), help="start exeat itself, in this form")
@@ -66,7 +67,7 @@ def _exeat(arena: Arena, form: str, corpus: list[cases.Case]) -> Score:
 
 def _other(arena: Arena, args: argparse.Namespace, corpus: list[cases.Case]) -> Score:
     proxy = urlsplit(args.proxy).netloc if args.proxy else ""
-    endpoints = Endpoints.of(proxy=proxy, socks=args.socks or "", dns=args.dns or "")
+    endpoints = Endpoints.of(proxy=proxy, socks=args.socks or "", udp=args.udp or "", dns=args.dns or "")
     log = arena.folder / "proxy.log"
     with contextlib.ExitStack() as stack:
         if args.start:

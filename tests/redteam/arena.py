@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import hashlib
 import json
 import os
 import shutil
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 ARENA: dict[str, Any] = yaml.safe_load((HERE / "corpus" / "arena.yaml").read_text())
 # In the gateway's own namespace: not the ports that the proxy or its name server may want.
+_LOOPBACK_UDP = {"127.0.0.1": [7000], "::1": [7000]}
 _LOOPBACK_TCP = [21, 22, 25, 80, 443, 853, 5432, 8443]
 
 
@@ -41,7 +43,9 @@ class Arena:
     """Use as a context manager. `name` (a few letters) keeps arenas apart."""
 
     def __init__(self, name: str) -> None:
-        self.name = name
+        # Its own for each checkout, so that two suites may run on one machine.
+        tag = hashlib.sha256(f"{HERE}\0{name}".encode()).hexdigest()[:4]
+        self.name = name = f"{name}{tag}"
         self.folder = Path(f"/run/exeat-redteam-{name}")
         self._observers: list[subprocess.Popen[str]] = []
         self._controls: list[socket.socket] = []
@@ -108,8 +112,9 @@ class Arena:
             _ip(*lines, netns=self.world, family=family)
         tls = {"certificate": f"{self.folder}/origin.pem", "key": f"{self.folder}/origin.key"}
         world = {"tcp": ARENA["tcp"], "names": ARENA["names"], "dns": [ARENA["resolver"]], "packets": "eth0"}
+        world["udp"] = ARENA["udp"]
         self._observe("world", self.world, {**tls, **world})
-        self._observe("loopback", self.gateway, {**tls, "tcp": _LOOPBACK_TCP})
+        self._observe("loopback", self.gateway, {**tls, "tcp": _LOOPBACK_TCP, "udp": _LOOPBACK_UDP})
 
     def _observe(self, name: str, netns: str, spec: dict[str, Any]) -> None:
         path = self.folder / f"{name}.json"
@@ -137,11 +142,11 @@ class Arena:
     # -- watching
 
     def news(self, *, reset: bool = False) -> dict[str, list[Any]]:
-        """What has reached anything since the last call: `tcp`, `dns`, `packets`.
+        """What has reached anything since the last call: `tcp`, `udp`, `dns`, `packets`.
 
         `reset` makes names that change their answers begin again.
         """
-        merged: dict[str, list[Any]] = {"tcp": [], "dns": [], "packets": []}
+        merged: dict[str, list[Any]] = {"tcp": [], "dns": [], "packets": [], "udp": []}
         for control, where in zip(self._controls, ("world", "loopback"), strict=True):
             control.sendall(b"reset\n" if reset else b"mark\n")
             for kind, found in json.loads(_line(control)).items():

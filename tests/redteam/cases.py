@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import yaml
 from tests.redteam import hello
+from tests.support import quic_client
 
 CORPUS: Final = Path(__file__).parent / "corpus"
 EXPECTED: Final = frozenset({"refused", "allowed", "contained"})
@@ -60,7 +61,7 @@ class Case:
 
     @property
     def doors(self) -> frozenset[str]:
-        """What the proxy must offer for this case: of proxy, socks, dns, direct."""
+        """What the proxy must offer for this case: of proxy, socks, udp, dns, direct."""
         return frozenset(step["to"] for step in self.steps if step["op"] == "open")
 
 
@@ -154,6 +155,13 @@ def _step(step: dict[str, Any]) -> list[dict[str, Any]]:
         return _connect(step["connect"], step)
     if "socks" in step:
         return _socks(step["socks"])
+    if "associate" in step:
+        return [*_socks({"host": "0.0.0.0", "atyp": "ipv4", "port": 0, "cmd": 3}, "udp"), {"op": "associate"}]
+    if "datagram" in step:
+        return [{"op": "send", "hex": _datagram(step["datagram"]).hex()}]
+    if "direct_udp" in step:
+        host, _, port = step["direct_udp"].rpartition(":")
+        return [{"op": "open", "to": "direct", "at": [host.strip("[]"), int(port)], "datagrams": True}]
     if "direct" in step:
         host, _, port = step["direct"].rpartition(":")
         return [{"op": "open", "to": "direct", "at": [host.strip("[]"), int(port)]}]
@@ -175,6 +183,8 @@ def _step(step: dict[str, Any]) -> list[dict[str, Any]]:
         return [{"op": "pause", "seconds": step["pause"]}]
     if "dns" in step:
         return _question(**step["dns"])
+    if "payload" in step:
+        return [{"op": "send", "hex": _payload(step["payload"]).hex()}]
     if "shut" in step:
         return [{"op": "shut"}]
     raise CorpusError(f"no such step: {step}")
@@ -208,25 +218,52 @@ def _connect(authority: str, step: dict[str, Any] | None = None) -> list[dict[st
     ]
 
 
-def _socks(spec: dict[str, Any]) -> list[dict[str, Any]]:
+def _socks(spec: dict[str, Any], door: str = "socks") -> list[dict[str, Any]]:
     """A SOCKS5 request after the greeting without authentication (RFC 1928)."""
+    place = _place(spec)
+    return [
+        _open(door),
+        _send("\x05\x01\x00"),
+        {"op": "read", "until": "count", "count": 2, "wait": 5.0},
+        {"op": "need", "starts": ["0500"]},
+        {"op": "send", "hex": (bytes((5, spec.get("cmd", 1), 0)) + place).hex()},
+        {"op": "read", "until": "some", "wait": 5.0},
+        {"op": "need", "starts": ["0500"]},
+    ]
+
+
+def _place(spec: dict[str, Any]) -> bytes:
+    """Type, address and port of RFC 1928 section 5."""
     kind = spec.get("atyp", "domain")
     host = to_bytes(spec["host"])
     if kind not in ("ipv4", "ipv6"):
         place = bytes((spec.get("length", min(len(host), 255)),)) + host
     else:
         place = socket.inet_pton(socket.AF_INET if kind == "ipv4" else socket.AF_INET6, spec["host"])
-    number = _ATYPS.get(kind, kind)
-    port = struct.pack(">H", spec.get("port", 443))
-    return [
-        _open("socks"),
-        _send("\x05\x01\x00"),
-        {"op": "read", "until": "count", "count": 2, "wait": 5.0},
-        {"op": "need", "starts": ["0500"]},
-        {"op": "send", "hex": (bytes((5, spec.get("cmd", 1), 0, number)) + place + port).hex()},
-        {"op": "read", "until": "some", "wait": 5.0},
-        {"op": "need", "starts": ["0500"]},
-    ]
+    return bytes((_ATYPS.get(kind, kind),)) + place + struct.pack(">H", spec.get("port", 443))
+
+
+def _datagram(spec: dict[str, Any]) -> bytes:
+    """A datagram of an association (RFC 1928 section 7); `cut` keeps only that many bytes of it."""
+    head = struct.pack(">HB", spec.get("rsv", 0), spec.get("frag", 0)) + _place(spec)
+    return (head + _payload(spec))[: spec.get("cut")]
+
+
+def _payload(spec: dict[str, Any]) -> bytes:
+    """`send`, or `quic`: a client's Initial with this hello; `before` and `then` stand around it."""
+    if "quic" not in spec:
+        return to_bytes(spec["send"])
+    of = spec["quic"]
+    message = hello.build(of)[5:]  # without the header of its one record
+    frames = quic_client.crypto(0, message)
+    if of.get("twice"):
+        frames += quic_client.crypto(0, hello.build({**of, "sni": of["twice"]})[5:])
+    packet = quic_client.initial(frames, version=of.get("version", 1))
+    if "claims" in of:  # a version that it is not sealed for
+        packet = packet[:1] + int(of["claims"]).to_bytes(4, "big") + packet[5:]
+    if of.get("broken"):
+        packet = packet[:-1] + bytes((packet[-1] ^ 1,))
+    return to_bytes(spec.get("before", "")) + packet + to_bytes(spec.get("then", ""))
 
 
 def _question(name: str, qtype: int, flags: int = 0x0100, qclass: int = 1) -> list[dict[str, Any]]:

@@ -26,6 +26,7 @@ class Attempt:
         self._endpoints = endpoints
         self._ca = ca
         self._sock: socket.socket | None = None
+        self._held: socket.socket | None = None  # an association ends with its connection
         self._last = b""
         self._kept = b""  # read together with a head, and not part of it
         self.heard: list[str] = []
@@ -43,10 +44,11 @@ class Attempt:
             self._close()
 
     def _close(self) -> None:
-        if self._sock is not None:
-            with contextlib.suppress(OSError):
-                self._sock.close()
-            self._sock = None
+        for sock in (self._sock, self._held):
+            if sock is not None:
+                with contextlib.suppress(OSError):
+                    sock.close()
+        self._sock = self._held = None
 
     def _socket(self) -> socket.socket:
         if self._sock is None:
@@ -56,12 +58,19 @@ class Attempt:
     def _do_open(self, step: dict[str, Any]) -> None:
         self._close()
         host, port = step.get("at") or self._endpoints[step["to"]]
-        if step["to"] == "dns":
-            self._sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        if step["to"] == "dns" or step.get("datagrams"):
+            self._sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM)
             self._sock.connect((host, port))
             return
         self._sock = socket.create_connection((host, port), CONNECT_S)
         self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def _do_associate(self, _step: dict[str, Any]) -> None:
+        """From here on what is sent are datagrams, to where the answer that was read last says."""
+        control, reply = self._socket(), self._last
+        place = socket.inet_ntop(socket.AF_INET, reply[4:8]), int.from_bytes(reply[8:10], "big")
+        self._held, self._sock = control, socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self._sock.connect(place)
 
     def _do_send(self, step: dict[str, Any]) -> None:
         sock, data = self._socket(), bytes.fromhex(step["hex"])

@@ -121,7 +121,7 @@ class Exeat:
     def score(self, form: str, corpus: Sequence[Case]) -> Score:
         """`jail`: the client is a job of exeat's own. `alone`: it is a process of the namespace."""
         proxy, socks, dns = _ALONE
-        doors = Endpoints.of(proxy=proxy, socks=socks, dns=dns)
+        doors = Endpoints.of(proxy=proxy, socks=socks, udp=socks, dns=dns)
         if form == "jail":  # where whatever is connected to is redirected
             doors = Endpoints({**doors.doors, "direct": ("", 0)})
         if form == "alone":

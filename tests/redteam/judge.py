@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tests.redteam.cases import Case
 
-_TCP = 6
+_TCP, _UDP = 6, 17
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class World:
 
     home: frozenset[str]
     ports: dict[str, list[int]]
+    udp: dict[str, list[int]]
     resolver: str
     allowed: tuple[str, ...]
     denied: tuple[str, ...]
@@ -38,7 +39,12 @@ class World:
     def of(cls, arena: dict[str, Any]) -> World:
         ports = {host: list(numbers) for host, numbers in arena["ports"].items()}
         return cls(
-            frozenset(ports), ports, arena["resolver"], tuple(arena["allowed"]), tuple(arena["denied"])
+            frozenset(ports),
+            ports,
+            arena["udp"],
+            arena["resolver"],
+            tuple(arena["allowed"]),
+            tuple(arena["denied"]),
         )
 
     def may_ask(self, name: str) -> bool:
@@ -55,7 +61,8 @@ def _covers(scope: str, name: str) -> bool:
 
 def judge(world: World, case: Case, result: dict[str, Any], news: dict[str, list[Any]]) -> Verdict:
     problems = intrusions(world, news, case.dns)
-    received = "".join(seen["data"] for seen in news["tcp"] if seen["port"] != 53)
+    received = "".join(seen["data"] for seen in (*news["tcp"], *news["udp"]) if seen["port"] != 53)
+    datagrams = len(news["udp"])
     heard = "".join(result["heard"])
     problems += [f"{text!r} reached an origin" for text in case.unseen if text in received]
     problems += [f"{text!r} reached the client" for text in case.unwanted if text in heard]
@@ -66,7 +73,7 @@ def judge(world: World, case: Case, result: dict[str, Any], news: dict[str, list
     if case.expect == "allowed" and result["stopped"]:
         problems.append(f"it must work and did not: {result['stopped']}")
     if case.expect == "refused":
-        if received:
+        if received or datagrams:
             problems.append(f"{len(received)} bytes reached an origin: {received[:60]!r}")
         if not case.dial and (dials := _dials(world, news)):
             problems.append(f"dialled {', '.join(dials)}")
@@ -76,14 +83,15 @@ def judge(world: World, case: Case, result: dict[str, Any], news: dict[str, list
 def intrusions(world: World, news: dict[str, list[Any]], names: tuple[str, ...] = ()) -> list[str]:
     """What may never be seen, whatever was sent: other hosts, other ports, other names."""
     found = []
-    for seen in news["tcp"]:
+    for seen in (*news["tcp"], *news["udp"]):
         if seen["where"] == "loopback":
-            found.append(f"connected to {seen['host']}:{seen['port']} on the gateway itself")
+            found.append(f"spoke to {seen['host']}:{seen['port']} on the gateway itself")
     for packet in news["packets"]:
         host, port, protocol = packet["host"], packet["port"], packet["protocol"]
         if host == world.resolver and port == 53:
             continue
-        if protocol != _TCP or port not in world.ports.get(host, ()):
+        known = {_TCP: world.ports, _UDP: world.udp}.get(protocol, {})
+        if port not in known.get(host, ()):
             found.append(f"protocol {protocol} to {host}:{port}")
     for question in news["dns"]:
         name = question["name"]

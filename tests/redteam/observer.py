@@ -140,9 +140,15 @@ class Observer:
         self._count = 0
         self._questions: list[dict[str, Any]] = []
         self._packets: list[dict[str, Any]] = []
+        self._datagrams: list[dict[str, Any]] = []
         for family, everywhere in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):
             for port in spec["tcp"]:
                 self._listen(family, everywhere, port)
+        for address, ports in spec.get("udp", {}).items():
+            family = socket.AF_INET6 if ":" in address else socket.AF_INET
+            for port in ports:
+                sock = self._datagram_socket(family, address, port)
+                self._watch(sock, partial(self._echo, sock, address, port))
         for address in spec.get("dns", []):
             family = socket.AF_INET6 if ":" in address else socket.AF_INET
             sock = self._datagram_socket(family, address, 53)
@@ -201,6 +207,11 @@ class Observer:
         self._watch(sock, lambda: None if speaker.hear() else self._drop(sock))
 
     # -- names and datagrams
+
+    def _echo(self, sock: socket.socket, host: str, port: int) -> None:
+        data, peer = sock.recvfrom(65535)
+        self._datagrams.append({"host": host, "port": port, "data": data.decode("latin-1")})
+        sock.sendto(BODY, peer)
 
     def _resolve(self, sock: socket.socket) -> None:
         query, peer = sock.recvfrom(65535)
@@ -262,8 +273,9 @@ class Observer:
             "tcp": [found for seen in self._connections if (found := seen.news())],
             "dns": self._questions,
             "packets": self._packets,
+            "udp": self._datagrams,
         }
-        self._questions, self._packets = [], []
+        self._questions, self._packets, self._datagrams = [], [], []
         self._connections = self._connections[-256:]
         return news
 

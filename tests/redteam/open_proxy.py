@@ -41,14 +41,39 @@ def http(client: socket.socket, head: bytes) -> None:
 def socks(client: socket.socket, data: bytes) -> None:
     client.sendall(b"\x05\x00")
     request = data[2 + data[1] :] or client.recv(65536)
+    if request[1] == 3:
+        associate(client)
+        return
+    host, port, rest = place_in(request)
+    join(client, (host, port), rest, b"\x05\x00\x00\x01\x00\x00\x00\x00\x00\x00")
+
+
+def place_in(request: bytes) -> tuple[str, int, bytes]:
+    """Host and port behind three bytes (RFC 1928 section 5), and what stands behind them."""
     if request[3] == 3:
         end = 5 + request[4]
         host = request[5:end].decode("latin-1")
     else:
         family, end = (socket.AF_INET, 8) if request[3] == 1 else (socket.AF_INET6, 20)
         host = socket.inet_ntop(family, request[4:end])
-    port = int.from_bytes(request[end : end + 2], "big")
-    join(client, (host, port), request[end + 2 :], b"\x05\x00\x00\x01\x00\x00\x00\x00\x00\x00")
+    return host, int.from_bytes(request[end : end + 2], "big"), request[end + 2 :]
+
+
+def associate(client: socket.socket) -> None:
+    """Every datagram goes where it says, and the answer comes back, until the client is silent."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as near:
+        near.bind(("127.0.0.1", 0))
+        near.settimeout(2)
+        client.sendall(b"\x05\x00\x00\x01\x7f\x00\x00\x01" + near.getsockname()[1].to_bytes(2, "big"))
+        while True:
+            data, peer = near.recvfrom(65536)
+            host, port, payload = place_in(data)
+            [(family, _, _, _, place), *_] = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
+            with socket.socket(family, socket.SOCK_DGRAM) as far:
+                far.settimeout(1)
+                far.sendto(payload, place)
+                with contextlib.suppress(OSError):
+                    near.sendto(data[: len(data) - len(payload)] + far.recv(65536), peer)
 
 
 def serve(client: socket.socket) -> None:

@@ -15,9 +15,10 @@ WORLD = World.of(ARENA)
 CORPUS = {case.id: case for case in cases.load()}
 NAMES = CORPUS["names/off-list/connect"]
 TLS = CORPUS["tls/evil"]
+UDP = CORPUS["udp/evil"]
 CONTROL = CORPUS["controls/https"]
 CLEAN: dict[str, Any] = {"stopped": "", "heard": []}
-NOTHING: dict[str, list[Any]] = {"tcp": [], "dns": [], "packets": []}
+NOTHING: dict[str, list[Any]] = {"tcp": [], "dns": [], "packets": [], "udp": []}
 HOME, EVIL = "192.0.32.10", "192.0.43.10"
 
 
@@ -33,6 +34,10 @@ def dial(host: str, port: int = 443, protocol: int = 6) -> dict[str, Any]:
     return {"host": host, "port": port, "protocol": protocol, "where": "world"}
 
 
+def datagram(host: str, data: str) -> dict[str, Any]:
+    return {"host": host, "port": 7000, "data": data, "where": "world"}
+
+
 def asked(name: str) -> dict[str, Any]:
     return {"name": name, "type": 1, "over": "udp", "where": "world"}
 
@@ -40,7 +45,8 @@ def asked(name: str) -> dict[str, Any]:
 def test_the_corpus_covers_every_class_with_many_cases() -> None:
     groups = {case.group for case in CORPUS.values()}
     assert groups == {
-        *("names", "ports", "literals", "resolve", "http", "tls", "socks", "dns", "redirected", "controls")
+        *("names", "ports", "literals", "resolve", "http", "tls", "socks", "dns", "redirected", "controls"),
+        "udp",
     }
     assert len(CORPUS) >= 200
     assert all(case.source and case.title and case.steps for case in CORPUS.values())
@@ -56,6 +62,11 @@ def test_the_corpus_covers_every_class_with_many_cases() -> None:
         (NAMES, news(dns=[asked("evil.example.net")]), "resolver"),
         (NAMES, news(dns=[asked("www.wild.example.org")]), "resolver"),
         (NAMES, news(packets=[dial("8.8.8.8", 53, 17)]), "protocol 17"),
+        (UDP, news(packets=[dial(EVIL, 7000, 17)]), "protocol 17"),
+        (UDP, news(packets=[dial(HOME, 4433, 17)]), "protocol 17"),
+        (UDP, news(udp=[datagram(HOME, "x")]), "1 bytes"),
+        (UDP, news(udp=[datagram(HOME, "")]), "0 bytes"),
+        (UDP, news(udp=[{**datagram("127.0.0.1", "x"), "where": "loopback"}]), "gateway itself"),
         (TLS, news(packets=[dial(HOME)], tcp=[connection(HOME, "\x16")]), "1 bytes"),
         (TLS, news(packets=[dial(HOME, 22)]), "22"),
         (CONTROL, news(dns=[asked("blocked.wild.example.org")]), "resolver"),

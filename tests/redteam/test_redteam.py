@@ -22,7 +22,10 @@ OPEN = (
     "names/off-list/*", "names/nul/socks", "ports/smtp/*", "literals/evil/*", "literals/private/*",
     "literals/dotted/*", "resolve/r-private10/*", "resolve/r-loopback/*", "http/host-other",
     "tls/evil", "tls/absent", "tls/http", "socks/literal-evil", "http/cl-te", "http/tunnel-80-evil",
+    "udp/evil", "udp/other-port", "udp/mapped", "udp/inside", "udp/frag", "udp/second", "udp/dtls",
+    "udp/loopback", "udp/quic-evil", "udp/quic-overlap",
 )  # fmt: skip
+CONTROLS = ("controls/https", "controls/http", "controls/socks", "udp/plain", "udp/quic")
 
 
 def chosen(patterns: Sequence[str]) -> list[cases.Case]:
@@ -43,12 +46,13 @@ def test_exeat_passes_all_of_it_in_both_forms_with_a_restart_between() -> None:
 
 def test_the_runner_finds_a_proxy_without_a_policy_out() -> None:
     """Controls pass, and every hostile case of the sample is a failure that names what was seen."""
-    corpus = chosen((*OPEN, "controls/https", "controls/http", "controls/socks"))
+    corpus = chosen((*OPEN, *CONTROLS))
     with Arena("o") as arena:
         command = [sys.executable, "-I", str(HERE / "open_proxy.py"), "3128"]
-        doors = Endpoints.of(proxy="127.0.0.1:3128", socks="127.0.0.1:3128")
+        here = "127.0.0.1:3128"
+        doors = Endpoints.of(proxy=here, socks=here, udp=here)
         with running(arena, command, arena.folder / "proxy.log"):
             await_port(arena, doors, 10)
             result = score(arena, corpus, doors, arena.enter, HERE / "client.py")
     passed = {case.id for case, verdict in result.verdicts if verdict.passed}
-    assert passed == {"controls/https", "controls/http", "controls/socks"}
+    assert passed == set(CONTROLS)
