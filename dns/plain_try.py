@@ -8,12 +8,12 @@ or a try that saw forgeries, goes on over TCP.
 
 from __future__ import annotations
 
-import os
 import socket
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from exeat.dns.build import build_query, build_question, randomise_case
+from exeat.dns.noise import NOISE
 from exeat.dns.wire import Answer, WireError, parse_answer
 from exeat.ledger.reactor import EPOLLIN, EPOLLOUT, Reactor, Timer
 
@@ -83,7 +83,7 @@ class PlainTry:
             raise
 
     def _open(self) -> None:
-        noise = os.urandom(2 + len(self._name))
+        noise = NOISE.take(2 + len(self._name))
         self._ident = int.from_bytes(noise[:2], "big")
         self._question = build_question(randomise_case(self._name, noise[2:]), self._qtype)
         query = build_query(self._ident, self._question)

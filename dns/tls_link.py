@@ -7,13 +7,13 @@ connection is made when there is something to ask and kept while the server keep
 
 from __future__ import annotations
 
-import os
 import socket
 import ssl
 import sys
 from typing import TYPE_CHECKING
 
 from exeat.dns.build import build_query, build_question, randomise_case
+from exeat.dns.noise import NOISE
 from exeat.dns.plain_try import MAX_MESSAGE, match, sockaddr
 from exeat.ledger.reactor import EPOLLIN, EPOLLOUT, Reactor, Timer
 
@@ -48,7 +48,7 @@ class TlsTry:
     """One question on a link. Ends in one call of `ended`, unless dropped."""
 
     def __init__(self, link: TlsLink, name: bytes, qtype: int, ended: Ended) -> None:
-        noise = os.urandom(len(name))
+        noise = NOISE.take(len(name))
         self.question = build_question(randomise_case(name, noise), qtype)
         self.ended = ended
         self.asked = 0  # how many connections it went out on
@@ -98,7 +98,7 @@ class TlsLink:
 
     def enter(self, question: TlsTry) -> int:
         """Take a question in; its id."""
-        ident = int.from_bytes(os.urandom(2), "big")
+        ident = int.from_bytes(NOISE.take(2), "big")
         while ident in self._tries:
             ident = (ident + 1) & 0xFFFF
         self._tries[ident] = question
