@@ -142,7 +142,7 @@ def run(plan: Plan, folder: Path) -> Figures:
         for _ in range(plan.rounds):
             round_of(plan, queries, servers, helpers)
     calm, flood = isolation(plan, folder / "limited", where, queries)
-    return Figures(servers, measured(folder), pin_times(), calm, flood)
+    return Figures(servers, measured(folder, fifo=plan.fifo_latency), pin_times(), calm, flood)
 
 
 def take_turns_begin(server: Server, queries: Queries) -> None:

@@ -15,6 +15,7 @@ import sys
 import time
 from pathlib import Path
 
+from bench.dns_load import FIFO
 from tests.support.dns_servers import name_server, zone_handler
 from tests.support.proxy_world import enter_namespace
 from tests.support.standalone import Standalone
@@ -44,10 +45,11 @@ def compile_clients(folder: Path) -> None:
         subprocess.run([*words, "-O2", "-o", str(folder / name), str(source)], check=True)
 
 
-def measured(folder: Path) -> dict[str, list[float]]:
-    """What `main` prints, from a process with a network of its own."""
+def measured(folder: Path, *, fifo: bool) -> dict[str, list[float]]:
+    """What `main` prints, from a process with a network of its own; with `fifo` first in line."""
     compile_clients(folder)
-    argv = ["unshare", "-m", "-n", sys.executable, "-m", "bench.dns_clients", str(folder)]
+    first = ["chrt", "-f", str(FIFO)] if fifo else []
+    argv = [*first, "unshare", "-m", "-n", sys.executable, "-m", "bench.dns_clients", str(folder)]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False)
     if done.returncode:
         raise SystemExit(f"bench: the clients' part failed:\n{done.stderr}")

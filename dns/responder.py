@@ -46,9 +46,7 @@ MAX_NAMES = 8192  # names that a jail has asked for, of those it may go on askin
 MAX_HOT = 4096  # remembered replies of one jail
 HOT_S = 1.0
 STEADY_NO_S = 60.0  # a no that only a new snapshot can change, and that would end all of these
-STEADY_SHARE = (
-    1 / 6
-)  # of the time that an answer lives: such a yes; a client learns of a change so much later
+STEADY_SHARE = 1 / 3  # of an answer's time: such a yes; so much longer may a client keep it
 
 # Names by which clients ask whether they may go around the local resolver.
 CANARIES = frozenset({"use-application-dns.net", "mask.icloud.com", "mask-h2.icloud.com"})

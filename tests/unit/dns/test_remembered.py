@@ -108,7 +108,7 @@ def test_what_only_a_new_snapshot_can_change_is_remembered_longer(stage: Stage) 
     stage.load(ASKED)
     assert stage.held_s("www.evil.net") == STEADY_NO_S
     assert stage.held_s("www.asked.net") == STEADY_NO_S
-    assert stage.held_s("www.wild.net") == TTL_S / 6
+    assert stage.held_s("www.wild.net") == TTL_S / 3
 
 
 @pytest.mark.parametrize(
