@@ -277,7 +277,7 @@ class _Turn:
         reply = self.build(ruling.rcode, ruling.ede)
         steady = judge.steady(asker.subject, ruling.decision)
         # A no may be remembered for longer than a yes, whose lease or budget may end meanwhile.
-        holds = STEADY_NO_S if steady and not ruling.decision.allowed else build.NEGATIVE_S
+        holds = self._spread(STEADY_NO_S) if steady and not ruling.decision.allowed else build.NEGATIVE_S
         self._note(lookup, lambda: self._end(reply, holds))
 
     def _find(self, asker: Asker, host: str, admitted: Admitted) -> None:
@@ -393,7 +393,7 @@ class _Turn:
             authentic=finding.authentic and self._query.wants_authentic,
         )
         steady = self._responder._judge.steady(self._jail.subject, finding.decision)
-        longer = finding.ttl * STEADY_SHARE if steady else 0.0
+        longer = self._spread(finding.ttl * STEADY_SHARE) if steady else 0.0
         self._end(reply, min(finding.ttl, max(HOT_S, longer)))
 
     def _end(self, reply: bytes, holds: float = 0.0) -> None:
@@ -415,6 +415,10 @@ class _Turn:
     def _may_be_remembered(self) -> bool:
         """Over UDP, without an option, and decided under what is in force now."""
         return self._udp and self._plain() and self._epoch == self._responder.epoch
+
+    def _spread(self, seconds: float) -> float:
+        """Between half of that and all of it, by the query's id: what began together does not end so."""
+        return seconds * (256 + self._data[1]) / 512
 
     def _plain(self) -> bool:
         return len(self._data) <= 12 + len(self._query.question) + 11

@@ -13,7 +13,7 @@ from exeat.dns.journal import Journal
 from exeat.dns.judge import MAX_LOOKED_AT, Judge
 from exeat.dns.other_records import OtherRecords
 from exeat.dns.resolver import Resolver
-from exeat.dns.responder import HOT_S, STEADY_NO_S, Jail, Responder
+from exeat.dns.responder import HOT_S, STEADY_NO_S, STEADY_SHARE, Jail, Responder
 from exeat.dns.wire import Answer, Record, wire_name
 from exeat.ledger.reactor import Reactor
 from exeat.policy.document import load_policy
@@ -82,19 +82,19 @@ class Stage:
         self.judge.replace(Snapshot.load(message))
         self.responder.forget([self.jail])
 
-    def ask(self, host: str, *, settle: bool = True) -> None:
-        self.responder.answer(self.jail, self.query(host), self.replies.append, udp=True)
+    def ask(self, host: str, *, settle: bool = True, ident: int = 1) -> None:
+        self.responder.answer(self.jail, self.query(host, ident), self.replies.append, udp=True)
         if settle:
             self.ledger.settle()
 
     @staticmethod
-    def query(host: str) -> bytes:
-        return struct.pack(">6H", 1, 0x100, 1, 0, 0, 0) + wire_name(host) + b"\0\1\0\1"
+    def query(host: str, ident: int = 1) -> bytes:
+        return struct.pack(">6H", ident, 0x100, 1, 0, 0, 0) + wire_name(host) + b"\0\1\0\1"
 
-    def held_s(self, host: str) -> float:
+    def held_s(self, host: str, ident: int = 1) -> float:
         """Ask twice; for how long the reply is remembered then, 0 for not at all."""
-        self.ask(host)
-        self.ask(host)
+        self.ask(host, ident=ident)
+        self.ask(host, ident=ident)
         entry = self.jail.hot.get(self.query(host)[2:])
         return entry.expires - self.time if entry is not None else 0.0
 
@@ -106,9 +106,14 @@ def stage() -> Stage:
 
 def test_what_only_a_new_snapshot_can_change_is_remembered_longer(stage: Stage) -> None:
     stage.load(ASKED)
-    assert stage.held_s("www.evil.net") == STEADY_NO_S
-    assert stage.held_s("www.asked.net") == STEADY_NO_S
-    assert stage.held_s("www.wild.net") == TTL_S / 3
+    for ident, share in ((0, 256), (255, 511), (0x1280, 384)):  # of 512
+        stage.responder.forget([stage.jail])
+        for host, longest in (
+            ("www.evil.net", STEADY_NO_S),
+            ("www.asked.net", STEADY_NO_S),
+            ("www.wild.net", TTL_S * STEADY_SHARE),
+        ):
+            assert stage.held_s(host, ident) == pytest.approx(longest * share / 512)
 
 
 @pytest.mark.parametrize(
