@@ -23,6 +23,7 @@ from pydantic import (
 
 from exeat.appliance.ledger_config import Ledger
 from exeat.appliance.limits import node_limits
+from exeat.appliance.prices import PriceSection  # noqa: TC001 - pydantic reads the annotation
 from exeat.appliance.routing import Routing, parse_uids
 from exeat.appliance.sections import (
     LABEL,
@@ -302,6 +303,7 @@ class Config(Section):
     lab: Lab = Lab()
     routing: Routing = Routing()
     ledger: Ledger = Ledger()
+    prices: tuple[PriceSection, ...] = ()
     witness: Witnessing = Witnessing()
 
     @field_validator("routing")

@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from exeat.ledger import records
 from exeat.ledger.records import Kind
+from exeat.policy.tariff import HEADER_4, HEADER_6
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from exeat.ledger.records import Record
 
-_HEADER_4: Final = 52  # bytes of IPv4 and TCP headers with timestamps, per segment
-_HEADER_6: Final = 72
 REWRITTEN: Final = ("http", "host")  # name_source of requests whose head the proxy writes anew
 
 
@@ -87,7 +86,7 @@ def _accounts(result: Reconciliation, job: str) -> tuple[Account, Account]:
 
 def _close(result: Reconciliation, seq: int, record: Record) -> None:
     found = differences(record)
-    header = _HEADER_6 if record.dest is not None and len(record.dest.ip) == 16 else _HEADER_4
+    header = HEADER_6 if record.dest is not None and len(record.dest.ip) == 16 else HEADER_4
     for account in _accounts(result, record.job):
         account.flows += 1
         account.bytes_out += record.bytes_out

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from exeat.ledger.ipc import Message
     from exeat.policy.model import Subject
     from exeat.policy.snapshot import Snapshot
+    from exeat.policy.tariff import Tariff
     from exeat.proxy.chain import Upstream
     from exeat.proxy.credentials import Credentials
     from exeat.proxy.evidence import Evidence
@@ -91,6 +92,7 @@ class ProxySettings:
     max_connections: int = 16_384
     credentials: Credentials | None = None
     upstream: Upstream | None = None
+    tariff: Tariff | None = None
     relay: str = AUTO
 
 

@@ -52,7 +52,7 @@ class NearSide(ABC):
         self.gateway = gateway
         self.jail = self.came_by = jail  # `came_by`: who it is by the kernel alone
         self.client = client
-        self.evidence = Evidence(gateway.flow_id(), jail.subject, src)
+        self.evidence = Evidence(gateway.flow_id(), jail.subject, src, tariff=gateway.settings.tariff)
         self.deadline = gateway.reactor.woke + gateway.settings.head_timeout_s
         self.closed = False
         self.handshake_out = 0  # bytes we sent to the client that are not payload of this flow

@@ -79,7 +79,14 @@ class UdpFlow:
         self.gateway = gateway
         self.jail = jail
         self.evidence = Evidence(
-            gateway.flow_id(), jail.subject, src, "socks5", request.host, request.port, "udp"
+            gateway.flow_id(),
+            jail.subject,
+            src,
+            "socks5",
+            request.host,
+            request.port,
+            "udp",
+            tariff=gateway.settings.tariff,
         )
         self.deadline = gateway.reactor.now() + gateway.settings.dial_timeout_s
         self.ended = ""  # why, once it has

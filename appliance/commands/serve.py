@@ -173,6 +173,7 @@ def _guard(config: Config) -> int:
 
 
 def _proxy(config: Config) -> int:
+    from exeat.appliance.prices import tariff
     from exeat.proxy.relays import NotBuiltError
     from exeat.proxy.server import ProxySettings, serve
 
@@ -187,6 +188,7 @@ def _proxy(config: Config) -> int:
         max_connections=config.proxy.max_connections,
         credentials=_credentials(config),
         upstream=_upstream(config),
+        tariff=tariff(config.prices),
         relay=config.proxy.relay,
     )
     try:
