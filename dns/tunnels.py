@@ -26,7 +26,8 @@ MANY_NAMES = 20  # with a mean of LONG_NAME octets below the domain
 LONG_NAME = 40
 CODED_NAME = 100  # octets below the domain that, with CODED_ENTROPY, no one types or generates
 CODED_ENTROPY = 3.8  # bits per character
-CODED_NAMES = 5
+HUGE_NAME = 150  # octets below the domain: so long is nothing but data, however it is spelled
+CODED_NAMES = 5  # of either kind
 ODD_TYPES = 20  # questions of a type that carries data and that the guard does not serve
 MAX_ENTRIES = 4096
 MAX_NAMES = 200_000
@@ -136,7 +137,8 @@ class Tunnels:
         self._names += 1
         slot.octets += len(part)  # with a dot for each length octet
         slot.long_labels += any(len(label) >= LONG_LABEL for label in part.split("."))
-        slot.coded += len(part) >= CODED_NAME and entropy(part) > CODED_ENTROPY
+        coded = len(part) >= CODED_NAME and entropy(part) > CODED_ENTROPY
+        slot.coded += coded or len(part) >= HUGE_NAME
 
     def _alert(self, entry: _Entry, domain: str, now: float) -> Alert | None:
         spent = entry.spent()

@@ -12,6 +12,7 @@ import dns.rcode
 import pytest
 from tests.support.dns_servers import zone_handler
 from tests.support.guard_rig import Ports, Rig, ask, ede, guard_rig
+from tests.support.running import wait_for as until
 from tests.support.tunnel_lab import (
     DOMAIN,
     PASSWORD,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.root
 
 POLICY = "{egress: v1, project: p, posture: public, allow: [{to: [.evil.com, .cdn.example.org]}]}"
+WITH_RECORDS = POLICY.replace("[{to:", "[{records: true, to:")
 TYPES = ("A", "CNAME", "MX", "SRV", "TXT", "PRIVATE", "NULL")
 ALL = ("", *TYPES)  # without a type the tool tries them all
 BOUND = 2048  # octets that may have left in names when it is over, with all clients together
@@ -102,6 +104,26 @@ def test_iodine_gets_no_tunnel_through_the_guard(tmp_path: Path, server: TunnelS
     assert all(b"dns0" in out or b"Sending" in out for _, out in heard.values())  # they did try
     assert server.octets <= BOUND
     assert {kind for _, kind in rig.server.seen} <= {"A", "AAAA"}
+
+
+@pytest.mark.parametrize("kind", ["TXT", "SRV"])
+def test_iodine_is_cut_where_its_record_types_are_allowed(
+    tmp_path: Path, server: TunnelServer, rig: Rig, kind: str
+) -> None:
+    """A rule with `records` for its domain is all it could wish for; its probes are too long already."""
+    rig.snapshot(WITH_RECORDS)
+    process = iodined(server)
+    with client_namespace(tmp_path, "c") as (path, sockets):
+        rig.add_jail("c", "p", sockets)
+        client = iodine(path, kind)
+        try:
+            until(lambda: any(record.reason_code == "dns.tunnel" for record in rig.dns_records()))
+            wait_for(client, b"Connection setup complete", 2.0)  # it believes so, hearing nothing
+        finally:
+            stop(client)
+            stop(process)
+    assert kind in {seen for _, seen in rig.server.seen}
+    assert server.octets <= BOUND
 
 
 @pytest.mark.parametrize("kind", ["TXT", "KEY"])

@@ -172,5 +172,5 @@ def test_random_case_changes_only_case(host: str, noise: bytes) -> None:
 def test_bitten_messages_by_the_thousand() -> None:
     """A share of the million of `bench/dns_fuzz.py`: some are still taken, and nothing else is raised."""
     assert all(map(read, originals()))
-    taken = sum(map(read, mutations(7, 150_000)))
-    assert 10_000 < taken < 140_000
+    taken = sum(map(read, mutations(7, 60_000)))
+    assert 4000 < taken < 56_000

@@ -101,6 +101,13 @@ def test_an_alert_comes_once_and_does_not_refuse(names: list[str], signal: str) 
     assert (alert.denied, alert.domain, alert.signals) == (False, "evil.com", (signal,))
 
 
+def test_names_too_long_for_anything_else_end_after_a_few() -> None:
+    """Whatever they are spelled like: iodine's probes repeat themselves."""
+    tunnels = Tunnels()
+    names = [f"{i}{'.'.join(['a' * 49] * 4)}"[:150] for i in range(CODED_NAMES + 1)]
+    assert look(tunnels, *names) == [True] * (CODED_NAMES - 1) + [False] * 2
+
+
 def test_an_alert_and_a_cut_are_two() -> None:
     first, second = alerts(Tunnels(), words(2000, 9))
     assert (first.denied, second.denied) == (False, True)
