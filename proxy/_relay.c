@@ -12,9 +12,11 @@
 #define PY_SSIZE_T_CLEAN
 #define _GNU_SOURCE
 #include <Python.h>
+#include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <math.h>
+#include <netinet/tcp.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <structmember.h>
@@ -31,6 +33,7 @@ enum {
     PIPE_BYTES = 1024 * 1024,
     KEEP = 32, /* idle pipes */
     EVENTS = 512,
+    MOST = 1 << 30, /* bytes kept; those that are looked at come in reads of COPY_BYTES */
     NEWS = 1 << 16, /* among epoll's bits: look at the tunnel of this client's descriptor */
 };
 enum { RUNS, ENDED, RESET };                         /* Tunnel.over */
@@ -41,8 +44,8 @@ typedef struct Core Core;
 struct way { /* from end[i] to end[1 - i] */
     uint64_t count;  /* bytes the sink's kernel took */
     char *rest;      /* read and not written: `left` bytes from `at` on, the last `unpaid` of them */
-    size_t at, left, unpaid; /* not yet taken from the reservation */
-    uint32_t held, lost;     /* in the pipe; thrown away for want of memory */
+    uint32_t at, left, unpaid; /* not yet taken from the reservation */
+    uint32_t held, lost;       /* in the pipe; no more than a number any more */
     int pipe[2];
     bool bulk, eof, shut, watched;
 };
@@ -117,7 +120,7 @@ static uint64_t undelivered(const struct way *y) { return (uint64_t)y->left + y-
 
 /* What could not be sent now. -1 without memory: then the tunnel ends, and `lost` says what with it. */
 static int keep(struct way *y, const char *data, size_t size) {
-    char *rest = malloc(y->left + size);
+    char *rest = size <= MOST ? malloc(y->left + size) : NULL;
     if (!rest) {
         y->lost += size;
         errno = ENOMEM;
@@ -296,8 +299,15 @@ static void queue(Core *c, Tunnel *t) {
     c->last = t;
 }
 
+/* Whether there is something for Python to read this way, or what it sent has just gone. */
+static bool wanted(const Tunnel *t, int w, bool waited) {
+    const struct way *y = &t->way[w];
+    return y->watched && !y->left && !y->held && (waited || (t->known[w] & READABLE && !y->eof && room(t)));
+}
+
 /* Move what can be moved; true when Python is to look at it. */
 static bool move(Core *c, Tunnel *t) {
+    bool waited[2] = {t->way[0].left, t->way[1].left};
     if (t->over == RUNS) {
         int up = pump(c, t, 0), down = up < 0 ? 0 : pump(c, t, 1);
         if (up < 0 || down < 0)
@@ -310,7 +320,7 @@ static bool move(Core *c, Tunnel *t) {
         else if (up || down)
             queue(c, t);
     }
-    return t->over != RUNS || t->way[0].watched || t->way[1].watched || t->taken >= t->ask_at;
+    return t->over != RUNS || t->taken >= t->ask_at || wanted(t, 0, waited[0]) || wanted(t, 1, waited[1]);
 }
 
 static void note(Tunnel *t, int end, uint32_t events) {
@@ -557,7 +567,7 @@ static PyObject *tunnel_detach(Tunnel *t, PyObject *unused) {
     if (t->core && !usable(t->core))
         return NULL;
     detach(t);
-    Py_RETURN_NONE;
+    return PyLong_FromLong(t->known[0]);
 }
 
 static PyObject *tunnel_allow(Tunnel *t, PyObject *args) {
@@ -629,13 +639,11 @@ static PyObject *tunnel_counts(Tunnel *t, PyObject *unused) {
     return Py_BuildValue("KK", (unsigned long long)t->way[0].count, (unsigned long long)t->way[1].count);
 }
 
-static PyObject *tunnel_look(Tunnel *t, PyObject *args) {
+static PyObject *tunnel_undelivered(Tunnel *t, PyObject *args) {
     int w;
     if (!PyArg_ParseTuple(args, "i", &w) || !valid(w))
         return NULL;
-    struct way *y = &t->way[w];
-    return Py_BuildValue("NNKi", PyBool_FromLong(y->eof), PyBool_FromLong(y->shut),
-                         (unsigned long long)undelivered(y), t->known[w]);
+    return PyLong_FromUnsignedLongLong(undelivered(&t->way[w]));
 }
 
 static PyObject *tunnel_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
@@ -657,12 +665,16 @@ static PyMethodDef tunnel_methods[] = {
     {"send", (PyCFunction)tunnel_send, METH_VARARGS, "Bytes that may pass this way."},
     {"failed", (PyCFunction)tunnel_failed, METH_NOARGS, "Whether an error event still holds an error."},
     {"counts", (PyCFunction)tunnel_counts, METH_NOARGS, "Bytes delivered, out and in."},
-    {"look", (PyCFunction)tunnel_look, METH_VARARGS, "Ended, passed on, not delivered; what is known."},
+    {"undelivered", (PyCFunction)tunnel_undelivered, METH_VARARGS, "Bytes read and not written."},
     {NULL},
 };
 static PyMemberDef tunnel_members[] = {
     {"taken", T_ULONGLONG, offsetof(Tunnel, taken), READONLY, "Bytes of the reservation."},
     {"activity", T_DOUBLE, offsetof(Tunnel, activity), READONLY, "Time of the last event."},
+    {"up_ended", T_BOOL, offsetof(Tunnel, way[0].eof), READONLY, "The client has said its last,"},
+    {"up_told", T_BOOL, offsetof(Tunnel, way[0].shut), READONLY, "and the upstream was told so."},
+    {"down_ended", T_BOOL, offsetof(Tunnel, way[1].eof), READONLY, "The same of the upstream."},
+    {"down_told", T_BOOL, offsetof(Tunnel, way[1].shut), READONLY, NULL},
     {"over", T_UBYTE, offsetof(Tunnel, over), READONLY, "0: it runs, 1: both ends ended, 2: one failed."},
     {NULL},
 };
@@ -685,7 +697,65 @@ static PyTypeObject TunnelType = {
     .tp_methods = tunnel_methods,
     .tp_members = tunnel_members,
 };
-static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_relay", "The compiled relay.", -1};
+/* -- one call in place of several, for what every flow does */
+
+static PyObject *accept_one(PyObject *module, PyObject *args) {
+    union {
+        struct sockaddr any;
+        struct sockaddr_in v4;
+        struct sockaddr_in6 v6;
+        struct sockaddr_storage room;
+    } peer;
+    socklen_t size = sizeof peer;
+    char text[INET6_ADDRSTRLEN] = "";
+    int listener;
+    if (!PyArg_ParseTuple(args, "i", &listener))
+        return NULL;
+    peer.any.sa_family = AF_UNSPEC;
+    int fd = accept4(listener, &peer.any, &size, SOCK_NONBLOCK | SOCK_CLOEXEC);
+    if (fd < 0 && (again() || errno == ECONNABORTED || errno == EINTR))
+        Py_RETURN_NONE;
+    if (fd < 0)
+        return PyErr_SetFromErrno(PyExc_OSError);
+    bool old = peer.any.sa_family == AF_INET, new = peer.any.sa_family == AF_INET6;
+    if (old || new)
+        inet_ntop(peer.any.sa_family, old ? (void *)&peer.v4.sin_addr : (void *)&peer.v6.sin6_addr, text, sizeof text);
+    PyObject *found = Py_BuildValue("i(si)", fd, text, old ? ntohs(peer.v4.sin_port) : new ? ntohs(peer.v6.sin6_port) : 0);
+    if (!found)
+        close(fd);
+    return found;
+}
+
+static PyObject *dial(PyObject *module, PyObject *args) {
+    struct sockaddr_in v4 = {.sin_family = AF_INET};
+    struct sockaddr_in6 v6 = {.sin6_family = AF_INET6};
+    const char *packed;
+    Py_ssize_t size;
+    int port, one = 1;
+    if (!PyArg_ParseTuple(args, "y#i", &packed, &size, &port))
+        return NULL;
+    if ((size != 4 && size != 16) || port < 0 || port > 65535)
+        return PyErr_Format(PyExc_ValueError, "no address and port");
+    memcpy(size == 4 ? (void *)&v4.sin_addr : (void *)&v6.sin6_addr, packed, size);
+    v4.sin_port = v6.sin6_port = htons(port);
+    int fd = socket(size == 4 ? AF_INET : AF_INET6, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    if (fd < 0)
+        return PyLong_FromLong(-errno);
+    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+    if (connect(fd, size == 4 ? (void *)&v4 : (void *)&v6, size == 4 ? sizeof v4 : sizeof v6) && errno != EINPROGRESS) {
+        int error = errno;
+        close(fd);
+        return PyLong_FromLong(-error);
+    }
+    return PyLong_FromLong(fd);
+}
+
+static PyMethodDef functions[] = {
+    {"accept", accept_one, METH_VARARGS, "A descriptor and (address, port) of its peer; None: nobody waits."},
+    {"dial", dial, METH_VARARGS, "A descriptor that connects to a packed address, or minus an error number."},
+    {NULL},
+};
+static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_relay", "The compiled relay.", -1, functions};
 
 PyMODINIT_FUNC PyInit__relay(void) {
     PyObject *made = PyModule_Create(&module);

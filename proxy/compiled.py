@@ -9,8 +9,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from exeat.proxy._relay import NEWS, Tunnel
-from exeat.proxy.ends import HANGUP, READABLE, WRITABLE
-from exeat.proxy.relay import DOWN, TURN_BYTES, UP, StopRelay, Way
+from exeat.proxy.ends import HANGUP
+from exeat.proxy.relay import TURN_BYTES
+from exeat.proxy.relaying import DOWN, UP, StopRelay
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from exeat.proxy._relay import Core
     from exeat.proxy.ends import End
     from exeat.proxy.gate import Gate
-    from exeat.proxy.relay import Intake
+    from exeat.proxy.relaying import Intake
 
 _OVER: Final = {1: "eof", 2: "reset"}
 
@@ -64,14 +65,10 @@ class CompiledRelay(Tunnel):
         return self._intakes[way] if self._intakes is not None else None
 
     def watch(self, way: int, intake: Intake | None) -> None:
-        if self._intakes is None:
-            self._intakes = [None, None]
-        self._intakes[way] = intake
+        intakes = self._intakes or [None, None]
+        intakes[way] = intake
+        self._intakes = intakes if any(intakes) else None
         self.watched(way, intake is not None)
-
-    def way(self, way: int) -> Way:
-        ended, told, undelivered, _ = self.look(way)
-        return Way(ended, told, undelivered)
 
     def kick(self) -> None:
         """Go on after something other than a socket changed, such as the reservation."""
@@ -85,12 +82,11 @@ class CompiledRelay(Tunnel):
         if on_end is None:
             return
         self.ended = True
-        self.detach()
-        for way, end in ((UP, self.client), (DOWN, self.upstream)):
-            known = self.look(way)[3]
-            end.readable, end.writable = bool(known & READABLE), bool(known & WRITABLE)
-            end.hangup = end.hangup or bool(known & HANGUP)
-            end.silence()
+        client = self.client  # another flow may go on with it
+        client.readable = True
+        client.hangup = client.hangup or bool(self.detach() & HANGUP)
+        client.silence()
+        self.upstream.silence()
         self._intakes = None
         on_end(reason)
 
@@ -119,7 +115,7 @@ class CompiledRelay(Tunnel):
             self.end("reset")
         else:
             down = self.intake(DOWN)
-            if down is not None and down.over and not self.look(DOWN)[2]:
+            if down is not None and down.over and not self.undelivered(DOWN):
                 self.end("eof")
             elif not self.over and self.failed():
                 self.end("reset")

@@ -12,6 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from exeat.ledger.reactor import EPOLLERR, EPOLLHUP, EPOLLOUT
+from exeat.proxy import sockets
 from exeat.proxy.ends import End
 
 if TYPE_CHECKING:
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
 
 STAGGER_S: Final = 0.25
 MAX_ADDRESSES: Final = 8
-_STREAM: Final = socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
-_FAMILY: Final = {4: socket.AF_INET, 6: socket.AF_INET6}
 _CODES: Final = {
     errno.ECONNREFUSED: "dial.refused",
     errno.ECONNRESET: "dial.refused",
@@ -92,18 +91,9 @@ class Dialer:
             self._reactor.call_soon(lambda: self._on_failed(self._last))
 
     def _start(self, address: Address) -> bool:
-        family = _FAMILY[address.family]
-        try:
-            sock = socket.SocketType(family, _STREAM)
-        except OSError as error:
-            self._last = _CODES.get(error.errno or 0, "dial.unreachable")
-            return False
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        # A numeric literal of our own making: inet_pton takes it, getaddrinfo is not reached.
-        code = sock.connect_ex((socket.inet_ntop(family, address.packed()), self._port))
-        if code not in (0, errno.EINPROGRESS):
-            self._last = _CODES.get(code, "dial.unreachable")
-            sock.close()
+        sock = sockets.dial(self._reactor, address, self._port)
+        if isinstance(sock, int):
+            self._last = _CODES.get(sock, "dial.unreachable")
             return False
         end = End(self._reactor, sock)
         end.heard_by(partial(self._event, end, address))

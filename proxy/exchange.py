@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Final
 from exeat.proxy.answer import Answer
 from exeat.proxy.body import BodyFramer
 from exeat.proxy.fields import HttpError
-from exeat.proxy.relay import DOWN, UP, StopRelay
+from exeat.proxy.relaying import DOWN, UP, StopRelay
 
 if TYPE_CHECKING:
     from exeat.proxy.connect import RequestHead
-    from exeat.proxy.relay import Relaying
+    from exeat.proxy.relaying import Relaying
 
 MAX_AHEAD: Final = 64 * 1024  # bytes of the next requests that are read while this one runs
 

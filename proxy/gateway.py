@@ -7,13 +7,10 @@ that is not its own: a decision, an address, a record, a place in the table.
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import resource
 import socket
-import sys
 from collections import deque
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -21,29 +18,28 @@ from typing import TYPE_CHECKING, Any, Final
 from exeat.ledger.client import LedgerClient
 from exeat.ledger.clock import Clock
 from exeat.ledger.hub import HubClient
-from exeat.ledger.reactor import EPOLLIN, Reactor
 from exeat.ledger.snapshots import SnapshotLoader
 from exeat.policy.identity import Identities
-from exeat.policy.model import Decision, Request, Verdict
 from exeat.proxy import jails, live
+from exeat.proxy.accepting import SPARE_FDS, Accepting, always
 from exeat.proxy.asks import AskBook
 from exeat.proxy.associate import UdpPort
 from exeat.proxy.direct import DirectDesk
-from exeat.proxy.ends import End, reset_on_close
-from exeat.proxy.flow import Flow
+from exeat.proxy.events import Events
 from exeat.proxy.guard_client import GuardClient
 from exeat.proxy.jails import Jail
+from exeat.proxy.judging import Judging
 from exeat.proxy.outside import Outside
-from exeat.proxy.refusal import Refusal, host_text
 from exeat.proxy.refusals import Refusals
 from exeat.proxy.relays import AUTO, Relays
 from exeat.proxy.spending import Spending
-from exeat.proxy.transparent import TransparentFlow
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
     from exeat.ledger.ipc import Message
+    from exeat.ledger.reactor import Reactor
     from exeat.policy.model import Subject
     from exeat.policy.snapshot import Snapshot
     from exeat.policy.tariff import Tariff
@@ -51,19 +47,14 @@ if TYPE_CHECKING:
     from exeat.proxy.credentials import Credentials
     from exeat.proxy.evidence import Evidence
     from exeat.proxy.exchange import Before
+    from exeat.proxy.flow import Flow
+    from exeat.proxy.refusal import Refusal
     from exeat.proxy.tunnel import Tunnel
     from exeat.proxy.udp import UdpFlow
 
-# Of an accepted socket and its peer: the jail it belongs to, and its way in as records call it.
-Who = Callable[[socket.socket, Any], tuple[Jail, str]]
-
 SWEEP_S: Final = 0.2
 SLOW_SWEEPS: Final = 5  # every so many sweeps, the live tunnels too
-MAX_EVENTS: Final = 1000  # of one sweep for live views; what is more is on the ledger only
-SPARE_FDS: Final = 128  # for pipes, sockets to our siblings, and saying no
-ACCEPT_BATCH: Final = 64
 CLOSE_RETRY_S: Final = 1.0
-STANDS_S: Final = 0.1  # how long the policy's yes may be used again, at most
 IDS: Final = 64  # flow ids made at a time
 CLAIMS: Final = 256  # resume records without an answer; one append per flow
 
@@ -96,18 +87,15 @@ class ProxySettings:
     relay: str = AUTO
 
 
-class Gateway:
+class Gateway(Judging):
     """All state of the process. Nothing in here blocks."""
 
     def __init__(self, settings: ProxySettings, reactor: Reactor) -> None:
         self.settings = settings
-        self.reactor = reactor
-        self.clock = Clock()
+        clock = Clock()
+        super().__init__(reactor, clock, Spending(lambda: self.snapshot, clock.now_ms))
         self.relays = Relays(reactor)
         self._spent: Message | None = None  # what an earlier process had spent, until a snapshot comes
-        self.spending = Spending(lambda: self.snapshot, self.clock.now_ms)
-        self.snapshot: Snapshot | None = None
-        self._stale_at = 0.0  # reactor time
         self._jails: dict[str, Jail] = {}
         doors = (*settings.listeners, *settings.transparent)
         self._outside = Outside(doors, settings.identities, settings.max_connections, settings.credentials)
@@ -115,11 +103,10 @@ class Gateway:
         self._tunnels: dict[Flow | UdpFlow, Tunnel | UdpFlow] = {}
         self._settling: set[Tunnel | UdpFlow] = set()
         self._unclaimed: deque[Tunnel | UdpFlow] = deque()
-        self._events: list[dict[str, Any]] = []
-        self._untold = 0  # events of this sweep beyond MAX_EVENTS
         self._ids: list[bytes] = []  # for flows to come
         self._sweeps = 0
         self._max_fds = _raise_fd_limit()
+        self._accepting = Accepting(self, self._max_fds)
         run = settings.run_dir
         self.ledger = LedgerClient(reactor, run / "ledger" / "ledger.sock")
         self.ledger.on_reconnect = self._resume
@@ -129,6 +116,7 @@ class Gateway:
         self.hub = HubClient(
             reactor, run / "control" / "hub.sock", "proxy", self, settings.control_uid, about
         )
+        self._events = Events(self.hub.send)
         self._loader = SnapshotLoader(reactor, "proxy", self._in_force)
         self.asks = AskBook(self.hub.send)
         self._direct = DirectDesk(self)
@@ -146,8 +134,7 @@ class Gateway:
                 snapshot.restore(self.spending.usage, self._spent)
                 self._spent = None
             self._open_doors()
-        self.snapshot = snapshot
-        self._stale_at = self.reactor.now() + snapshot.fresh_ms / 1000
+        self._put_in_force(snapshot)
         if changed:
             self.guard.forget()
             self._end_killed(snapshot)
@@ -174,7 +161,7 @@ class Gateway:
         added.udp = {name: UdpPort(self, sock) for name, sock in udp.items()}
         self._jails[jail] = added
         for name, sock in listeners.items():
-            self._watch(sock, _always(added, f"{jail}/{name}"), _kind(name in jails.TRANSPARENT))
+            self._accepting.watch(sock, always(added, f"{jail}/{name}"), redirected=name in jails.TRANSPARENT)
 
     def on_jail_removed(self, jail: str) -> None:
         removed = self._jails.get(jail)
@@ -242,46 +229,7 @@ class Gateway:
         """The first snapshot is here: clients outside jails may come."""
         for name, sock in self._outside.listeners:
             redirected = (name, sock) in self.settings.transparent
-            self._watch(sock, partial(self._outside.who, name), _kind(redirected))
-
-    def _watch(self, listener: socket.socket, who: Who, kind: type[Flow]) -> None:
-        if listener.family != socket.AF_UNIX:
-            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # what it accepts inherits it
-        self.reactor.add(listener.fileno(), EPOLLIN, lambda _: self._accept(listener, who, kind))
-
-    def _accept(self, listener: socket.socket, who: Who, kind: type[Flow]) -> None:
-        for _ in range(ACCEPT_BATCH):
-            try:
-                sock, peer = listener.accept()
-            except (BlockingIOError, ConnectionAbortedError):
-                return
-            except OSError as error:
-                # Out of descriptors in spite of the headroom: a level-triggered listener would spin.
-                self.reactor.remove(listener.fileno())
-                self.reactor.call_later(SWEEP_S, lambda: self._rewatch(listener, who, kind))
-                print(f"exeat proxy: accept: {errno.errorcode.get(error.errno or 0, error)}", file=sys.stderr)
-                return
-            self._take(kind, sock, *who(sock, peer))
-
-    def _rewatch(self, listener: socket.socket, who: Who, kind: type[Flow]) -> None:
-        if listener.fileno() >= 0:  # not closed meanwhile
-            self._watch(listener, who, kind)
-
-    def _take(self, kind: type[Flow], sock: socket.socket, jail: Jail, src: str) -> None:
-        here = len(jail.flows)
-        if here >= 2 * jail.limit or sock.fileno() > self._max_fds - SPARE_FDS // 2:
-            reset_on_close(sock)
-            sock.close()
-            return
-        sock.setblocking(False)
-        flow = kind(self, jail, End(self.reactor, sock), src)
-        self.enter(flow)
-        if here >= jail.limit:
-            flow.refuse_limit("limit.connections")
-        elif sock.fileno() > self._max_fds - SPARE_FDS:
-            flow.refuse_limit("limit.descriptors")
-        else:
-            flow.begin()
+            self._accepting.watch(sock, partial(self._outside.who, name), redirected=redirected)
 
     def enter(self, flow: Flow | UdpFlow) -> None:
         """A flow begins: until it is live it has a deadline."""
@@ -312,22 +260,6 @@ class Gateway:
 
     # -- what flows ask
 
-    def decide(self, request: Request) -> Decision:
-        snapshot = self.snapshot
-        if snapshot is None:
-            return Decision(Verdict.DENY, "policy.unavailable")
-        if self.reactor.now() >= self._stale_at:
-            return Decision(Verdict.DENY, "policy.expired")
-        return snapshot.decide(request, self.clock.now_ms(), self.spending.usage)
-
-    def judge(self, evidence: Evidence, request: Request) -> Decision:
-        """Decide, and write down in the flow's evidence by what and how."""
-        decision = self.decide(request)
-        self.describe_policy(evidence)
-        evidence.decision = decision
-        evidence.shadow = self.shadow(request, decision)
-        return decision
-
     def may_speak_udp(self, jail: Jail) -> bool:
         """Whether there is any destination at all that the jail's subject may send datagrams to."""
         snapshot = self.snapshot
@@ -346,24 +278,9 @@ class Gateway:
         sock.close()
         return None
 
-    def stops(self, jail: Jail) -> bool:
-        """Whether the kill switch is on for the jail's subject."""
-        return self.snapshot is not None and self.snapshot.stops(jail.subject)
-
     def same_client(self, flow: Flow) -> Callable[[int, Any], bool]:
         """As `Outside.same_client`, of a flow that came in from outside jails. Raises OSError."""
         return self._outside.same_client(flow.client.sock)
-
-    def stands(self, decision: Decision, by: Snapshot | None, at: float) -> bool:
-        """Whether an allow of `by` at reactor time `at` need not be decided again.
-
-        Not if anything in it is counted or runs out. A rule's `when` may have ended within STANDS_S:
-        then the flow is taken for one that came that much earlier.
-        """
-        if by is None or by is not self.snapshot or decision.budgets or decision.lease:
-            return False
-        now = self.reactor.now()
-        return decision.allowed and now - at < STANDS_S and now < self._stale_at
 
     def flow_id(self) -> bytes:
         """16 random bytes."""
@@ -372,39 +289,13 @@ class Gateway:
             self._ids = [pool[at : at + 16] for at in range(0, len(pool), 16)]
         return self._ids.pop()
 
-    def shadow(self, request: Request, decided: Decision) -> str:
-        """What a record of `decided` says of the shadow policy (`Snapshot.shadow`)."""
-        snapshot = self.snapshot
-        if snapshot is None or not snapshot.shadows or self.reactor.now() >= self._stale_at:
-            return ""
-        return snapshot.shadow(request, decided, self.clock.now_ms(), self.spending.usage)
-
-    def describe_policy(self, evidence: Evidence) -> None:
-        """Write down under which policy a decision was made."""
-        snapshot = self.snapshot
-        if snapshot is None or snapshot.generation == evidence.generation:
-            return
-        document = snapshot.document_for(evidence.subject)
-        if document is None:
-            return
-        evidence.generation = snapshot.generation
-        evidence.policy_digest = bytes.fromhex(document.digest)
-        evidence.posture = str(document.posture)
-
-    def hold_s(self, jail: Jail) -> float:
-        """How long a flow of `jail` waits for a person, in seconds."""
-        if jail.hold_s is not None:
-            return jail.hold_s
-        document = self.snapshot.document_for(jail.subject) if self.snapshot else None
-        return jails.hold_seconds(document.hold_ms if document else None)
-
     def promote(self, flow: Flow | UdpFlow) -> None:
         """A flow became a tunnel: its time limits are the tunnel's now."""
         self._waiting.discard(flow)
 
     def live(self, tunnel: Tunnel | UdpFlow) -> None:
         self._tunnels[tunnel.flow] = tunnel
-        self.announce("open", tunnel.flow, "allow", tunnel.decision.reason, 0, 0)
+        self._events.announce("open", tunnel.flow, "allow", tunnel.decision.reason, 0, 0)
 
     def settling(self, tunnel: Tunnel | UdpFlow) -> None:
         self._tunnels.pop(tunnel.flow, None)
@@ -443,40 +334,18 @@ class Gateway:
             return
         flow = tunnel.flow
         flow.jail.closing -= 1
-        self.announce("close", flow, tunnel.decision.verdict.value, tunnel.ended, *tunnel.counts())
+        self._events.announce("close", flow, tunnel.decision.verdict.value, tunnel.ended, *tunnel.counts())
         self._check_removed(flow.jail)
 
     def refused(self, flow: Flow | UdpFlow, why: Refusal) -> None:
         """Write a refusal down, and tell who watches."""
         self._refusals.note(flow.jail, flow.evidence, why.reason)
         verdict = flow.evidence.decision.verdict.value if flow.evidence.decision else "deny"
-        self.announce("deny", flow, "deny" if verdict == "allow" else verdict, why.reason, 0, 0)
+        self._events.announce("deny", flow, "deny" if verdict == "allow" else verdict, why.reason, 0, 0)
 
     def denied_in_tunnel(self, flow: Flow | UdpFlow, reason: str) -> None:
         self._refusals.note(flow.jail, flow.evidence, reason)
-        self.announce("deny", flow, "deny", reason, 0, 0)
-
-    def announce(
-        self, event: str, flow: Flow | UdpFlow, verdict: str, reason: str, out: int, back: int
-    ) -> None:
-        """For live views only, told a few times a second; control may be away."""
-        if len(self._events) >= MAX_EVENTS:
-            self._untold += 1
-            return
-        evidence = flow.evidence
-        self._events.append(
-            {
-                "ev": event,
-                "flow": evidence.flow.hex(),
-                "project": evidence.subject.project,
-                "job": evidence.subject.job,
-                "dest": f"{host_text(evidence.host)}:{evidence.port}",
-                "verdict": verdict,
-                "reason": reason,
-                "bytes_in": back,
-                "bytes_out": out,
-            }
-        )
+        self._events.announce("deny", flow, "deny", reason, 0, 0)
 
     # -- time
 
@@ -486,10 +355,7 @@ class Gateway:
         for flow in [flow for flow in self._waiting if flow.deadline <= now]:
             self.reactor.guarded(flow.expire)
         self._end_leases()
-        if self._events:
-            events, self._events = self._events, []
-            untold, self._untold = self._untold, 0
-            self.hub.send({"t": "flows", "events": events, "lost": untold})
+        self._events.tell()
         self._sweeps += 1
         if self._sweeps % SLOW_SWEEPS == 0:
             self._cut(self._outside.not_any_more(), "auth.failed")
@@ -506,20 +372,6 @@ class Gateway:
             reason = self.lease_over(tunnel.lease)
             if reason:
                 self.reactor.guarded(partial(tunnel.end, reason))
-
-    def lease_over(self, name: str) -> str:
-        """The reason code why nothing passes by this lease any more, "" while it holds."""
-        snapshot = self.snapshot
-        lease = snapshot.leases.get(name) if snapshot else None
-        if snapshot is None:
-            return ""  # decisions are refused
-        if lease is None or name in snapshot.revoked:
-            return "lease.revoked"
-        if self.clock.now_ms() >= lease.exp_ms:
-            return "lease.expired"
-        if lease.state == "active":
-            return ""
-        return "lease.revoked" if str(lease.state).startswith("revok") else f"lease.{lease.state}"
 
     def _settle(self, tunnel: Tunnel | UdpFlow) -> None:
         if tunnel in self._settling:  # else it was cut meanwhile
@@ -561,15 +413,6 @@ class Gateway:
     @property
     def drained(self) -> bool:
         return not self._jails and self._outside.quiet
-
-
-def _kind(redirected: bool) -> type[Flow]:
-    return TransparentFlow if redirected else Flow
-
-
-def _always(jail: Jail, src: str) -> Who:
-    """Whoever comes in by a jail's socket is that jail."""
-    return lambda _sock, _peer: (jail, src)
 
 
 def _raise_fd_limit() -> int:

@@ -16,9 +16,10 @@ from __future__ import annotations
 
 import os
 import socket
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final
 
 from exeat.ledger.reactor import EPOLLERR
+from exeat.proxy.relaying import StopRelay
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,55 +28,14 @@ if TYPE_CHECKING:
     from exeat.proxy.ends import End
     from exeat.proxy.gate import Gate
     from exeat.proxy.pipes import Pipe, PipePool
+    from exeat.proxy.relaying import Intake
 
 COPY_BYTES: Final = 16 * 1024  # a read that fills this much is bulk
 SMALL_SPLICE: Final = 2 * 1024  # splices below this are not
 SPLICE_BYTES: Final = 1024 * 1024
 TURN_BYTES: Final = 1024 * 1024  # per direction and turn of the loop: keeps tunnels fair
 
-UP: Final = 0  # the way from the client
-DOWN: Final = 1
-
 _buffer = memoryview(bytearray(COPY_BYTES))  # one loop, one thread: shared by all tunnels
-
-
-class StopRelay(Exception):
-    """Raised by an Intake: the tunnel ends here, with `reason`, before the bytes in hand pass."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
-
-
-class Way(NamedTuple):
-    """How far one way through the tunnel is."""
-
-    ended: bool  # the source has said its last
-    told: bool  # and the sink was told so
-    undelivered: int  # bytes read from the source that the sink has not taken
-
-
-class Intake(Protocol):
-    """Looks at one side's bytes before they pass: what it returns goes on, the rest does not.
-
-    `take` and `end` raise StopRelay to cut the tunnel.
-    """
-
-    @property
-    def done(self) -> bool:
-        """True when nothing more needs looking at; the relay then forgets it."""
-        ...
-
-    @property
-    def over(self) -> bool:
-        """True while nothing more is to be read. When the upstream's is over, the tunnel ends."""
-        ...
-
-    def take(self, data: memoryview) -> bytes | memoryview: ...
-
-    def end(self) -> None:
-        """This side ended here."""
-        ...
 
 
 class _Direction:
@@ -268,27 +228,6 @@ class _Direction:
             self.pipe = None
 
 
-class Relaying(Protocol):
-    """What moves the bytes of one tunnel: a Relay, or the compiled form of it."""
-
-    ended: bool
-
-    @property
-    def activity(self) -> float: ...
-
-    def start(self, first: bytes = b"") -> None: ...
-
-    def watch(self, way: int, intake: Intake | None) -> None: ...
-
-    def counts(self) -> tuple[int, int]: ...
-
-    def way(self, way: int) -> Way: ...
-
-    def kick(self) -> None: ...
-
-    def end(self, reason: str) -> None: ...
-
-
 class Relay:
     """A tunnel. `on_end(reason)` is called once: `eof`, `reset`, or what `end` was told.
 
@@ -345,9 +284,25 @@ class Relay:
         """Bytes delivered, out and in."""
         return self.up.count, self.down.count
 
-    def way(self, way: int) -> Way:
-        direction = (self.up, self.down)[way]
-        return Way(direction.eof, direction.shut, direction.undelivered)
+    def undelivered(self, way: int) -> int:
+        """Bytes read from the source that the sink has not taken."""
+        return (self.up, self.down)[way].undelivered
+
+    @property
+    def up_ended(self) -> bool:
+        return self.up.eof
+
+    @property
+    def up_told(self) -> bool:
+        return self.up.shut
+
+    @property
+    def down_ended(self) -> bool:
+        return self.down.eof
+
+    @property
+    def down_told(self) -> bool:
+        return self.down.shut
 
     def kick(self) -> None:
         """Go on after something other than a socket changed, such as the reservation."""

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from exeat.ledger.reactor import Poller, Reactor
     from exeat.proxy.ends import End
     from exeat.proxy.gate import Gate
-    from exeat.proxy.relay import Relaying
+    from exeat.proxy.relaying import Relaying
 
 COMPILED, PYTHON, AUTO = "compiled", "python", "auto"
 

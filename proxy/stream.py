@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 from exeat.proxy.answer import AnswerHead
 from exeat.proxy.fields import HttpError
-from exeat.proxy.relay import DOWN, UP, StopRelay
+from exeat.proxy.relaying import DOWN, UP, StopRelay
 
 if TYPE_CHECKING:
-    from exeat.proxy.relay import Relaying
+    from exeat.proxy.relaying import Relaying
     from exeat.proxy.tunnel_requests import TunnelRequests
 
 

@@ -17,7 +17,7 @@ from exeat.proxy import refusal, stream, tcpinfo
 from exeat.proxy.account import Account
 from exeat.proxy.exchange import Before, Exchange
 from exeat.proxy.first_bytes import FirstBytes, FirstBytesJudge, TunnelError
-from exeat.proxy.relay import DOWN, UP, StopRelay
+from exeat.proxy.relaying import DOWN, UP, StopRelay
 from exeat.proxy.tcpinfo import KernelCount
 from exeat.proxy.tunnel_requests import TunnelRequests
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from exeat.policy.model import Decision, Request
     from exeat.proxy.ends import End
     from exeat.proxy.flow import Flow
-    from exeat.proxy.relay import Relaying
+    from exeat.proxy.relaying import Relaying
 
 SETTLE_S: Final = 2.0
 NEVER: Final = float("inf")  # reactor time
@@ -271,7 +271,7 @@ class Tunnel:
             return
         self._near = self._client_count() or KernelCount()  # as of now: the next request moves it on
         flow, early = self.flow, bytes(exchange.next)
-        ends = not stays or (relay.way(UP).ended and not early)
+        ends = not stays or (relay.up_ended and not early)
         left = Before(
             flow.handshake_out + relay.counts()[DOWN], flow.heard + exchange.taken, early, ends=ends
         )
@@ -296,37 +296,35 @@ class Tunnel:
         relay = self.relay
         if relay is None:
             return None, None
-        up, down = relay.way(UP), relay.way(DOWN)
-        heard_all = down.ended or not isinstance(self._watch, Exchange)
+        heard_all = relay.down_ended or not isinstance(self._watch, Exchange)
         upstream = tcpinfo.kernel_count(
             self._upstream.sock,
             connected=True,
-            fin_sent=up.told,
-            fin_received=down.ended if heard_all else None,
+            fin_sent=relay.up_told,
+            fin_received=relay.down_ended if heard_all else None,
         )
         # What we read and did not pass on was not delivered: neither book counts it.
         if upstream is not None:
             withheld = self._watch.withheld if isinstance(self._watch, Exchange) else 0
             end = self._upstream
-            upstream = upstream.without(end.lead_out, end.lead_in + down.undelivered + withheld)
+            upstream = upstream.without(end.lead_out, end.lead_in + relay.undelivered(DOWN) + withheld)
         return upstream, self._near or self._client_count()
 
     def _client_count(self) -> KernelCount | None:
         relay = self.relay
         if relay is None:
             return None
-        up = relay.way(UP)
-        unread = isinstance(self._watch, Exchange) and not up.ended
+        unread = isinstance(self._watch, Exchange) and not relay.up_ended
         client = tcpinfo.kernel_count(
             self.flow.client.sock,
             connected=False,
-            fin_sent=relay.way(DOWN).told,
-            fin_received=None if unread else up.ended,
+            fin_sent=relay.down_told,
+            fin_received=None if unread else relay.up_ended,
         )
         if client is None:
             return None
         ahead = len(self._watch.next) if isinstance(self._watch, Exchange) else 0
-        return client.without(self.flow.handshake_out, self._consumed + ahead + up.undelivered)
+        return client.without(self.flow.handshake_out, self._consumed + ahead + relay.undelivered(UP))
 
     def _finish(self) -> None:
         self._append_close(self.ended)

@@ -52,6 +52,7 @@ OF_A_FLOW = {
     "Flow",
     "Tunnel",
     "Relay",
+    "CompiledRelay",
     "_Direction",
     "End",
     "Gate",

@@ -16,8 +16,8 @@ from exeat.ledger.records import Kind
 from exeat.policy.leases import Lease
 from exeat.policy.scopes import parse_ports, parse_scope
 from exeat.proxy import socks5
+from exeat.proxy.accepting import SPARE_FDS
 from exeat.proxy.associate import MAX_REFUSED
-from exeat.proxy.gateway import SPARE_FDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -25,11 +25,11 @@ if __name__ == "__main__":  # before anything imports the module that was instal
 from exeat.ledger.reactor import Reactor
 from exeat.proxy.ends import End, reset_on_close
 from exeat.proxy.gate import Gate
-from exeat.proxy.relay import DOWN, UP, StopRelay
+from exeat.proxy.relaying import DOWN, UP, StopRelay
 from exeat.proxy.relays import COMPILED, Relays, poller
 
 if TYPE_CHECKING:
-    from exeat.proxy.relay import Relaying
+    from exeat.proxy.relaying import Relaying
 
 TUNNELS: Final = 6  # at the same time
 STEPS: Final = 60  # of each
@@ -147,8 +147,7 @@ class Run:
 
     def check(self) -> None:
         out, back = self.relay.counts()
-        up, down = self.relay.way(UP), self.relay.way(DOWN)
-        read = out + back + up.undelivered + down.undelivered
+        read = out + back + self.relay.undelivered(UP) + self.relay.undelivered(DOWN)
         assert self.gate.taken <= self.gate.reserved
         assert out + back <= self.gate.taken <= read, "bytes passed that no reservation covers"
         assert self.looks or read == self.gate.taken, "bytes that no book knows"

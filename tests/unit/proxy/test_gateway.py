@@ -10,12 +10,14 @@ import pytest
 from tests.support.proxy_world import Suffixes
 
 from exeat.ledger.reactor import Reactor
+from exeat.policy.addresses import parse_address
 from exeat.policy.document import load_policy
-from exeat.policy.model import Decision, Request, Subject, Verdict
+from exeat.policy.model import Address, Decision, Request, Subject, Verdict
 from exeat.policy.snapshot import Snapshot
 from exeat.proxy.evidence import Evidence
-from exeat.proxy.gateway import SLOW_SWEEPS, STANDS_S, Gateway, ProxySettings
+from exeat.proxy.gateway import SLOW_SWEEPS, Gateway, ProxySettings
 from exeat.proxy.jails import Jail
+from exeat.proxy.judging import STANDS_S
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,6 +30,7 @@ posture: allowlist
 allow:
   - {id: web, to: www.example.org}
 """
+HOME = parse_address("11.0.0.1")
 ALLOW = Decision(Verdict.ALLOW, "rule.allow", "web")
 
 
@@ -83,6 +86,69 @@ def test_no_decision_outlives_its_snapshot_or_its_moment(gateway: Gateway) -> No
     gateway._in_force(replace(before), None)
     assert not gateway.stands(ALLOW, before, 1060.0)
     assert gateway.stands(ALLOW, gateway.snapshot, 1060.0)
+
+
+class Known:
+    """Flows that go where the guard has just given addresses for; `decided` counts decisions."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self.gateway = gateway
+        self.decided = 0
+        self._decide = gateway.decide
+        gateway.decide = self._counted  # type: ignore[method-assign]
+
+    def _counted(self, request: Request) -> Decision:
+        self.decided += 1
+        return self._decide(request)
+
+    def flow(self, addresses: tuple[Address, ...]) -> Decision:
+        subject = Subject("p", "a")
+        evidence = Evidence(bytes(16), subject, "test")
+        question = (subject, "www.example.org", 443, "")
+        decision, at = self.gateway.judge_known(
+            evidence, question, Request(*question[:3], resolved=addresses)
+        )
+        assert evidence.decision is decision
+        assert (evidence.generation, evidence.posture) == (1, "allowlist")
+        assert self.gateway.reactor.woke - STANDS_S < at <= self.gateway.reactor.woke
+        return decision
+
+
+def test_the_next_flow_to_the_same_place_gets_the_same_yes(gateway: Gateway) -> None:
+    known, addresses = Known(gateway), (HOME,)
+    assert known.flow(addresses).allowed
+    assert known.flow(addresses).allowed
+    assert known.decided == 1
+    known.flow((HOME, HOME))
+    assert known.decided == 2, "other addresses"
+
+
+@pytest.mark.parametrize("change", ["time", "clock", "snapshot", "stale", "shadow", "lease", "budget", "no"])
+def test_a_yes_to_one_flow_does_not_stand_for_long(gateway: Gateway, change: str) -> None:
+    addresses, snapshot = (HOME,), gateway.snapshot
+    assert snapshot is not None
+    if change == "shadow":
+        gateway._in_force(replace(snapshot, shadows={"p": next(iter(snapshot.policies.values()))}), None)
+    known = Known(gateway)
+    said = {
+        "lease": replace(ALLOW, lease="l-1"),
+        "budget": replace(ALLOW, budgets=("default",)),
+        "no": Decision(Verdict.DENY, "rule.deny"),
+    }
+    if change in said:
+        known._decide = lambda _request: said[change]
+    known.flow(addresses)
+    if change == "time":
+        gateway.reactor.woke += STANDS_S
+    elif change == "clock":  # set back
+        gateway.clock.now_ms = lambda: 0  # type: ignore[method-assign]
+    elif change == "snapshot":
+        gateway._in_force(replace(snapshot), None)
+    elif change == "stale":
+        gateway.reactor.time += 60  # type: ignore[attr-defined]
+        gateway.reactor.woke += 60
+    assert known.flow(addresses).allowed is (change not in ("stale", "no"))
+    assert known.decided == 2
 
 
 def test_flow_ids_are_never_the_same(gateway: Gateway) -> None:

@@ -16,7 +16,7 @@ from exeat.ledger.reactor import Reactor
 from exeat.proxy import tcpinfo
 from exeat.proxy.ends import End, reset_on_close
 from exeat.proxy.gate import Gate
-from exeat.proxy.relay import DOWN, UP, StopRelay
+from exeat.proxy.relaying import DOWN, UP, StopRelay
 from exeat.proxy.relays import BUILT, COMPILED, PYTHON, Relays, poller
 
 if TYPE_CHECKING:
@@ -94,12 +94,12 @@ class Bench:
 
     def kernel(self) -> tuple[int, int, int, int]:
         """(out, in) by the upstream socket's book, (out, in) by the client socket's."""
-        up, down = self.relay.way(UP), self.relay.way(DOWN)
+        relay = self.relay
         upstream = tcpinfo.kernel_count(
-            self.upstream, connected=True, fin_sent=up.told, fin_received=down.ended
+            self.upstream, connected=True, fin_sent=relay.up_told, fin_received=relay.down_ended
         )
         client = tcpinfo.kernel_count(
-            self.client_side, connected=False, fin_sent=down.told, fin_received=up.ended
+            self.client_side, connected=False, fin_sent=relay.down_told, fin_received=relay.up_ended
         )
         assert upstream is not None
         assert client is not None
@@ -253,7 +253,7 @@ def test_reset_ends_the_tunnel_as_reset(bench: Bench, who: str) -> None:
 def test_reset_is_seen_after_its_direction_has_ended(bench: Bench) -> None:
     bench.start()
     bench.client.shutdown(socket.SHUT_WR)
-    bench.run(lambda: bench.relay.way(UP).told)
+    bench.run(lambda: bench.relay.up_told)
     assert read_all(bench.origin) == b""
     abort(bench.client)
     bench.run(lambda: bool(bench.ended) or bool(bench.origin.send(b"x")))
@@ -304,7 +304,7 @@ def test_a_cut_says_what_was_on_its_way(bench: Bench) -> None:
     kernel_out, kernel_in, client_out, client_in = bench.kernel()
     assert (kernel_out, client_out) == (out, 0)
     assert client_in == back
-    assert kernel_in == bench.counts()[1] + bench.relay.way(DOWN).undelivered
+    assert kernel_in == bench.counts()[1] + bench.relay.undelivered(DOWN)
     bench.relay.end("again")
     assert bench.ended == ["kill"]
 

@@ -81,7 +81,11 @@ if relays.BUILT:
 
     def test_ways_and_descriptors_are_checked() -> None:
         core, tunnel = Core(), Tunnel()
-        for call in (lambda: tunnel.look(2), lambda: tunnel.watched(-1, True), lambda: tunnel.send(2, b"")):
+        for call in (
+            lambda: tunnel.undelivered(2),
+            lambda: tunnel.watched(-1, True),
+            lambda: tunnel.send(2, b""),
+        ):
             with pytest.raises(ValueError, match=r"is 0 or 1"):
                 call()
         with pytest.raises(RuntimeError):
