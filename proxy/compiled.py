@@ -82,9 +82,10 @@ class CompiledRelay(Tunnel):
         if on_end is None:
             return
         self.ended = True
+        known = self.detach()
         client = self.client  # another flow may go on with it
         client.readable = True
-        client.hangup = client.hangup or bool(self.detach() & HANGUP)
+        client.hangup = client.hangup or bool(known & HANGUP)
         client.silence()
         self.upstream.silence()
         self._intakes = None

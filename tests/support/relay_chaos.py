@@ -116,6 +116,11 @@ class Run:
             if dice.random() < 0.3:
                 self.looks = True
                 self.relay.watch(way, Holding(dice))
+        if dice.random() < 0.3:  # there is something to hear before it starts
+            for peer in (self.client, self.origin):
+                peer.say(dice.choice(SIZES))
+                dice.choice((peer.end, peer.abort, int))()
+            reactor.turn(0)
         self.gate.grant(self.gate.first_ceiling(0))
         self.relay.start()
 
@@ -180,6 +185,8 @@ class Run:
         self.relay.end("again")
         assert len(self.reasons) == 1
         self.gate.stop()
+        for sock in self.ours:
+            reactor.poller.unregister(sock.fileno())  # it is nobody's now, or this raises
         for sock in (*self.ours, self.client.sock, self.origin.sock):
             sock.close()
 
