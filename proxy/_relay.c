@@ -401,10 +401,12 @@ static bool has_room_for(Core *c, int fd) {
     return true;
 }
 
-static PyObject *control(Core *c, int what, int fd, unsigned events) {
-    struct epoll_event event = {.events = events, .data.fd = fd};
-    if (!usable(c))
+static PyObject *control(Core *c, int what, PyObject *args) {
+    int fd;
+    unsigned events = 0;
+    if (!PyArg_ParseTuple(args, "i|I", &fd, &events) || !usable(c))
         return NULL;
+    struct epoll_event event = {.events = events, .data.fd = fd};
     if (fd >= 0 && fd < c->size && c->slots[fd].tunnel && what != EPOLL_CTL_MOD)
         return PyErr_Format(PyExc_RuntimeError, "descriptor %d is a tunnel's", fd);
     if (epoll_ctl(c->epoll, what, fd, &event))
@@ -417,22 +419,9 @@ static PyObject *control(Core *c, int what, int fd, unsigned events) {
     Py_RETURN_NONE;
 }
 
-static PyObject *core_register(Core *c, PyObject *args) {
-    int fd;
-    unsigned events;
-    return PyArg_ParseTuple(args, "iI", &fd, &events) ? control(c, EPOLL_CTL_ADD, fd, events) : NULL;
-}
-
-static PyObject *core_modify(Core *c, PyObject *args) {
-    int fd;
-    unsigned events;
-    return PyArg_ParseTuple(args, "iI", &fd, &events) ? control(c, EPOLL_CTL_MOD, fd, events) : NULL;
-}
-
-static PyObject *core_unregister(Core *c, PyObject *args) {
-    int fd;
-    return PyArg_ParseTuple(args, "i", &fd) ? control(c, EPOLL_CTL_DEL, fd, 0) : NULL;
-}
+static PyObject *core_register(Core *c, PyObject *args) { return control(c, EPOLL_CTL_ADD, args); }
+static PyObject *core_modify(Core *c, PyObject *args) { return control(c, EPOLL_CTL_MOD, args); }
+static PyObject *core_unregister(Core *c, PyObject *args) { return control(c, EPOLL_CTL_DEL, args); }
 
 static PyObject *core_poll(Core *c, PyObject *args) {
     double timeout;
