@@ -40,7 +40,7 @@ def cuts(count: int, *, synced: bool) -> Iterator[str]:
                 machine = Machine(folder, synced=synced, seed=number)
             lost = machine.cut()
             yield lost
-            if lost or machine.size > 20_000:  # that is enough history to read each time
+            if lost or machine.size > 10_000:  # that is enough history to read each time
                 machine = None
     finally:
         shutil.rmtree(folder)

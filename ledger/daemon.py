@@ -227,13 +227,19 @@ class Daemon:
     def _tick(self) -> None:
         self._reactor.call_later(_HEAD_SYNC_S, self._tick)
         was = self._store.latched
-        self._short_of_room = not self._store.prepare()
+        self._prepare()
         with suppress(StoreError):  # it latches, like any other failure
             self._store.sync_head()
         if self._store.latched and not was:
             self._say_latched()
         self._run_errands()
         self._tell_publisher()
+
+    def _prepare(self) -> None:
+        was, self._short_of_room = self._short_of_room, not self._store.prepare()
+        if self._short_of_room and not was and not self._store.latched:
+            left = self._store.room // 1024
+            print(f"exeat: ledger: the disk is full; room is left for {left} KiB of records", file=sys.stderr)
 
     def _run_errands(self) -> None:
         if self._store.latched:
@@ -397,7 +403,7 @@ class Daemon:
         for answer in answers:
             self._reply(answer)
         if batch and not self._short_of_room:  # else once a second is often enough to try
-            self._short_of_room = not self._store.prepare()
+            self._prepare()
         # Not before the publisher's process was forked off: that is no time for a second thread.
         if batch and self._told and (spare := self._store.spare()) is not None:
             spare.begin()

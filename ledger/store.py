@@ -185,6 +185,11 @@ class Store:
             raise self._latch(error) from error
         return first
 
+    @property
+    def room(self) -> int:
+        """Bytes that were made ready for records, and that even a full disk has."""
+        return self._room - self._end
+
     def prepare(self) -> bool:
         """Zero and sync room ahead if little is left; call it when nobody waits. False: could not.
 

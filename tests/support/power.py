@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-_IMAGE_BYTES = 48 * 1024 * 1024  # sparse
+_IMAGE_BYTES = 64 * 1024 * 1024  # sparse
 _SEGMENT = 128 * 1024
 _AT_MOST = 4000  # records from one cut to the next
 _COPIES = 50

@@ -64,6 +64,8 @@ def test_a_full_disk_latches_and_space_heals_it(
         said = capfd.readouterr().err
         assert said.count("No space left on device") == 1
         assert said.count("ledger writes again") == 1
+        assert said.count("the disk is full; room is left for") == 1
+        assert said.index("the disk is full") < said.index("nothing new is let through")
     records = [decode(data) for _, data in reader.read(daemon.settings.directory)]
     assert sum(entry.detail.startswith("xxx") for entry in records) >= acked
     assert any(entry.kind is Kind.GAP and "No space" in entry.detail for entry in records)

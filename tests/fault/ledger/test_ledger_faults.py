@@ -22,11 +22,15 @@ GROUPS = 12
 
 
 class FaultyOs:
-    """The `os` module, except that the n-th call of all fails (or writes short)."""
+    """The `os` module, except that the n-th call of all fails (or writes short).
 
-    def __init__(self, at: int, error: int) -> None:
+    `persisted`: it does what it was asked to, and then says that it could not.
+    """
+
+    def __init__(self, at: int, error: int, *, persisted: bool = False) -> None:
         self.left = at
         self.error = error
+        self.persisted = persisted
         self.hit = ""
         self.synced_after_failure = False
         self._bad_fd = -1
@@ -43,8 +47,10 @@ class FaultyOs:
             return os.pwrite(fd, data[: max(1, len(data) // 3)], offset)
         if self.error and name in ("fdatasync", "fsync"):
             self._bad_fd = args[0]
-        if self.error and name == "close":
-            os.close(*args)
+        if self.error and (name == "close" or self.persisted):
+            done = getattr(os, name)(*args)
+            if name == "open":
+                os.close(done)
         if self.error:
             raise OSError(self.error, os.strerror(self.error))
         return getattr(os, name)(*args)
@@ -109,13 +115,17 @@ def after(directory: Path, acked: list[bytes]) -> None:
 
 
 @pytest.mark.parametrize("spares", [False, True], ids=["", "spares"])
-@pytest.mark.parametrize("error", [errno.EIO, errno.ENOSPC, 0], ids=["eio", "enospc", "short"])
-def test_a_failure_at_each_call(tmp_path: Path, error: int, spares: bool) -> None:
+@pytest.mark.parametrize(
+    ("error", "persisted"),
+    [(errno.EIO, False), (errno.EIO, True), (errno.ENOSPC, False), (0, False)],
+    ids=["eio", "eio but done", "enospc", "short"],
+)
+def test_a_failure_at_each_call(tmp_path: Path, error: int, persisted: bool, spares: bool) -> None:
     hit = set()
     for at in range(1, 200):
         directory = tmp_path / f"{at}"
         Store.create(directory, "o", 0, segment_bytes=SEGMENT).close()
-        io = FaultyOs(at, error)
+        io = FaultyOs(at, error, persisted=persisted)
         acked = run_until_failure(directory, io, spares=spares)
         if not io.hit:
             break
@@ -129,11 +139,14 @@ def test_a_failure_at_each_call(tmp_path: Path, error: int, spares: bool) -> Non
     assert hit >= {"open", "pwrite", "fdatasync", "fsync", "rename"}
 
 
+@pytest.mark.parametrize("persisted", [False, True], ids=["", "but done"])
 @pytest.mark.parametrize("error", [errno.EIO, errno.ENOSPC])
-def test_a_failure_at_each_call_of_create_leaves_nothing_that_opens_wrong(tmp_path: Path, error: int) -> None:
+def test_a_failure_at_each_call_of_create_leaves_nothing_that_opens_wrong(
+    tmp_path: Path, error: int, persisted: bool
+) -> None:
     for at in range(1, 40):
         directory = tmp_path / f"{at}"
-        io = FaultyOs(at, error)
+        io = FaultyOs(at, error, persisted=persisted)
         with contextlib.suppress(StoreError):
             Store.create(directory, "o", 0, segment_bytes=SEGMENT, io=io).close()
         if not io.hit:
