@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from collections import deque
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -45,6 +46,7 @@ class DirectJudge:
 
     def __init__(self, tell: Callable[[Message], bool]) -> None:
         self._tell = tell
+        self._unsaid: deque[Message] = deque()  # flows that are over, to a proxy that was not there
         self._numbers = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[Said]] = {}
 
@@ -57,15 +59,24 @@ class DirectJudge:
         return await self._question(flow)
 
     def over(self, flow: DirectFlow) -> None:
-        """It is over: its counts are final, and nothing is held for it any more."""
-        self._tell(_message(flow, 0, over=True))
+        """It is over: its counts are final, and nothing is held for it any more.
+
+        Said again until the proxy is there: what it still holds for this flow, no other can have.
+        """
+        self._unsaid.append(_message(flow, 0, over=True))
+        self._say()
+
+    def _say(self) -> bool:
+        while self._unsaid and self._tell(self._unsaid[0]):
+            self._unsaid.popleft()
+        return not self._unsaid
 
     async def _question(self, flow: DirectFlow, **more: Any) -> Said:
         number = next(self._numbers)
         answer: asyncio.Future[Said] = asyncio.get_running_loop().create_future()
         self._waiting[number] = answer
         try:
-            if not self._tell(_message(flow, number, **more)):
+            if not (self._say() and self._tell(_message(flow, number, **more))):
                 return Said(SILENT)
             async with asyncio.timeout(ANSWER_S):
                 return await answer
