@@ -49,6 +49,7 @@ ACCEPTED = {DOOR[1], *range(FIRST_PORT, FIRST_PORT + 6)}  # own ports of sockets
 BULK = 300_000
 LOSS = 5  # packets of 1000
 AT_ONCE = 96
+PATIENCE_S = 15.0  # a reset that is dropped on its way is not sent again: somebody has to give up
 SETTLE_S = 30.0
 
 
@@ -165,28 +166,28 @@ async def _flow(number: int) -> str:
         return f"door: {error}"
     place = f"{NAME}:{FIRST_PORT + number}"
     try:
-        writer.write(f"CONNECT {place} HTTP/1.1\r\nHost: {place}\r\n\r\n".encode())
-        head = await reader.readuntil(b"\r\n\r\n")
-        if b" 200 " not in head:
-            return head.split(b"\r\n")[0].decode("latin-1")
-        writer.write(b"u" * (shape.out if shape.out is not None else 100))
-        if shape.name == "half-close":
-            writer.write_eof()
-        if shape.name == "client resets":
-            await reader.read(1000)
-            _reset(writer)
-            return ""
-        got = (
-            len(await reader.readexactly(shape.into))
-            if shape.into is not None
-            else len(await reader.read(-1))
-        )
-        if shape.into is not None and got != shape.into:
-            return f"{shape.name}: {got} bytes"
-    except (OSError, asyncio.IncompleteReadError) as error:
+        return await asyncio.wait_for(_talk(shape, place, reader, writer), PATIENCE_S)
+    except (OSError, asyncio.IncompleteReadError, TimeoutError) as error:
         return "" if shape.into is None else f"{shape.name}: {type(error).__name__}"
     finally:
         writer.close()
+
+
+async def _talk(shape: Shape, place: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> str:
+    writer.write(f"CONNECT {place} HTTP/1.1\r\nHost: {place}\r\n\r\n".encode())
+    head = await reader.readuntil(b"\r\n\r\n")
+    if b" 200 " not in head:
+        return head.split(b"\r\n")[0].decode("latin-1")
+    writer.write(b"u" * (shape.out if shape.out is not None else 100))
+    if shape.name == "half-close":
+        writer.write_eof()
+    if shape.name == "client resets":
+        await reader.read(1000)
+        _reset(writer)
+    elif shape.into is None:
+        await reader.read(-1)
+    else:
+        await reader.readexactly(shape.into)
     return ""
 
 
