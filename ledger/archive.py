@@ -25,7 +25,7 @@ from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple
 from exeat.ledger import keys, note, proofs, segment, tiles
 from exeat.ledger.bundle import signed
 from exeat.ledger.manifest import Manifest, open_manifest
-from exeat.ledger.reader import find_segments
+from exeat.ledger.reader import find_segments, gone
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -209,26 +209,31 @@ def _check(
     root = before.root if before else b""
     for index in range(first, last + 1):
         path = directory / "seg" / f"{index:012d}.seg"
-        begun, end, sealed = _seal(path)
-        if index == first:
-            begin = begun
-            if before is not None and begin != before.end:
-                raise ArchiveError(f"{path} does not go on from the batch before it: `exeat ledger verify`")
-        root = sealed
-    if end > published.checkpoint.size:
-        raise ArchiveError(f"records up to {end} are not signed yet: try again in a few seconds")
-    try:
-        proof = proofs.consistency(end, published.checkpoint.size, published.tree.roots)
-        proofs.check_consistency(end, published.checkpoint.size, root, published.checkpoint.root, proof)
-    except (proofs.ProofError, tiles.TileError) as error:
-        raise ArchiveError(
-            f"the segments are not those that were signed ({error}): `exeat ledger verify`"
-        ) from None
+        begun, sealed_end, root = _seal(path)
+        if begun != end:
+            raise ArchiveError(f"{path} does not go on from the one before it: `exeat ledger verify`")
+        end = sealed_end
+        _check_signed(path, end, root, published)
     return begin, end, root
 
 
+def _check_signed(path: Path, end: int, root: bytes, published: Signed) -> None:
+    """That the signed tree begins with the one this segment ends with; each must, not only the last."""
+    size, tree = published.checkpoint.size, published.tree
+    if end > size:
+        raise ArchiveError(f"records up to {end} are not signed yet: try again in a few seconds")
+    try:
+        proof = proofs.consistency(end, size, tree.roots)
+        proofs.check_consistency(end, size, root, published.checkpoint.root, proof)
+    except (proofs.ProofError, tiles.TileError) as error:
+        raise ArchiveError(f"{path} is not what was signed ({error}): `exeat ledger verify`") from None
+
+
 def _seal(path: Path) -> tuple[int, int, bytes]:
-    """(number of the first record, of the one behind the last, root) of a sealed segment, all of it read."""
+    """(number of the first record, of the one behind the last, root) of a sealed segment, all of it read.
+
+    Of one whose records were dropped before there was an archive, what is left says it.
+    """
     data = path.read_bytes()
     frames = segment.scan(data)
     try:
@@ -243,7 +248,7 @@ def _seal(path: Path) -> tuple[int, int, bytes]:
         seal = segment.parse_commit(found)
     except (StopIteration, segment.SegmentError) as error:
         raise ArchiveError(f"{path} is damaged ({error}): `exeat ledger verify` says more") from None
-    if (seal.size, seal.root) != (frontier.size, frontier.root()):
+    if not gone(path) and (seal.size, seal.root) != (frontier.size, frontier.root()):
         raise ArchiveError(f"{path}: its records are not those that were sealed: `exeat ledger verify`")
     return begin, seal.size, seal.root
 

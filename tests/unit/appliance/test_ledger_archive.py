@@ -25,7 +25,7 @@ from exeat.appliance.archive.store import Store as Bucket
 from exeat.appliance.archive.store import StoreError
 from exeat.appliance.cli import main
 from exeat.appliance.ledger_config import ArchiveStore
-from exeat.ledger import archive, keys, note
+from exeat.ledger import archive, keys, note, segment
 from exeat.ledger.publish import Publisher
 from exeat.ledger.records import Kind
 from exeat.ledger.store import Store
@@ -362,6 +362,37 @@ def test_changed_segments_are_never_signed(world: World, capsys: pytest.CaptureF
     assert world.run("run") == 1
     assert "exeat ledger verify" in capsys.readouterr().err
     assert archive.manifests(world.directory) == []
+
+
+def test_a_segment_that_was_made_anew_as_a_whole_is_never_signed(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = world.directory / "seg" / f"{0:012d}.seg"
+    frames = list(segment.scan(path.read_bytes()))
+    frontier = segment.parse_head(frames[0]).frontier
+    changed = [segment.frame(frames[0].seq, frames[0].kind, frames[0].payload)]
+    for found in frames[1:]:
+        if found.kind == segment.RECORD:
+            payload = found.payload[:-1] + bytes((found.payload[-1] ^ 1,))
+            frontier.add(payload)
+            changed.append(segment.frame(found.seq, found.kind, payload))
+        else:
+            commit = segment.parse_commit(found)._replace(root=frontier.root())
+            changed.append(segment.commit_frame(found.kind, commit))
+    path.write_bytes(b"".join(changed))
+    assert world.run("run") == 1
+    assert "is not what was signed" in capsys.readouterr().err
+    assert archive.manifests(world.directory) == []
+
+
+def test_what_was_dropped_before_there_was_an_archive_is_no_obstacle(world: World) -> None:
+    path = world.directory / "seg" / f"{0:012d}.seg"
+    frames = list(segment.scan(path.read_bytes()))
+    kept = [segment.frame(found.seq, found.kind, found.payload) for found in (frames[0], frames[-1])]
+    path.write_bytes(b"".join(kept))
+    assert world.run("run") == 0
+    assert world.run("verify", "--deep") == 0
+    assert archive.safely_archived(world.directory, world.receipts, ["evidence"]) == sealed(world)
 
 
 def test_prepare_that_was_killed_begins_anew(world: World) -> None:
