@@ -264,6 +264,16 @@ class Sandbox(Section):
         return value
 
 
+class Scheduler(Section):
+    """The queue of tasks: how many run at once, in all, of a group, of a project; shares of projects."""
+
+    slots: Annotated[int, Field(ge=1, le=512)] = 8
+    groups: dict[Project, Annotated[int, Field(ge=1, le=512)]] = Field(default_factory=dict)
+    projects: dict[Project, Annotated[int, Field(ge=1, le=512)]] = Field(default_factory=dict)
+    weights: dict[Project, Annotated[int, Field(ge=1, le=1000)]] = Field(default_factory=dict)
+    preempt: bool = False
+
+
 class Asks(Section):
     """How long a request stays open, and how many may wait. How long a flow waits is the policy's."""
 
@@ -299,6 +309,7 @@ class Config(Section):
     identity: tuple[Identity, ...] = ()
     policy: Policy = Policy()
     sandbox: Sandbox = Sandbox()
+    scheduler: Scheduler = Scheduler()
     asks: Asks = Asks()
     lab: Lab = Lab()
     routing: Routing = Routing()

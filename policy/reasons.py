@@ -212,6 +212,11 @@ def advise(decision: Decision, host: str | Address, port: int, project: str) -> 
     return _plain(f"{why}; {_next(decision, place, project)}")
 
 
+def leasable(decision: Decision) -> bool:
+    """Whether a lease could change this answer."""
+    return decision.verdict is Verdict.ASK or decision.reason in _LEASABLE
+
+
 def _next(decision: Decision, place: str, project: str) -> str:
     if decision.verdict is Verdict.ALLOW:
         return "nothing to do"

@@ -45,9 +45,21 @@ def register(commands: Any) -> None:
         help="run a command in a jail that reaches the network only by policy",
         usage="exeat run [options] -- CMD [ARG ...]",
     )
+    job_options(parser)
+    parser.add_argument("--policy", type=Path, metavar="FILE", help="a policy for this job alone")
+    parser.add_argument(
+        "--hold", metavar="TIME", help="how long a flow waits for approval (2500ms, at most 55s)"
+    )
+    parser.add_argument("--quiet", action="store_true", help="no summary at the end")
+    parser.add_argument("--json", action="store_true", help="the summary as JSON, on standard error")
+    parser.add_argument("cmd", nargs="+", metavar="CMD", help="the command, after `--`")
+    parser.set_defaults(handler=run)
+
+
+def job_options(parser: argparse.ArgumentParser) -> None:
+    """What `request_of` reads, for a job now and for one that waits in the queue."""
     parser.add_argument("--project", metavar="P", help="whose policy holds (default: that of --policy)")
     parser.add_argument("--network", choices=("jail", "none"), default="jail", help="none: only by the proxy")
-    parser.add_argument("--policy", type=Path, metavar="FILE", help="a policy for this job alone")
     parser.add_argument(
         "--template", metavar="NAME", help="profile, limits and policy of `exeat template ls`"
     )
@@ -60,22 +72,15 @@ def register(commands: Any) -> None:
     )
     parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="set in the job")
     parser.add_argument(
-        "--hold", metavar="TIME", help="how long a flow waits for approval (2500ms, at most 55s)"
-    )
-    parser.add_argument(
         "--limits", metavar="NAME=VALUE,..", help="memory=512MiB,pids=64,cpu=1.5,time=10m,work=1GiB,..."
     )
-    parser.add_argument("--quiet", action="store_true", help="no summary at the end")
-    parser.add_argument("--json", action="store_true", help="the summary as JSON, on standard error")
-    parser.add_argument("cmd", nargs="+", metavar="CMD", help="the command, after `--`")
-    parser.set_defaults(handler=run)
 
 
 def run(args: argparse.Namespace) -> int:
     if os.geteuid() != 0:
         raise UsageError("`exeat run` makes a jail and needs root: run it with sudo")
     config = load_config(args)
-    request = _request(args, config.sandbox.roots)
+    request = request_of(args, config.sandbox.roots)
     pipes = _Pipes()
     client = Client(config)
     interrupts = _Interrupts(config)
@@ -96,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
     return code
 
 
-def _request(args: argparse.Namespace, roots: Sequence[Path]) -> dict[str, Any]:
+def request_of(args: argparse.Namespace, roots: Sequence[Path]) -> dict[str, Any]:
     template = load_template(args.template) if args.template else None
     request: dict[str, Any] = {"argv": args.cmd, "profile": args.profile or str(Profile.STANDARD_NET)}
     if template:

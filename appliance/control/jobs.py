@@ -49,6 +49,7 @@ class Job:
     policy: str = ""  # digest of its own policy document, "" for the project's
     started_ms: int = 0
     work: str = ""
+    task: str = ""  # of the queue, if it came from there
     limits: dict[str, int] = field(default_factory=dict)  # what was asked for, as the warden takes it
     time_ms: int = 0  # how long it may run; 0: without end
     started_s: float = 0.0  # CLOCK_BOOTTIME; 0: not yet
@@ -193,6 +194,7 @@ class Jobs:
             else self._policies.hold_ms(project, digest),
             doors=_doors(request.get("network")),
             policy=digest,
+            task=str(request.get("task") or ""),
             limits=_numbers(request.get("limits") or {}),
             time_ms=self._time_ms(request),
             started_ms=time.time_ns() // 1_000_000,

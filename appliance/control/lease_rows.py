@@ -11,12 +11,11 @@ from exeat.policy.addresses import format_address
 from exeat.policy.errors import MalformedError
 from exeat.policy.model import Address, Request
 from exeat.policy.names import parse_authority, parse_host
-from exeat.policy.reasons import advise, short_text
+from exeat.policy.reasons import advise, leasable, short_text
 from exeat.policy.scopes import ports_text
 from exeat.policy.usage import Usage
 
 if TYPE_CHECKING:
-    from exeat.ledger.ipc import Message
     from exeat.policy.leases import Lease
     from exeat.policy.model import Subject
     from exeat.policy.snapshot import Snapshot
@@ -52,9 +51,8 @@ def words(lease: Lease) -> list[str]:
     return [word for word in ("raw", "ech", "direct", "records") if getattr(lease, word)]
 
 
-def why(snapshot: Snapshot, subject: Subject, message: Message, now_ms: int) -> dict[str, Any]:
-    """What would happen to a flow of `subject`, before names are resolved."""
-    text = str(message.get("to"))
+def why(snapshot: Snapshot, subject: Subject, text: str, now_ms: int) -> dict[str, Any]:
+    """What would happen to a flow of `subject` to HOST[:PORT], before names are resolved."""
     try:
         host, port = parse_authority(text.encode()) if _has_port(text) else (parse_host(text), 443)
     except (MalformedError, UnicodeEncodeError) as error:
@@ -67,6 +65,7 @@ def why(snapshot: Snapshot, subject: Subject, message: Message, now_ms: int) -> 
         "reason": decision.reason,
         "rule": decision.rule,
         "text": short_text(decision.reason),
+        "leasable": leasable(decision),
         # The advice begins with the text above.
         "next": "" if decision.allowed else advise(decision, name, port, subject.project).partition("; ")[2],
     }

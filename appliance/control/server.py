@@ -26,8 +26,10 @@ from exeat.appliance.control.kill import KillSwitch
 from exeat.appliance.control.lease_rows import why
 from exeat.appliance.control.leases import Leases
 from exeat.appliance.control.policies import Change, Policies
+from exeat.appliance.control.queue import Rules
 from exeat.appliance.control.resolvers import ResolverList
 from exeat.appliance.control.routing import Routing
+from exeat.appliance.control.scheduler import Scheduler
 from exeat.appliance.control.spent import longest_window_ms, spent_before
 from exeat.appliance.control.store import Store, StoreError
 from exeat.appliance.control.time import TrustedClock
@@ -124,6 +126,18 @@ class Control:
         self.flows = Flows(
             self.hub, self._evidence, self.direct, lambda name: str(self.leases.row(name)["id"])
         )
+        self.scheduler = Scheduler(
+            Rules(**config.scheduler.model_dump()),
+            config.state_dir / "control" / "tasks",
+            store,
+            self.jobs,
+            self.policies,
+            self.leases,
+            now_ms=self._clock.now_ms,
+            stopped=self.kill.stops_jobs,
+            verdict=self._verdict,
+            spawn=self.spawn,
+        )
         self._server = Server(config.run_dir / "control" / "control.sock", {ROOT}, self._accepted)
         self._verbs: dict[str, Verb] = {
             "status": self._status,
@@ -141,6 +155,7 @@ class Control:
             "policy.reload": self._policy_reload,
             **self.kill.verbs(),
             **self.flows.verbs(),
+            **self.scheduler.verbs(),
         }
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
@@ -150,11 +165,16 @@ class Control:
     async def start(self) -> None:
         self.resolvers.start()
         await self._load_policies()
-        self.spawn(self.jobs.adopt())
+        self.spawn(self._go_on())
         self.spawn(self._tick())
         self.spawn(self.routing.watch())
         self.spawn(self.direct.run())
         self.spawn(self.books.watch())
+
+    async def _go_on(self) -> None:
+        """With the jobs of before, then with the queue."""
+        await self.jobs.adopt()
+        await self.scheduler.run()
 
     async def _load_policies(self) -> None:
         """What stands in the folder when the process starts is in force; changes are reviewed."""
@@ -215,6 +235,7 @@ class Control:
         self._published = time.monotonic()
         self.hub.publish()
         self.direct.changed()
+        self.scheduler.changed()
 
     # -- the command line's requests
 
@@ -300,8 +321,11 @@ class Control:
 
     async def _why(self, message: Message, _fds: list[int]) -> dict[str, Any]:
         project = self.policies.known(message.get("project")).project
-        subject = Subject(project, str(message.get("agent") or "run"), "", "", self._config.node.name)
-        return why(Snapshot.load(self._snapshot()), subject, message, self._clock.now_ms())
+        return self._verdict(project, str(message.get("agent") or "run"), str(message.get("to")))
+
+    def _verdict(self, project: str, agent: str, to: str) -> dict[str, Any]:
+        subject = Subject(project, agent, "", "", self._config.node.name)
+        return why(Snapshot.load(self._snapshot()), subject, to, self._clock.now_ms())
 
     async def _policy_reload(self, message: Message, _fds: list[int]) -> dict[str, Any]:
         """Put the folder in force; what widens needs a second person."""

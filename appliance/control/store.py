@@ -30,6 +30,9 @@ MIGRATIONS = (
     CREATE TABLE direct (number TEXT PRIMARY KEY, body TEXT NOT NULL) STRICT;
     CREATE TABLE owed (number INTEGER PRIMARY KEY AUTOINCREMENT, record BLOB NOT NULL) STRICT;
     """,
+    """
+    CREATE TABLE task (id TEXT PRIMARY KEY, body TEXT NOT NULL) STRICT;
+    """,
 )
 
 
@@ -90,6 +93,16 @@ class Store:
 
     def delete_job(self, name: str) -> None:
         self._db.execute("DELETE FROM job WHERE name = ?", (name,))
+
+    def save_task(self, name: str, body: str) -> None:
+        self._put("task", "id", name, body)
+
+    def load_tasks(self) -> list[tuple[str, str]]:
+        """In the order of submission."""
+        return list(self._db.execute("SELECT id, body FROM task ORDER BY rowid"))
+
+    def delete_task(self, name: str) -> None:
+        self._db.execute("DELETE FROM task WHERE id = ?", (name,))
 
     def save_kill(self, scope: str, body: str) -> None:
         self._put("kill", "scope", scope, body)
