@@ -232,6 +232,7 @@ def test_killed_at_any_time_it_sends_everything_at_least_once(world: World) -> N
         wait_for(lambda at=before: out.exists() and out.stat().st_size > at, "events arrive", seconds=30)
         process.send_signal(signal.SIGKILL)
         process.wait()
+    world.grow(1)  # so that its arrival shows that the last one is there
     process = subprocess.Popen(command)
     wait_for(lambda: set(numbers(out.read_bytes())) == set(range(world.size)), "all arrive", seconds=30)
     process.terminate()
