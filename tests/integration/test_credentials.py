@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 from tests.support.dns_servers import name_server, zone_handler
 from tests.support.proxy_world import HOME, Origin, in_namespace, read_all, read_head
+from tests.support.running import wait_for
 from tests.support.standalone import Standalone
 
 from exeat.ledger.records import Kind
@@ -225,7 +226,7 @@ def test_guessing_ends_and_a_removed_name_opens_nothing() -> None:
             other.setblocking(False)
             with pytest.raises(BlockingIOError):
                 other.recv(1)
-        (closed,) = [record for record in made.records() if record.close_reason == "auth.failed"]
+        (closed,) = wait_for(lambda: [r for r in made.records() if r.close_reason == "auth.failed"])
         assert (closed.kind, closed.agent) == (Kind.CLOSE, "ci")
         assert b"auth.failed" in get(b"builds", good)
         assert made.exeat("identity", "rm", "ci").returncode == 1
