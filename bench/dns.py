@@ -153,15 +153,19 @@ def take_turns_begin(server: Server, queries: Queries) -> None:
 
 
 def round_of(plan: Plan, queries: Queries, servers: dict[str, Server], helpers: list[int]) -> None:
-    mix = queries.mix(plan.seconds)
-    files = {"hot": queries.hot, "deny": queries.deny, "mix": mix}
+    """The mix comes last: its many new names push out what the others repeat."""
+    files = {"hot": queries.hot, "deny": queries.deny}
     for load, file in files.items():
         for server in servers.values():
+            warm(server, file)
             measure(server, load, file, plan.seconds, helpers)
-    for load in ("hot", "deny"):
+    for load, file in files.items():
         for server in servers.values():
-            found = latencies(server, files[load], plan.seconds, fifo=plan.fifo_latency)
+            found = latencies(server, file, plan.seconds, fifo=plan.fifo_latency)
             server.latency.setdefault(load, []).append(found)
+    mix = queries.mix(plan.seconds)
+    for server in servers.values():
+        measure(server, "mix", mix, plan.seconds, helpers)
 
 
 def isolation(

@@ -8,6 +8,7 @@ that cannot be recorded does not take place, so the counts leave nothing out.
 from __future__ import annotations
 
 import sys
+from collections import OrderedDict  # whose oldest item is found at once, however many were dropped
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -85,7 +86,7 @@ class Journal:
     def __init__(self, reactor: Reactor, client: LedgerClient) -> None:
         self._reactor = reactor
         self._client = client
-        self._sights: dict[Subject, dict[Lookup, Sight]] = {}
+        self._sights: dict[Subject, OrderedDict[Lookup, Sight]] = {}
         self._dirty: dict[Sight, None] = {}
         self._in_flight: dict[str, int] = {}  # job -> counts made into records and not yet acknowledged
         self._batch: list[tuple[Sight, int]] = []  # counts whose records are made and not sent yet
@@ -116,7 +117,7 @@ class Journal:
         if table is None:
             if len(self._sights) >= MAX_SUBJECTS:
                 del self._sights[next(iter(self._sights))]
-            table = self._sights[lookup.subject] = {}
+            table = self._sights[lookup.subject] = OrderedDict()
         sight = table.get(lookup)
         if sight is None:
             sight = self._first(table, lookup)
@@ -134,10 +135,10 @@ class Journal:
         if sight.count == 1:
             self._dirty[sight] = None
 
-    def _first(self, table: dict[Lookup, Sight], lookup: Lookup) -> Sight:
+    def _first(self, table: OrderedDict[Lookup, Sight], lookup: Lookup) -> Sight:
         share = min(MAX_SIGHTS, MAX_ALL // len(self._sights))
         while len(table) >= share:
-            del table[next(iter(table))]  # its count, if any, stays in `_dirty` until flushed
+            table.popitem(last=False)  # its count, if any, stays in `_dirty` until flushed
         sight = table[lookup] = Sight(lookup)
         try:
             record = _record(lookup, 1, self._generation)
@@ -154,7 +155,7 @@ class Journal:
             # The waiters are told no, so their lookups did not happen: nothing is left to count.
             sight.count = 0
             self._dirty.pop(sight, None)
-            table = self._sights.get(sight.lookup.subject, {})
+            table = self._sights.get(sight.lookup.subject, OrderedDict())
             if table.get(sight.lookup) is sight:
                 del table[sight.lookup]
         waiters, sight.waiters = sight.waiters, []

@@ -8,6 +8,7 @@ addresses it leads to, under whatever snapshot is in force by then.
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -83,7 +84,7 @@ class Resolver:
         self._reactor = reactor
         self._upstream = upstream
         self._judge = judge
-        self._cache: dict[Key, _Entry] = {}
+        self._cache: OrderedDict[Key, _Entry] = OrderedDict()
         self._epoch = 0
 
     def clear(self) -> None:
@@ -175,7 +176,7 @@ class Resolver:
         if chain.ttl <= 0:
             return
         if len(self._cache) >= MAX_CACHED:
-            del self._cache[next(iter(self._cache))]
+            self._cache.popitem(last=False)
         self._cache[key] = _Entry(chain, self._reactor.now())
 
     def _judged(self, asker: Asker, host: str, chain: Chain) -> Finding:

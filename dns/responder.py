@@ -2,16 +2,16 @@
 
 Order: parse, see that the guard may answer at all, decide, record, and only then look up. A
 denial is NXDOMAIN with an SOA (never REFUSED, which stalls musl for five seconds); trouble of
-our own is SERVFAIL. Replies are remembered for a second, denials for five, by the exact bytes of
-the query and no longer than a snapshot, so that repeating one costs a dictionary look-up and is
-still counted on the ledger.
+our own is SERVFAIL. Replies are remembered for a second, denials for five, and longer what only a new
+snapshot can change; by the exact bytes of the query, and never past a snapshot, so that repeating one
+costs a dictionary look-up and is still counted on the ledger.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from exeat.dns import build, wire
 from exeat.dns.batch import Hot
@@ -20,12 +20,12 @@ from exeat.dns.judge import Admitted, Asker, Binding, Judge
 from exeat.dns.pins import Pins
 from exeat.dns.rdata import SERVED
 from exeat.dns.reverse import reversed_address
+from exeat.dns.ruling import LEASE_REQUIRED, Blocked, Ruling, rule
 from exeat.dns.upstream import MAX_IN_FLIGHT
 from exeat.dns.vet import MIN_TTL_S, Status
 from exeat.dns.wire import Ede, Qtype, Query, Rcode
 from exeat.ledger.limits import TokenBucket
 from exeat.policy.model import Decision, Subject, Verdict
-from exeat.policy.names import MalformedError, parse_host
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -48,15 +48,7 @@ HOT_S = 1.0
 STEADY_NO_S = 60.0  # a no that only a new snapshot can change, and that would end all of these
 STEADY_SHARE = 1 / 3  # of an answer's time: such a yes; so much longer may a client keep it
 
-# Names by which clients ask whether they may go around the local resolver.
-CANARIES = frozenset({"use-application-dns.net", "mask.icloud.com", "mask-h2.icloud.com"})
-DISCOVERY = "resolver.arpa"  # DDR, RFC 9462
-REFUSED_TYPES = frozenset({Qtype.ANY, Qtype.AXFR, Qtype.IXFR, Qtype.NULL, Qtype.KEY, Qtype.NAPTR})
-PRIVATE_TYPES = 65280
 TOO_FAST = Decision(Verdict.DENY, "dns.rate")
-LEASE_REQUIRED = "lease required"
-
-Blocked = tuple[Ede, str]
 
 
 @dataclass(slots=True)
@@ -74,63 +66,6 @@ class Jail:
     @classmethod
     def new(cls, name: str, subject: Subject, now: float) -> Jail:
         return cls(name, subject, TokenBucket(MISS_RATE, MISS_BURST, now))
-
-
-class Ruling(NamedTuple):
-    """What is to be done about a readable query. `rcode` None: look it up."""
-
-    host: str
-    decision: Decision
-    rcode: Rcode | None
-    ede: Blocked | None = None
-
-
-def rule(
-    query: Query,
-    admit: Callable[[str], Decision],
-    records: Callable[[str], Decision | None] = lambda _host: None,
-) -> Ruling:
-    """Decide one query; `admit` asks the policy core about a canonical host, and `records` whether more
-    than its addresses may be looked up, and by whose permission.
-    """
-    text = wire.host_text(query.name)
-    try:
-        host = parse_host(text) if text is not None else None
-    except MalformedError as error:
-        return _blocked(wire.printable(query.name)[:255], error.code)
-    if not isinstance(host, str):
-        return _blocked(wire.printable(query.name)[:255], "malformed.host")
-    if host in CANARIES or host == DISCOVERY or host.endswith("." + DISCOVERY):
-        return _blocked(host, "dns.refused")
-    decision = admit(host)
-    if decision.verdict is Verdict.ASK:
-        return Ruling(host, decision, Rcode.NXDOMAIN, (Ede.BLOCKED, LEASE_REQUIRED))
-    if not decision.allowed:
-        return Ruling(host, decision, Rcode.NXDOMAIN, (Ede.BLOCKED, decision.reason))
-    return _rule_type(query, host, decision, records)
-
-
-def _rule_type(
-    query: Query, host: str, decision: Decision, records: Callable[[str], Decision | None]
-) -> Ruling:
-    """For an allowed name: which questions about it are answered."""
-    qtype = query.qtype
-    if query.qclass != wire.CLASS_IN or qtype in REFUSED_TYPES or qtype >= PRIVATE_TYPES:
-        refused = Decision(Verdict.DENY, "dns.refused", decision.rule)
-        return Ruling(host, refused, Rcode.NOTIMP, (Ede.NOT_SUPPORTED, "type or class not served"))
-    if qtype in (Qtype.A, Qtype.AAAA):
-        return Ruling(host, decision, None)
-    granted = records(host) if qtype in SERVED else None
-    if granted is not None:
-        return Ruling(host, granted, None)
-    if qtype == Qtype.PTR:
-        return _blocked(host, "dns.refused")
-    # HTTPS and SVCB would carry ECH keys, h3 and address hints past us; clients do well without.
-    return Ruling(host, decision, Rcode.NOERROR)
-
-
-def _blocked(host: str, reason: str) -> Ruling:
-    return Ruling(host, Decision(Verdict.DENY, reason), Rcode.NXDOMAIN, (Ede.BLOCKED, reason))
 
 
 def at_once(

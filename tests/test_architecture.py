@@ -44,7 +44,7 @@ SANS_IO = _words(
     """proxy/fields.py proxy/connect.py proxy/body.py proxy/answer.py proxy/socks5.py
     proxy/client_hello.py proxy/quic_initial.py proxy/first_bytes.py proxy/tunnel_requests.py
     proxy/refusal.py
-    dns/wire.py dns/build.py dns/vet.py dns/rdata.py dns/reverse.py
+    dns/wire.py dns/build.py dns/vet.py dns/rdata.py dns/reverse.py dns/ruling.py
     ledger/cbor.py ledger/patterns.py ledger/quick.py ledger/records.py ledger/merkle.py ledger/note.py
     ledger/proofs.py ledger/segment.py ledger/succession.py ledger/tiles.py
     sandbox/limits.py sandbox/names.py sandbox/spec.py sandbox/oci.py sandbox/seccomp.py sandbox/env.py

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from exeat.dns.resolver import Finding, join
-from exeat.dns.responder import rule
+from exeat.dns.ruling import rule
 from exeat.dns.vet import Status
 from exeat.dns.wire import Ede, Query, Rcode, wire_name
 from exeat.policy.model import Address, Decision, Verdict
