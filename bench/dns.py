@@ -161,6 +161,7 @@ def round_of(plan: Plan, queries: Queries, servers: dict[str, Server], helpers: 
             measure(server, load, file, plan.seconds, helpers)
     for load, file in files.items():
         for server in servers.values():
+            warm(server, file)  # what is remembered ends while the others have their turns
             found = latencies(server, file, plan.seconds, fifo=plan.fifo_latency)
             server.latency.setdefault(load, []).append(found)
     mix = queries.mix(plan.seconds)
