@@ -9,7 +9,9 @@ import resource
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -17,6 +19,9 @@ from exeat.appliance import doctor
 from exeat.appliance.commands import doctor as command
 from exeat.appliance.config import Config
 from exeat.appliance.doctor import Check, Status, Tool
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 V1 = "30 25 0:26 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory"
 V2 = "30 25 0:26 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw"
@@ -122,10 +127,16 @@ def test_a_missing_tool_names_its_package() -> None:
     assert (check.status, check.fix) == (Status.FAIL, "apt-get install its-package")
 
 
-def test_a_private_parent_folder_is_found(tmp_path: Path) -> None:
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        folder.chmod(0o755)
-    home = tmp_path / "home"
+@pytest.fixture
+def public_folder() -> Iterator[Path]:
+    """Not below pytest's own folder, which is private all the way up."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+def test_a_private_parent_folder_is_found(public_folder: Path) -> None:
+    home = public_folder / "home"
     inner = home / "deep/module.py"
     inner.parent.mkdir(parents=True)
     inner.touch()
@@ -137,10 +148,10 @@ def test_a_private_parent_folder_is_found(tmp_path: Path) -> None:
     home.chmod(0o755)
     inner.chmod(0o600)
     assert f"by {inner}" in doctor.check_readable("package", [inner]).detail
-    link = tmp_path / "link"
+    link = public_folder / "link"
     link.symlink_to(inner)
     assert doctor.check_readable("package", [link]).status is Status.FAIL
-    assert doctor.check_readable("package", [tmp_path / "absent"]).status is Status.FAIL
+    assert doctor.check_readable("package", [public_folder / "absent"]).status is Status.FAIL
 
 
 def test_a_folder_may_be_made_later_but_not_below_a_file(tmp_path: Path) -> None:
