@@ -71,6 +71,11 @@ def _name_or_quad(text: str) -> str | Address:
     return Address(4, value)
 
 
+def recorded_host(text: str) -> str | Address:
+    """`parse_host` of what a record calls a host: addresses of IPv6 stand there without brackets."""
+    return parse_host(f"[{text}]" if ":" in text else text)
+
+
 def canonical_host(host: str | Address) -> str | Address:
     """`host` again, canonical: what decides must not trust that its caller canonicalised."""
     if isinstance(host, Address):

@@ -16,7 +16,7 @@ from exeat.policy.decide import compile_policy
 from exeat.policy.errors import MalformedError, ScopeError, UnitError
 from exeat.policy.leases import Lease
 from exeat.policy.model import Request, Sni, Subject, Verdict
-from exeat.policy.names import parse_host
+from exeat.policy.names import recorded_host
 from exeat.policy.reach import reach
 from exeat.policy.reasons import short_text
 from exeat.policy.schema import SCHEMA
@@ -200,7 +200,7 @@ def _observation(record: Record) -> Observation | None:
         return None
     lookup = record.kind is Kind.DNS
     try:
-        host = parse_host(dest.host)
+        host = recorded_host(dest.host)
         verdict = Verdict(record.decision)
         resolved = (from_packed(dest.ip),) if dest.ip else ()
     except (MalformedError, ValueError):

@@ -19,7 +19,7 @@ from exeat.ledger.since import gists_since
 from exeat.policy.addresses import from_packed
 from exeat.policy.errors import MalformedError
 from exeat.policy.model import Request, Subject
-from exeat.policy.names import parse_host
+from exeat.policy.names import recorded_host
 from exeat.policy.rules import ALWAYS
 from exeat.policy.usage import Usage
 
@@ -162,7 +162,7 @@ def _opened(record: Gist, snapshot: Snapshot, at_ms: int) -> _Open:
         return flow
     subject = Subject(who.project, who.agent, who.job, who.episode, who.node)
     try:
-        host = parse_host(dest.host)
+        host = recorded_host(dest.host)
     except MalformedError:
         return flow
     if record.kind is not Kind.DNS:

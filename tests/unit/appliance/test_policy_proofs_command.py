@@ -134,6 +134,7 @@ def ledger(tmp_path: Path) -> Path:
             said(Kind.DENY, 7, "a.org", "deny", "dial.refused"),
             said(Kind.DENY, 8, "a.org", "deny", "meta.project", project="q"),
             said(Kind.DENY, 9, "[::1", "deny", "malformed.ip"),
+            said(Kind.DENY, 11, "2001:db8::9", "deny", "posture.default_deny"),
             said(Kind.DNS, 10, "x.c.org", "allow", "lease.active", lease_id="L1", count=7),
         ],
         1,
@@ -148,7 +149,7 @@ def test_trial_shows_only_what_changes(
     a, b = files
     assert main(["policy", "trial", a, "--from", str(ledger), "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
-    assert (report["changes"], report["replayed"], report["skipped"]) == ([], 13, 2)
+    assert (report["changes"], report["replayed"], report["skipped"]) == ([], 14, 2)
     for folder in (ledger, ledger / "abc"):
         assert main(["policy", "trial", b, "--from", str(folder), "--json"]) == 1
         changes = json.loads(capsys.readouterr().out)["changes"]
@@ -162,7 +163,7 @@ def test_trial_shows_only_what_changes(
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("BREAKING allow -> deny: flow x.c.org:443 of x, 2 times since ")
     assert lines[0].endswith("a deny rule matches by net [rule.deny]")
-    assert lines[-1].startswith("13 recorded decisions replayed, 3 kinds change, 2 break")
+    assert lines[-1].startswith("14 recorded decisions replayed, 3 kinds change, 2 break")
 
 
 def test_trial_needs_a_ledger(files: tuple[str, str], tmp_path: Path) -> None:

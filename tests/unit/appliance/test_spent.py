@@ -81,6 +81,16 @@ def test_closed_flows_count_in_every_budget_of_theirs(snapshot: Snapshot) -> Non
     assert counters.used("p", "api", "bytes", HOUR, NOW) == 9700
 
 
+def test_flows_to_addresses_of_ipv6_count_too(snapshot: Snapshot) -> None:
+    records = [
+        record(Kind.OPEN, 1, host="2001:db8::7"),
+        record(Kind.CLOSE, 1, bytes_out=700, bytes_in=9000),
+    ]
+    counters = usage(replay(records, snapshot, 0).message("proxy"), snapshot)
+    assert counters.used("p", "default", "bytes_up", 24 * HOUR, NOW) == 700
+    assert counters.used("p", "default", "connections", HOUR, NOW) == 1
+
+
 def test_an_earlier_window_is_over(snapshot: Snapshot) -> None:
     records = [record(Kind.OPEN, 1, NOW - HOUR), record(Kind.CLOSE, 1, NOW - HOUR, bytes_out=700)]
     counters = usage(replay(records, snapshot, 0).message("proxy"), snapshot)
