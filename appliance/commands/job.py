@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from exeat.appliance.client import Client, load_config
 from exeat.appliance.commands.run import job_options, request_of
 from exeat.appliance.errors import UsageError
+from exeat.appliance.plain import PlainBytes, plain
 
 if TYPE_CHECKING:
     import argparse
@@ -83,8 +84,8 @@ def _submit(args: argparse.Namespace) -> int:
         dry_run=args.dry_run,
     )["task"]
     if args.dry_run:
-        plain = f"would wait: {row['waits']['text']}" if row["waits"] else "would start"
-        print(json.dumps(row) if args.json else plain)
+        text = f"would wait: {plain(row['waits']['text'])}" if row["waits"] else "would start"
+        print(json.dumps(row) if args.json else text)
         return 0
     if args.wait:
         return _until_over(args, row["id"])
@@ -111,9 +112,9 @@ def _ls(args: argparse.Namespace) -> int:
 
 
 def _line(row: dict[str, Any]) -> str:
-    words = " ".join(row["request"]["argv"])
+    words = plain(" ".join(row["request"]["argv"]))
     words = words if len(words) <= 40 else words[:37] + "..."
-    said = row["waits"]["text"] if row["waits"] else _outcome(row)
+    said = plain(row["waits"]["text"] if row["waits"] else _outcome(row))
     return (
         f"{row['state']:<10} {row['id']:<13} {row['project']:<12} {row['priority']:>4}  {words:<40}  {said}"
     )
@@ -133,7 +134,7 @@ def _show(args: argparse.Namespace) -> int:
         return 0
     for key, value in row.items():
         if value not in (None, "", [], {}):
-            print(f"{key:<14} {value if isinstance(value, str | int) else json.dumps(value)}")
+            print(f"{key:<14} {plain(str(value)) if isinstance(value, str | int) else json.dumps(value)}")
     return 0
 
 
@@ -146,11 +147,12 @@ def _logs(args: argparse.Namespace) -> int:
         raise UsageError(f"{row['id']} has not begun") from None
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}: run this as root") from None
+    terminal = PlainBytes() if sys.stdout.isatty() else None  # elsewhere it is as it was written
     with open(fd, "rb") as file:
         while True:
             over = row["state"] in _OVER
             while data := file.read(_READ):
-                sys.stdout.buffer.write(data)
+                sys.stdout.buffer.write(terminal.feed(data) if terminal else data)
             sys.stdout.flush()
             if over or not args.follow:
                 return 0

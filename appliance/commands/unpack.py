@@ -252,7 +252,7 @@ class _Unpacking:
             return ArchiveError("archive.time", f"it takes longer than {self._caps.seconds} s")
         if reason == "oom":
             return ArchiveError("archive.memory", "it takes more memory than any honest archive")
-        last = bytes(said[-200:]).decode("ascii", "replace").strip().rpartition("\n")[2]
+        last = archive_inside.shown(bytes(said[-200:]).decode("ascii", "replace").strip().rpartition("\n")[2])
         return ArchiveError("archive.broken", f"its reader ended with {code} ({reason}) {last}".strip())
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import subprocess
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -68,6 +70,17 @@ def test_what_is_submitted_runs_and_is_kept(running: Running) -> None:
     assert [record["decision"] for record in records] == ["start", "exit"]
     assert task in running.exeat("job", "ls", "--all").stdout
     assert task not in running.exeat("job", "ls").stdout
+
+
+def test_what_a_task_wrote_does_not_steer_the_terminal(running: Running) -> None:
+    task = submit(running, "printf", r"\033]0;title\007\nplain\n")
+    assert over(running, task)["state"] == "done"
+    ours, theirs = os.openpty()
+    with open(ours, "rb", buffering=0) as terminal:
+        subprocess.run(running.command("job", "logs", task), stdout=theirs, check=True, timeout=60)
+        os.close(theirs)
+        assert terminal.read(4096) == rb"\x1b]0;title\x07" + b"\r\nplain\r\n"
+    assert running.exeat("job", "logs", task).stdout == "\x1b]0;title\x07\nplain\n"
 
 
 def test_one_follows_another_or_is_skipped(running: Running) -> None:
