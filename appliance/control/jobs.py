@@ -112,9 +112,13 @@ class Jobs:
         self._spawn = spawn
         self.all: dict[str, Job] = {}
 
-    async def start(self, request: dict[str, Any], fds: Sequence[int]) -> Job:
-        """Make the jail, bind the policy, start the container. Nothing is left if a step fails."""
+    async def start(self, request: dict[str, Any], fds: Sequence[int], *, task: str = "") -> Job:
+        """Make the jail, bind the policy, start the container. Nothing is left if a step fails.
+
+        `task`: of the queue, which alone says so.
+        """
         job = self._new(request)
+        job.task = task
         await self._hub.wait_for_gateway()
         if self._stopped(job.project):  # from here on, `end_all` finds the job
             raise RefusedError(KILL_SWITCH, "no job may run: the kill switch is on (see `exeat kill`)")
@@ -194,7 +198,6 @@ class Jobs:
             else self._policies.hold_ms(project, digest),
             doors=_doors(request.get("network")),
             policy=digest,
-            task=str(request.get("task") or ""),
             limits=_numbers(request.get("limits") or {}),
             time_ms=self._time_ms(request),
             started_ms=time.time_ns() // 1_000_000,

@@ -9,10 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 import re
 import secrets
-import shutil
 import traceback
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
@@ -32,12 +30,13 @@ from exeat.appliance.control.queue import (
     queued,
     running,
 )
+from exeat.appliance.control.task_output import TaskOutput
 from exeat.appliance.control.verbs import Verbs, person
 from exeat.appliance.errors import RefusedError
 from exeat.appliance.sections import LABEL
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterator
+    from collections.abc import Callable, Coroutine
     from pathlib import Path
 
     from exeat.appliance.control.jobs import Job, Jobs
@@ -74,12 +73,15 @@ class Scheduler:
         policies: Policies,
         leases: Leases,
         *,
+        most_file: int,
         now_ms: Callable[[], int],
         stopped: Callable[[str], bool],
         verdict: Callable[[str, str, str], dict[str, Any]],
         spawn: Callable[[Coroutine[Any, Any, None]], None],
     ) -> None:
-        self._rules, self._folder, self._store = rules, folder, store
+        """`most_file`: bytes that the node lets a file of a job have, 0: as many as it likes."""
+        self._most_file = most_file
+        self._rules, self._store, self._output = rules, store, TaskOutput(folder)
         self._jobs, self._policies, self._leases = jobs, policies, leases
         self._now_ms, self._stopped, self._verdict, self._spawn = now_ms, stopped, verdict, spawn
         self._tasks: dict[str, Task] = {}
@@ -92,6 +94,8 @@ class Scheduler:
             body = json.loads(text)
             task = Task(**{**body, "state": State(body["state"])})
             self._tasks[task.id] = task
+        over = [task for task in self._tasks.values() if task.state in OVER]
+        self._output.ended(task.id for task in sorted(over, key=lambda task: task.ended_ms))
 
     def verbs(self) -> Verbs:
         return {
@@ -209,13 +213,17 @@ class Scheduler:
 
     async def _start(self, task: Task) -> None:
         try:
-            with self._streams(task) as fds:
-                job = await self._jobs.start({**task.request, "project": task.project, "task": task.id}, fds)
+            with self._output.streams(task.id) as fds:
+                job = await self._jobs.start({**task.request, "project": task.project}, fds, task=task.id)
         except RefusedError as error:
             self._over(task, None, error.code, text=str(error))
             return
         except OSError as error:
             self._over(task, None, "output", text=str(error))
+            return
+        except Exception as error:  # a bug must not keep the task's place for good
+            traceback.print_exc()
+            self._over(task, None, "internal.error", text=f"internal error: {type(error).__name__}")
             return
         task.job = job.name
         self._save(task)
@@ -252,6 +260,7 @@ class Scheduler:
     def _finish(self, task: Task, state: State, reason: str) -> None:
         task.state, task.reason, task.ended_ms = state, reason, self._now_ms()
         self._save(task)
+        self._output.ended([task.id])
         self._forget_old()
         self.changed()
 
@@ -264,20 +273,7 @@ class Scheduler:
         for task in sorted(over, key=lambda task: task.ended_ms)[: max(0, len(over) - KEPT)]:
             del self._tasks[task.id]
             self._store.delete_task(task.id)
-            shutil.rmtree(self._folder / task.id, ignore_errors=True)
-
-    @contextlib.contextmanager
-    def _streams(self, task: Task) -> Iterator[list[int]]:
-        folder = self._folder / task.id
-        folder.mkdir(mode=0o750, parents=True, exist_ok=True)
-        way = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-        fds = [os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)]
-        try:
-            fds.extend(os.open(folder / name, way, 0o640) for name in ("out", "err"))
-            yield fds
-        finally:
-            for fd in fds:
-                os.close(fd)
+            self._output.drop(task.id)
 
     # -- requests
 
@@ -302,11 +298,8 @@ class Scheduler:
             raise RefusedError("job.argv", "no command to run")
         # A policy of its own is for `exeat run`: who submits work for later does not bring the rules along.
         project, _ = self._policies.choose(message.get("project"), None, None)
-        limits = request.get("limits") or {}
-        if not isinstance(limits, dict):
-            raise RefusedError("job.limits", "limits are whole numbers by name")
-        request["limits"] = {"file": OUTPUT_BYTES, **limits}
-        return Task(
+        request["limits"] = self._limits(request.get("limits") or {})
+        task = Task(
             id=f"t-{secrets.token_hex(5)}",
             project=project,
             request=request,
@@ -318,6 +311,18 @@ class Scheduler:
             needs=_words(message, "needs", MAX_NEEDS),
             retries=_number(message, "retries", 0, MAX_RETRIES),
         )
+        self._admitted(task)  # raises for what is no place: kept, it would hold up all others
+        return task
+
+    def _limits(self, asked: object) -> dict[str, Any]:
+        """With one on files, for output is one of them, and it is kept."""
+        if not isinstance(asked, dict):
+            raise RefusedError("job.limits", "limits are whole numbers by name")
+        most = min(OUTPUT_BYTES, self._most_file or OUTPUT_BYTES)
+        file = asked.get("file") or most
+        if type(file) is not int or file > most:
+            raise RefusedError("limits", f"limit file is {file}: a task gets at most {most}, output included")
+        return {**asked, "file": file}
 
     def _group(self, name: object) -> str:
         if name in (None, ""):

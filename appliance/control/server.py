@@ -61,6 +61,7 @@ class Control:
         self._tasks = tasks
         self._generation = time.time_ns() // 1_000_000  # grows across restarts
         self._published = 0.0
+        self._judged_by: tuple[int, Snapshot] | None = None  # by generation, for `why`
         self._host_local = host_addresses()
         self._listening = listening(config)
         self._clock = TrustedClock(store)
@@ -133,6 +134,7 @@ class Control:
             self.jobs,
             self.policies,
             self.leases,
+            most_file=node_limits(config.sandbox.limits)[0].file,
             now_ms=self._clock.now_ms,
             stopped=self.kill.stops_jobs,
             verdict=self._verdict,
@@ -325,7 +327,10 @@ class Control:
 
     def _verdict(self, project: str, agent: str, to: str) -> dict[str, Any]:
         subject = Subject(project, agent, "", "", self._config.node.name)
-        return why(Snapshot.load(self._snapshot()), subject, to, self._clock.now_ms())
+        known = self._judged_by
+        if known is None or known[0] != self._generation:  # it takes time, and the queue asks often
+            known = self._judged_by = self._generation, Snapshot.load(self._snapshot())
+        return why(known[1], subject, to, self._clock.now_ms())
 
     async def _policy_reload(self, message: Message, _fds: list[int]) -> dict[str, Any]:
         """Put the folder in force; what widens needs a second person."""
