@@ -154,7 +154,8 @@ class Jobs:
 
     def _settle(self, job: Job) -> None:
         end = self._places.job(job.name) / "exit"
-        if _number(end) is None:
+        # No code, or a container that is still known: what ran it was killed and cannot tell.
+        if _number(end) is None or self._places.container(job.name).exists():
             with contextlib.suppress(SpecError):
                 netns.run(done(*self._runtime.delete(job.name), seconds=START_S))
             end.write_text(str(KILLED))

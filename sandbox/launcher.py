@@ -59,6 +59,10 @@ class Places:
         """The bundle: config.json, rootfs, launcher, pid, log, exit."""
         return self.run / "jobs" / job
 
+    def container(self, job: str) -> Path:
+        """What the runtime keeps of a container that it has not seen the end of."""
+        return self.run / "containers" / job
+
     def output(self, job: str) -> Path:
         """The job's work folder."""
         return self.work / job
@@ -107,7 +111,7 @@ class Runc:
         return self._command(_ONCE, job, "delete", "--force", job)
 
     def _command(self, text: str, job: str, *arguments: str) -> list[str]:
-        folder, root = self.places.job(job), self.places.run / "containers"
+        folder, root = self.places.job(job), self.places.container("")
         program = (self.binary, "--root", str(root), "--log", str(folder / "log"), *self._options())
         launcher = ("unshare", "-m", "/bin/sh", "-c", text, "exeat-job", self.mask, str(folder))
         return [*launcher, *program, *arguments]

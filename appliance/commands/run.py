@@ -29,12 +29,13 @@ if TYPE_CHECKING:
 
 RECONNECT_S = 30.0
 TIMED_OUT = 124  # as timeout(1) says it
+LOST = 125
 _ENDED = {
     "oom": "it needed more memory than it may have (exeat run --limits memory=..)",
     "timeout": "its time is up (exeat run --limits time=..)",
     "killed": "somebody asked for that",
     "kill": "the kill switch is on (exeat kill)",
-    "lost": "nobody knows how; the log of the warden may say more",
+    "lost": "nobody saw how; the ledger may say more (exeat ledger tail)",
 }
 _CHUNK = 65536
 
@@ -251,6 +252,10 @@ def _wait(config: Config, job: str) -> tuple[int, str]:
             reply = Client(config).call("job.wait", job=job)
             reason = str(reply["reason"])
             return TIMED_OUT if reason == "timeout" else int(reply["code"]), reason
+        except RefusedError as error:
+            if error.code != "job.unknown":
+                raise
+            return LOST, "lost"  # it ended, and control was restarted before we heard how
         except NotReachableError:
             now = time.monotonic()
             give_up = give_up or now + RECONNECT_S

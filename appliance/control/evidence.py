@@ -106,18 +106,19 @@ class Evidence:
             detail=printable(detail),
         )
 
-    async def owe(self, record: bytes) -> None:
+    async def owe(self, record: bytes, *, instead_of_job: str = "") -> None:
         """Write it now if that can be; else it stays owed, in order, until `pay` succeeds.
 
         Kept first, so that it outlives this process; one that dies between the two may write it twice.
+        With `instead_of_job` that job's row goes as the record is kept: both or neither.
         """
-        self._owed.append((self._kept(record), record))
+        self._owed.append((self._kept(record, instead_of_job), record))
         await self.pay()
 
-    def _kept(self, record: bytes) -> int:
+    def _kept(self, record: bytes, job: str) -> int:
         """Its number in the database, 0 where that cannot be written: then it is owed from memory only."""
         try:
-            return self._store.save_owed(record)
+            return self._store.save_owed(record, instead_of_job=job)
         except sqlite3.Error as error:
             print(f"control: what the ledger is owed cannot be kept: {error}", file=sys.stderr, flush=True)
             return 0

@@ -69,6 +69,8 @@ class Hub:
         self.relay = ""  # what moves the bytes in the proxy, once it has said so
         self._whole = asyncio.Event()  # set while every gateway process is connected
         self.jails: dict[str, Jail] = {}
+        self._served: dict[str, set[str]] = {}  # the jails that each role had when it connected
+        self._adopted = False
         self._server = Server(path, {gateway_uid}, self._accepted)
 
     @property
@@ -120,9 +122,27 @@ class Hub:
         link.send(self._snapshot())
         if role == "proxy":
             link.send(_ended(self._ended()))
-        for name in list(self.jails):
-            if name not in hello.get("jails", ()):
-                await self._send_jail(role, link, self.jails[name], None)
+        self._served[role] = set(map(str, hello.get("jails", ())))
+        if self._adopted:
+            self._drop_strangers(role, link)
+        await self._send_missing(role, link, list(self.jails.values()))
+
+    async def adopt(self, jails: list[Jail]) -> None:
+        """The jails of before: now all that there are are known, and the gateway lets go of others."""
+        self.jails |= {jail.name: jail for jail in jails}
+        self._adopted = True
+        for role, link in list(self._links.items()):
+            self._drop_strangers(role, link)
+            await self._send_missing(role, link, jails)
+
+    def _drop_strangers(self, role: str, link: Link) -> None:
+        for name in self._served[role] - self.jails.keys():
+            link.send({"t": "jail.remove", "jail": name})
+
+    async def _send_missing(self, role: str, link: Link, jails: list[Jail]) -> None:
+        for jail in jails:
+            if jail.name not in self._served[role] and self._links.get(role) is link:
+                await self._send_jail(role, link, jail, None)
 
     async def _send_jail(self, role: str, link: Link, jail: Jail, given: dict[str, int] | None) -> None:
         wanted = [name for name in ROLE_SOCKETS[role] if name in jail.doors]

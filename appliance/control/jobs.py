@@ -8,6 +8,7 @@ import json
 import os
 import secrets
 import signal
+import sqlite3
 import sys
 import time
 from dataclasses import dataclass, field
@@ -122,6 +123,11 @@ class Jobs:
         await self._hub.wait_for_gateway()
         if self._stopped(job.project):  # from here on, `end_all` finds the job
             raise RefusedError(KILL_SWITCH, "no job may run: the kill switch is on (see `exeat kill`)")
+        # Before anything is made or recorded: a crash from here on leaves nothing that nobody owns.
+        try:
+            self._save(job)
+        except sqlite3.Error as error:
+            raise RefusedError("job.not_kept", f"control's database cannot be written: {error}") from None
         self.all[job.name] = job
         self._policies.bind(job.name, job.policy)
         try:
@@ -129,9 +135,12 @@ class Jobs:
             await self._start_container(job, request, fds)
         except BaseException as error:
             job.code, job.reason = _CODE_LOST, error.code if isinstance(error, RefusedError) else LOST
-            await self._evidence.owe(self._record(job, "exit", str(error)))
-            await self._remove(job)
+            await self._settle(job, str(error))
             self.all.pop(job.name, None)
+            if job.reason == "unavailable":  # what it made goes when it is back; nobody waits for that
+                self._spawn(self._remove(job))
+            else:
+                await self._remove(job)
             raise
         self._save(job)
         self._spawn(self._watch(job))
@@ -252,10 +261,13 @@ class Jobs:
                     job.code, job.reason = _CODE_LOST, LOST
                     break
                 await asyncio.sleep(0.1)  # the warden is being restarted; the job runs on
-        record = self._record(job, "exit")
-        await asyncio.gather(self._evidence.owe(record), self._remove(job))
+        await asyncio.gather(self._settle(job), self._remove(job))
         job.ended.set()
         self._forget_old()
+
+    async def _settle(self, job: Job, detail: str = "") -> None:
+        """Record its end, and forget it in the same moment: no crash makes two ends of it, or none."""
+        await self._evidence.owe(self._record(job, "exit", detail), instead_of_job=job.name)
 
     async def _expire(self, job: Job) -> None:
         """End the job when its time is up."""
@@ -295,9 +307,8 @@ class Jobs:
 
     async def _remove(self, job: Job) -> None:
         await self._hub.remove_jail(job.name)
-        await self._clear(job.name, "job.remove", "jail.destroy")
+        await self._clear(job.name)
         self._policies.unbind(job.name)
-        self._store.delete_job(job.name)
         self._hub.publish()
 
     def _forget_old(self) -> None:
@@ -312,9 +323,15 @@ class Jobs:
         return job
 
     def recall(self) -> None:
-        """After a restart: know the jobs again, before anybody can ask for them."""
+        """After a restart: know the jobs again, before anybody can ask for them.
+
+        One that was still being started is ended if `exeat run` asked for it, which was never told its name.
+        """
         for name, text in self._store.load_jobs():
             job = Job(**{**json.loads(text), "code": None})
+            if not job.started_s:
+                job.started_s = _boot_s()
+                job.ending = job.ending or ("" if job.task else LOST)
             self._policies.bind(name, job.policy)
             self.all[name] = job
 
@@ -323,28 +340,38 @@ class Jobs:
         known = list(self.all.values())
         while True:
             try:
-                reply, _ = await self._warden.call("jail.list")
+                (listed, _), (reply, _) = [
+                    await self._warden.call(f"{each}.list") for each in ("job", "jail")
+                ]
                 break
             except RefusedError:
                 await asyncio.sleep(0.1)
         jails = set(reply["jails"])
+        await self._hub.adopt([self._jail(job) for job in known if job.name in jails])
         for job in known:
-            if job.name in jails:
-                self._hub.jails[job.name] = self._jail(job)
             if self._stopped(job.project):
                 job.ending = job.ending or KILL_SWITCH
             self._spawn(self._watch(job))
             self._spawn(self._expire(job))
         # Not `known`: a job that was started meanwhile is in `all` before its jail is made.
-        for name in jails - self.all.keys():
-            await self._clear(name, "job.kill", "job.remove", "jail.destroy")
+        for name in (jails | {row["job"] for row in listed["jobs"]}) - self.all.keys():
+            await self._clear(name)
 
-    async def _clear(self, name: str, *verbs: str) -> None:
-        """Have the warden take down what is there of a job; what is not there is fine."""
-        for verb in verbs:
-            kind = verb.partition(".")[0]
-            try:
-                await self._warden.call(verb, (), **{kind: name})
-            except RefusedError as error:
-                if error.code not in ("unavailable", "job.unknown", "jail.unknown"):
-                    print(f"control: {verb} {name}: {error}", file=sys.stderr, flush=True)
+    async def _clear(self, name: str) -> None:
+        """Have the warden take down what is there of a job; what is not there is fine.
+
+        A warden that is being restarted is waited for: nobody else would look again.
+        """
+        for verb in ("job.kill", "job.remove", "jail.destroy"):
+            while not await self._done(verb, name):  # noqa: ASYNC110 - what is awaited is another process
+                await asyncio.sleep(0.1)
+
+    async def _done(self, verb: str, name: str) -> bool:
+        """False while there is no warden to do it."""
+        try:
+            await self._warden.call(verb, (), **{verb.partition(".")[0]: name})
+        except RefusedError as error:
+            if error.code not in ("unavailable", "job.unknown", "jail.unknown"):
+                print(f"control: {verb} {name}: {error}", file=sys.stderr, flush=True)
+            return error.code != "unavailable"
+        return True

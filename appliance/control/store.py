@@ -91,9 +91,6 @@ class Store:
     def load_jobs(self) -> Iterator[tuple[str, str]]:
         yield from self._db.execute("SELECT name, body FROM job ORDER BY rowid")
 
-    def delete_job(self, name: str) -> None:
-        self._db.execute("DELETE FROM job WHERE name = ?", (name,))
-
     def save_task(self, name: str, body: str) -> None:
         self._put("task", "id", name, body)
 
@@ -130,9 +127,12 @@ class Store:
         row = self._db.execute("SELECT value FROM meta WHERE name = 'last_direct'").fetchone()
         return 0 if row is None else int(row[0])
 
-    def save_owed(self, record: bytes) -> int:
-        """A record that the ledger has not taken yet; its number here."""
-        return int(self._db.execute("INSERT INTO owed (record) VALUES (?)", (record,)).lastrowid or 0)
+    def save_owed(self, record: bytes, *, instead_of_job: str = "") -> int:
+        """A record that the ledger has not taken yet, and that may end a job; its number here."""
+        with self._db:
+            self._db.execute("BEGIN")
+            self._db.execute("DELETE FROM job WHERE name = ?", (instead_of_job,))
+            return int(self._db.execute("INSERT INTO owed (record) VALUES (?)", (record,)).lastrowid or 0)
 
     def delete_owed(self, number: int) -> None:
         self._db.execute("DELETE FROM owed WHERE number = ?", (number,))

@@ -85,6 +85,18 @@ def test_a_job_whose_launcher_was_killed_is_ended(rig: WardenRig) -> None:
     os.close(end)
 
 
+def test_a_job_whose_runtime_was_killed_is_ended(rig: WardenRig) -> None:
+    """Its launcher goes on, and tells the death of the runtime: not the end of the container."""
+    end = held_job(rig, "lost", "sleep 86397")
+    first = int((rig.run / "jobs" / "lost" / "pid").read_text())
+    status = Path(f"/proc/{first}/status").read_text()
+    os.kill(int(status.partition("\nPPid:")[2].split()[0]), signal.SIGKILL)
+    assert rig.call("job.wait", job="lost")["code"] == 137
+    assert not running("sleep 86397")
+    assert not list((rig.run / "containers").iterdir())
+    os.close(end)
+
+
 def test_a_job_that_lost_both_warden_and_launcher_is_ended_by_the_next_warden(rig: WardenRig) -> None:
     end = held_job(rig, "lost", "sleep 86398")
     launcher = int((rig.run / "jobs" / "lost" / "launcher").read_text())

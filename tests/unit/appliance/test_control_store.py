@@ -33,8 +33,9 @@ def test_rows_survive_a_reopening(tmp_path: Path) -> None:
     assert list(again.load_jobs()) == [("p-1", "job")]
     assert again.load_document("d1") == "{}"
     assert again.load_document("d2") is None
-    again.delete_job("p-1")
+    again.save_owed(b"its end", instead_of_job="p-1")
     assert list(again.load_jobs()) == []
+    assert [record for _, record in again.load_owed()] == [b"its end"]
 
 
 def test_a_migration_that_fails_changes_nothing(tmp_path: Path) -> None:
