@@ -13,10 +13,10 @@ import threading
 from typing import TYPE_CHECKING, Any, Final
 
 from exeat.appliance.stream.events import Event
-from exeat.appliance.stream.sinks import SinkError, open_sink
+from exeat.appliance.stream.sinks import open_sink
 from exeat.ledger.archive import put
-from exeat.ledger.reader import Follower, ReaderError, find_ledgers, segment_of, tail
-from exeat.ledger.records import RecordError
+from exeat.ledger.reader import Follower, find_ledgers, segment_of, tail
+from exeat.ledger.records import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -106,7 +106,7 @@ class Streaming:
         while not self._stop.is_set():
             try:
                 pause = 0.0 if self.turn() else _POLL_S
-            except (SinkError, ReaderError, RecordError, OSError, ValueError, KeyError) as error:
+            except Exception as error:  # whatever a peer or a file came up with, the stream does not end
                 pause = self._failed(error)
             self._stop.wait(pause)
         if self._sink is not None:
@@ -131,11 +131,12 @@ class Streaming:
     def _failed(self, error: Exception) -> float:
         pause = _PAUSE_S[min(self._failures, len(_PAUSE_S) - 1)]
         self._failures += 1
+        said = printable(str(error) or type(error).__name__)
         if self._failures == 1:
-            print(f"exeat: stream {self._stream.name}: {error}", file=sys.stderr, flush=True)
+            print(f"exeat: stream {self._stream.name}: {said}", file=sys.stderr, flush=True)
         self._taps.clear()
         try:
-            self._note.write_text(f"{error}\n", encoding="utf-8")
+            self._note.write_text(f"{said}\n", encoding="utf-8")
         except OSError as full:
             print(f"exeat: stream {self._stream.name}: {full}", file=sys.stderr, flush=True)
         return pause

@@ -13,6 +13,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import hmac
+import http.client
 import json
 import os
 import socket
@@ -26,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from urllib.parse import urlsplit
 
 from exeat.appliance.stream.events import Event, json_line, otlp, syslog
+from exeat.ledger.records import printable
 from exeat.policy.addresses import parse_address
 
 if TYPE_CHECKING:
@@ -40,6 +42,7 @@ _LOOKS: Final = 1000
 _MIN_SECRET: Final = 16  # bytes
 _MAX_SECRET: Final = 4096
 _ANSWER: Final = 65536
+_TALK: Final = 16  # readings of what a syslog server says, at a time
 
 
 class SinkError(Exception):
@@ -166,9 +169,10 @@ class TcpSyslog:
         """A server that has hung up would take the first write and lose it."""
         sock.setblocking(False)
         try:
-            while sock.recv(4096):  # it says nothing, but TLS has its tickets
-                pass
-            raise ConnectionResetError("the server has closed the connection")
+            for _ in range(_TALK):  # it says nothing, but TLS has its tickets
+                if not sock.recv(4096):
+                    raise ConnectionResetError("the server has closed the connection")
+            raise ConnectionError("the server talks without end: that is no syslog")
         except (BlockingIOError, ssl.SSLWantReadError):
             pass
         finally:
@@ -228,18 +232,19 @@ class HttpSink:
         except urllib.error.HTTPError as error:
             error.close()
             raise SinkError(f"{self._url}: answered {error.code}") from None
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "reason", error)
-            raise SinkError(f"{self._url}: {' '.join(str(reason).split())[:300]}") from None
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            # What is no HTTP stands in the error as it came.
+            reason = printable(str(getattr(error, "reason", error)) or type(error).__name__, 300)
+            raise SinkError(f"{self._url}: {reason}") from None
         if self._otlp:
             self._must_have_taken_all(said)
 
     def _must_have_taken_all(self, said: bytes) -> None:
         try:
-            refused = json.loads(said or b"{}").get("partialSuccess", {}).get("rejectedLogRecords", 0)
-        except (ValueError, AttributeError):
+            refused = int(json.loads(said or b"{}")["partialSuccess"]["rejectedLogRecords"])
+        except (ValueError, TypeError, LookupError, OverflowError, RecursionError):
             return  # 2xx without a message we know: taken
-        if int(refused):
+        if refused:
             raise SinkError(f"{self._url}: refused {refused} of the events")
 
     def close(self) -> None: ...

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import threading
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -24,6 +25,7 @@ from exeat.appliance.lab import pki
 from exeat.appliance.ledger_config import Stream
 from exeat.appliance.stream.events import Event, otlp, syslog
 from exeat.appliance.stream.follow import BATCH, Streaming
+from exeat.appliance.stream.sinks import SinkError
 from exeat.ledger.records import Dest, Kind, Record
 from exeat.ledger.store import Store
 
@@ -318,3 +320,97 @@ def test_tail_takes_the_same_words(world: World, capsys: pytest.CaptureFixture[s
     with pytest.raises(SystemExit):
         world.run("tail", "--kind", "nothing")
     assert os.listdir(world.state) == ["ledger"]
+
+
+@contextmanager
+def raw_server(answer: bytes) -> Iterator[int]:
+    """Takes what comes and says `answer` to everybody, until that is more than anybody reads; its port."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            with suppress(OSError):
+                while True:
+                    sock, _ = listener.accept()
+                    with sock, suppress(OSError):
+                        sock.settimeout(PATIENCE_S)
+                        sock.recv(65536)
+                        sock.sendall(answer)
+                        sock.shutdown(socket.SHUT_WR)
+                        while sock.recv(65536):
+                            pass
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join(PATIENCE_S)
+
+
+def run_until_it_fails(streaming: Streaming) -> None:
+    """Run it as its thread does, up to the first failure."""
+    streaming._stop.wait = lambda _pause=None: streaming._stop.set() or True  # type: ignore[method-assign,assignment,func-returns-value]
+    streaming.run()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [b"\x1b[2J no HTTP\x07\r\n\r\n", b"HTTP/1.1 200 OK\r\n" + b"a: b\r\n" * 200, b"HTTP/1.1 2x0 OK\r\n\r\n", b""],
+    ids=["status", "headers", "half", "nothing"],
+)
+def test_what_is_no_http_neither_ends_a_stream_nor_reaches_a_terminal(world: World, answer: bytes) -> None:
+    with raw_server(answer) as port:
+        world.configure(f"http://127.0.0.1:{port}/hook", begin="start")
+        world.grow(1)
+        run_until_it_fails(world.streaming())
+        said = (world.state / "stream" / "s.failed").read_text()
+        assert said.startswith(f"http://127.0.0.1:{port}/hook: ")
+        assert said.removesuffix("\n").isprintable()
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"[" * 60_000,
+        b'{"partialSuccess": null}',
+        b'{"partialSuccess": {"rejectedLogRecords": null}}',
+        b'{"partialSuccess": {"rejectedLogRecords": [1]}}',
+        b'{"partialSuccess": {"rejectedLogRecords": 1e999}}',
+    ],
+)
+def test_an_otlp_answer_that_means_nothing_is_no_failure(world: World, said: bytes) -> None:
+    with web_server() as web:
+        web.answers = [(200, {}, said)]
+        world.configure(f"otlp+{web.url}", begin="start")
+        world.grow(1)
+        drain(world.streaming())
+        web.take()
+
+
+def test_no_failure_at_all_ends_a_stream(world: World) -> None:
+    world.configure("file:/x", begin="start")
+    world.grow(1)
+    streaming = world.streaming()
+
+    class Broken:
+        def send(self, _events: Any) -> None:
+            raise RecursionError("\x1b[2Jdeep\udc80")
+
+        def close(self) -> None: ...
+
+    streaming._sink = Broken()
+    run_until_it_fails(streaming)
+    assert "deep" in (world.state / "stream" / "s.failed").read_text()
+
+
+def test_a_syslog_server_that_talks_is_none(world: World) -> None:
+    with raw_server(b"x" * 50_000_000) as port:
+        world.configure(f"syslog+tcp://127.0.0.1:{port}", begin="start")
+        world.grow(1)
+        streaming = world.streaming()
+        with pytest.raises(SinkError, match=r"talks without end"):
+            for _ in range(1000):
+                world.grow(1)
+                streaming.turn()
+        streaming._sink.close()  # type: ignore[union-attr]
