@@ -111,10 +111,13 @@ class Witness:
         if origin not in self._logs:
             return Reply(404, "this log is not one of those that are witnessed here\n")
         with self._locks[origin]:
-            known = self._known(origin)
+            known, path = self._known(origin), self._folder(origin) / "log.chain"
+            if path.exists() and not chain.startswith(path.read_text(encoding="utf-8")):
+                # Else who has a key that made way long ago could lead past the one that signs now.
+                return Reply(403, "this chain does not go on from the one that is known here\n")
             if all(set(succession.follow(statements, key)) <= set(known) for key in known):
                 return Reply(403, "no key that is trusted here vouches for another in this chain\n")
-            replace(self._folder(origin) / "log.chain", chain)
+            replace(path, chain)
         return Reply(200)
 
     def checkpoint(self, origin_hash: str) -> Reply:

@@ -10,6 +10,7 @@ round by `TIMEOUT_S` at most, and nothing else ever. The folder of a ledger's se
 from __future__ import annotations
 
 import json
+import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from exeat.ledger.note import Checkpoint
 
 TIMEOUT_S: Final = 3.0
+_SIZE: Final = re.compile(r"(?:0|[1-9][0-9]{0,18})\n?")
 FORK: Final = "witness.fork"
 UNREACHABLE: Final = "witness.unreachable"
 REFUSED: Final = "witness.refused"
@@ -151,7 +153,7 @@ def _cosignature(
         if answer.status == 422:
             what = f"it holds another history than the first {old} records here: {said}"
             raise WitnessError(FORK, what)
-        if answer.status != 409 or not answer.body.rstrip("\n").isdecimal() or len(answer.body) > 20:
+        if answer.status != 409 or not _SIZE.fullmatch(answer.body):
             raise WitnessError(REFUSED, f"status {answer.status}: {said}")
         standing.seen = int(answer.body)
     raise WitnessError(REFUSED, "it says another size each time")
@@ -175,8 +177,17 @@ def read_standings(folder: Path) -> list[Standing]:
     """How things stood with each witness at the last round; empty if there was none yet. Raises OSError."""
     try:
         found: dict[str, Any] = json.loads((folder / "status.json").read_text(encoding="utf-8"))
-        return [Standing(**each) for each in found["witnesses"]]
+        standings = [Standing(**each) for each in found["witnesses"]]
     except FileNotFoundError:
         return []
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         return []  # not ours, or of another version: asked anew
+    return standings if all(map(_is_whole, standings)) else []
+
+
+def _is_whole(standing: Standing) -> bool:
+    texts = (standing.vkey, standing.root, standing.trouble, standing.what)
+    numbers = (standing.size, standing.time_s, standing.seen, standing.since_s)
+    return all(isinstance(each, str) for each in texts) and all(
+        type(each) in (int, float) for each in numbers
+    )

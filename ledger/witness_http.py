@@ -7,15 +7,18 @@ small and whole, from a bounded number of clients, each for a bounded time.
 from __future__ import annotations
 
 import contextlib
+import errno
 import re
 import socket
 import ssl
 import sys
 import threading
+import time
 from http.client import HTTPException, HTTPResponse
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from exeat.ledger.note import MAX_NOTE
+from exeat.ledger.records import printable
 from exeat.ledger.witness import Reply
 
 if TYPE_CHECKING:
@@ -28,6 +31,8 @@ MAX_BODY: Final = 2 * MAX_NOTE  # bytes
 _MAX_HEAD: Final = 8192  # bytes
 _MAX_CLIENTS: Final = 32
 _SERVE_S: Final = 10.0  # a client is done by then, or is dropped
+_PAUSE_S: Final = 0.5
+_OVER: Final = frozenset({errno.EINVAL, errno.EBADF})  # accept(2): it listens no more
 _REQUEST: Final = re.compile(rb"(GET|POST) (/[!-~]*) HTTP/1\.[01]")
 _LENGTH: Final = re.compile(rb"[0-9]{1,7}")
 _MONITOR: Final = re.compile(r"/([0-9a-f]{64})/checkpoint")
@@ -78,7 +83,8 @@ def post(place: Place, name: str, body: str, timeout_s: float) -> Answer:
                 sock.sendall(head.encode() + data)
                 return _answer(sock)
     except (OSError, HTTPException, UnicodeDecodeError, ValueError) as error:
-        raise HttpError(str(error) or type(error).__name__) from None
+        # What is no HTTP stands in the error as it came.
+        raise HttpError(printable(str(error) or type(error).__name__, 300)) from None
 
 
 def _secured(sock: socket.socket, place: Place) -> socket.socket:
@@ -100,10 +106,11 @@ def _answer(sock: socket.socket) -> Answer:
 @contextlib.contextmanager
 def _deadline(sock: socket.socket, seconds: float) -> Iterator[None]:
     """Whatever trickles in, `sock` ends after `seconds`."""
+    same = sock.dup()  # TLS takes the descriptor out of `sock`, and what is closed may be another's by then
 
     def end() -> None:
         with contextlib.suppress(OSError):
-            sock.shutdown(socket.SHUT_RDWR)
+            same.shutdown(socket.SHUT_RDWR)
 
     timer = threading.Timer(seconds, end)
     timer.daemon = True
@@ -112,6 +119,7 @@ def _deadline(sock: socket.socket, seconds: float) -> Iterator[None]:
         yield
     finally:
         timer.cancel()
+        same.close()
 
 
 class Server:
@@ -127,9 +135,13 @@ class Server:
             self._room.acquire()
             try:
                 sock, _ = self._listener.accept()
-            except OSError:
-                return
-            threading.Thread(target=self._client, args=(sock,), daemon=True).start()
+                threading.Thread(target=self._client, args=(sock,), daemon=True).start()
+            except (OSError, RuntimeError) as error:  # no descriptor, or no thread, to be had
+                if getattr(error, "errno", 0) in _OVER:
+                    return
+                self._room.release()
+                print(f"exeat: witness: {error}", file=sys.stderr, flush=True)
+                time.sleep(_PAUSE_S)
 
     def _client(self, sock: socket.socket) -> None:
         try:

@@ -17,11 +17,8 @@ from typing import TYPE_CHECKING, Final
 
 from exeat.ledger import records
 from exeat.ledger.client import LedgerError, append_blocking, stamps
-from exeat.ledger.keys import KeyMissingError
-from exeat.ledger.note import NoteError
 from exeat.ledger.reactor import Reactor
 from exeat.ledger.records import Kind, Record
-from exeat.ledger.tiles import TileError
 from exeat.ledger.witness import Witness
 from exeat.ledger.witness_client import TIMEOUT_S, Rounds
 from exeat.ledger.witness_http import Server
@@ -106,7 +103,7 @@ def _ask(settings: WitnessSettings, ending: threading.Event) -> None:
         try:
             for standing, code in rounds.run():
                 _tell(settings, standing, code)
-        except (OSError, NoteError, KeyMissingError, TileError) as error:
+        except Exception as error:  # whatever a witness answered, the others are asked again
             if str(error) != said:
                 said = str(error)
                 print(f"exeat: witness: {error}", file=sys.stderr, flush=True)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import json
 import os
 import shutil
 import socket
+import ssl
 import stat
 from typing import TYPE_CHECKING
 
@@ -13,10 +15,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.support.ledgers import deny
-from tests.support.witnesses import ORIGIN, Ledger, serving
+from tests.support.witnesses import ORIGIN, Ledger, own, serving
 
-from exeat.ledger import bundle, keys, note, proofs, verify_offline
+from exeat.appliance.lab import pki
+from exeat.ledger import bundle, keys, note, proofs, succession, verify_offline
 from exeat.ledger.published import read_checkpoint, tile_loader
+from exeat.ledger.records import Kind, encode
 from exeat.ledger.store import Store
 from exeat.ledger.tiles import Tree
 from exeat.ledger.witness import MAX_PROOF, Request, Witness, read_request, write_request
@@ -308,6 +312,22 @@ def test_a_chain_that_leads_from_no_known_key_is_refused(tmp_path: Path, witness
     other.store.close()
 
 
+def test_a_key_that_made_way_long_ago_leads_nowhere(tmp_path: Path, ledger: Ledger, witness: Witness) -> None:
+    """Whoever has it can vouch for a key of their own; what the witness follows already stands."""
+    stolen = keys.signer(ledger.directory)
+    ledger.rotate(until_s=1)
+    assert witness.add_keys(keys.chain(ledger.directory)).status == 200
+    ledger.run_errands()
+    ledger.grow(1)
+    assert witness.add_checkpoint(request(ledger, 0)).status == 200
+    evil = note.Signer(ORIGIN, bytes(32))
+    assert witness.add_keys(succession.join([succession.make(stolen, evil, 0)])).status == 403
+    ledger.grow(1)
+    assert witness.add_checkpoint(request(ledger, ledger.store.size - 1)).status == 200
+    ledger.rotate(until_s=1)
+    assert witness.add_keys(keys.chain(ledger.directory)).status == 200
+
+
 class Liar:
     """A witness that answers what the test wants."""
 
@@ -355,6 +375,9 @@ def http(status: int, body: str) -> bytes:
         (http(409, "0\n"), REFUSED),
         (http(409, "-1\n"), REFUSED),
         (http(409, "9" * 100), REFUSED),
+        (http(409, "9" * 20), REFUSED),  # a number, but of no ledger: 64 bits hold every size
+        (http(409, "\u0663\n"), REFUSED),  # a decimal digit to Unicode
+        (b"HTTP\x1b[2J\r\n\r\n", UNREACHABLE),
         (http(409, "99\n"), FORK),
         (http(422, "\x1b[2J no"), FORK),
         (http(500, "no"), REFUSED),
@@ -371,35 +394,48 @@ def test_whatever_a_witness_answers_is_named(
     assert found == code
     assert standing.size == 0
     assert "\x1b" not in standing.what
+    encode(own(Kind.WITNESS, detail=standing.what, count=standing.seen))
     assert not (tmp_path / "seals" / "cosigned").exists()
 
 
-def test_a_witness_that_trickles_is_left(ledger: Ledger) -> None:
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+def test_a_witness_that_trickles_is_left(tmp_path: Path, tls: bool) -> None:
+    """Behind its certificate too: what it says comes in time for every single reading, and never ends."""
     import threading
 
+    pki.create(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "north.pem", tmp_path / "north.key")
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     listener.listen(1)
-    ended = threading.Event()
+    ended, cut_off = threading.Event(), threading.Event()
 
     def trickle() -> None:
-        sock, _ = listener.accept()
-        with sock:
-            while not ended.wait(0.02):
+        plain, _ = listener.accept()
+        with context.wrap_socket(plain, server_side=True) if tls else plain as sock:
+            for _ in range(200):
+                ended.wait(0.05)
                 try:
                     sock.sendall(b"H")
                 except OSError:
+                    cut_off.set()
                     return
 
-    threading.Thread(target=trickle, daemon=True).start()
+    thread = threading.Thread(target=trickle, daemon=True)
+    thread.start()
+    place = Place("api.example.org:443", "", listener.getsockname(), tls=tls, ca=tmp_path / "ca.pem")
     with pytest.raises(HttpError):
-        post(Place("w", "", listener.getsockname(), tls=False), "add-checkpoint", "x", 0.3)
+        post(place, "add-checkpoint", "x", 1.0)
     ended.set()
+    thread.join(10)
+    assert cut_off.is_set()
     listener.close()
 
 
 def test_a_status_of_another_version_is_asked_anew(tmp_path: Path) -> None:
-    for text in ("", "[]", '{"witnesses": [{"color": 1}]}'):
+    strange = json.dumps({"witnesses": [{"vkey": "v", "since_s": "yesterday"}]})
+    for text in ("", "[]", '{"witnesses": [{"color": 1}]}', strange, '{"witnesses":' + "[" * 90_000):
         (tmp_path / "status.json").write_text(text)
         assert read_standings(tmp_path) == []
     assert Standing("v").trouble == ""
@@ -452,3 +488,19 @@ def test_monitors_see_the_newest_checkpoint_cosigned(ledger: Ledger, witness: Wi
     both = (keys.verifier(ledger.directory), witness.verifier)
     assert note.verify(note.parse(text), *both) == list(both)
     assert note.open_checkpoint(text, *both).size == ledger.store.size
+
+
+def test_the_door_stays_open_when_descriptors_run_out(
+    ledger: Ledger, witness: Witness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accept, failures = socket.socket.accept, [OSError(24, "Too many open files"), RuntimeError("no thread")]
+
+    def failing(self: socket.socket) -> tuple[socket.socket, object]:
+        if failures:
+            raise failures.pop()
+        return accept(self)
+
+    monkeypatch.setattr(socket.socket, "accept", failing)
+    monkeypatch.setattr("exeat.ledger.witness_http._PAUSE_S", 0)
+    with serving(witness) as peer:
+        assert post(peer.place, "add-checkpoint", request(ledger, 0), 10).status == 200
