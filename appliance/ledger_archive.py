@@ -147,7 +147,7 @@ def _run(config: Config, args: argparse.Namespace, ledgers: list[Path]) -> int:
             owner = pwd.getpwuid(directory.stat().st_uid)
             worst = max(worst, _as_user(owner, directory, partial(_prepare_all, config, [directory])))
         if os.geteuid() == 0:
-            _make_receipts(config, receipts_of(config, directory))
+            _make_folder(config, receipts_of(config, directory).parent)
         carried = _as_user(_exporter(config), directory, partial(_carry, config, args, directory))
         worst = max(worst, carried)
     return worst
@@ -160,11 +160,15 @@ def _exporter(config: Config) -> pwd.struct_passwd:
         raise NotReachableError(f"no such user {config.users.export}: run `exeat doctor`") from None
 
 
-def _make_receipts(config: Config, receipts: Path) -> None:
+def _make_folder(config: Config, receipts: Path) -> None:
+    """The folder that the carrier makes others in: those it makes itself, root goes in no folder of its."""
     owner = _exporter(config)
-    for path in (receipts.parent, receipts):
-        path.mkdir(mode=0o755, exist_ok=True)
-        os.chown(path, owner.pw_uid, owner.pw_gid)
+    receipts.mkdir(mode=0o755, exist_ok=True)
+    fd = os.open(receipts, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        os.fchown(fd, owner.pw_uid, owner.pw_gid)
+    finally:
+        os.close(fd)
 
 
 def _carry(config: Config, args: argparse.Namespace, directory: Path) -> int:

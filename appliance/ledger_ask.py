@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from exeat.appliance.errors import NotReachableError, UsageError
 from exeat.appliance.ledger_formats import FORMATS, SUMMED, write
+from exeat.appliance.owner import as_owner
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -140,7 +141,8 @@ def _open(directory: Path, *, anew: bool = False) -> Index:
     from exeat.ledger.reader import ReaderError
 
     try:
-        return open_index(directory, anew=anew)
+        with as_owner(directory):
+            return open_index(directory, anew=anew)
     except (ReaderError, OSError, sqlite3.Error) as error:
         raise NotReachableError(f"{directory}: {error}") from None
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exeat.appliance.errors import NotReachableError, UsageError
+from exeat.appliance.owner import as_owner
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -158,7 +159,8 @@ def _cosigned(directory: Path, args: argparse.Namespace) -> str | None:
 def run_fsck(directory: Path, args: argparse.Namespace) -> int:
     from exeat.ledger import fsck
 
-    wrong = fsck.check(directory, repair=args.repair)
+    with as_owner(directory):
+        wrong = fsck.check(directory, repair=args.repair)
     repaired = args.repair and all(each.startswith("tile/") for each in wrong)
     if args.json:
         print(

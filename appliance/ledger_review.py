@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sqlite3
 import time
 from datetime import UTC, date, datetime, timedelta
@@ -12,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from exeat.appliance.client import load_config
 from exeat.appliance.errors import NotReachableError, RefusedError
+from exeat.appliance.owner import as_owner
+from exeat.ledger.small_files import replace
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -91,7 +92,8 @@ def _known(directory: Path, until_ms: int, days: int) -> list[tuple[str, str]]:
     from exeat.ledger.index import open_index
     from exeat.ledger.questions import Question, sums
 
-    index = open_index(directory)
+    with as_owner(directory):
+        index = open_index(directory)
     try:
         rows = sums(index, Question({}, until_ms - days * 86_400_000, until_ms), ["project", "host"])
     finally:
@@ -101,10 +103,7 @@ def _known(directory: Path, until_ms: int, days: int) -> list[tuple[str, str]]:
 
 def _put(path: Path, text: str) -> None:
     """Whole or not at all: somebody may be looking at the one of yesterday."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.rename(path)
+        replace(path, text, 0o666)  # less the umask
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise NotReachableError(f"{path}: {error.strerror}") from None

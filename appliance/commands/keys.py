@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from exeat.appliance.client import load_config
 from exeat.appliance.errors import NotReachableError, UsageError
+from exeat.appliance.owner import as_owner
 from exeat.ledger.reader import find_ledgers
 
 if TYPE_CHECKING:
@@ -103,29 +103,21 @@ def run_show(directory: Path, args: argparse.Namespace) -> int:
 def run_rotate(directory: Path, args: argparse.Namespace) -> int:
     from exeat.ledger import keys
 
-    _become_owner(directory)
     until = int(time.time() + args.overlap * 3600)
-    return _put_into_force(directory, str(keys.prepare(directory, until)), until, args)
+    with as_owner(directory):
+        new = keys.prepare(directory, until)
+    return _put_into_force(directory, str(new), until, args)
 
 
 def run_new(directory: Path, args: argparse.Namespace) -> int:
     from exeat.ledger import keys
 
-    _become_owner(directory)
-    try:
-        keys.signer(directory)
-    except keys.KeyMissingError:
-        return _put_into_force(directory, str(keys.prepare(directory, 0, lost=True)), 0, args)
+    with as_owner(directory):
+        try:
+            keys.signer(directory)
+        except keys.KeyMissingError:
+            return _put_into_force(directory, str(keys.prepare(directory, 0, lost=True)), 0, args)
     raise UsageError("the key is not lost: `exeat keys rotate` changes it, and those who trust it can follow")
-
-
-def _become_owner(directory: Path) -> None:
-    """Go on as the account that the ledger belongs to: what it owns must not lead root astray."""
-    owner = directory.stat()
-    if os.geteuid() == 0 and owner.st_uid != 0:
-        os.setgroups([])
-        os.setgid(owner.st_gid)
-        os.setuid(owner.st_uid)
 
 
 def _put_into_force(directory: Path, vkey: str, until: int, args: argparse.Namespace) -> int:

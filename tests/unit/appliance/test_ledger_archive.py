@@ -442,6 +442,24 @@ def test_root_leaves_each_half_to_its_user(shared: World) -> None:
     assert shared.run("verify") == 0
 
 
+@pytest.mark.root
+def test_the_carrier_leads_root_to_no_folder_of_another(shared: World) -> None:
+    """Taken over, it puts a link where its receipts belong; root must not give the target away."""
+    victim = shared.base / "victim"
+    victim.mkdir()
+    shared.receipts.parent.mkdir()
+    shutil.chown(shared.receipts.parent, "exeat-export", "exeat-export")
+    shared.receipts.symlink_to(victim)
+    assert shared.run("run") != 0
+    assert victim.owner() == "root"
+    assert not list(victim.iterdir())
+    shared.receipts.unlink()
+    shared.receipts.parent.rmdir()
+    shared.receipts.parent.symlink_to(victim)
+    assert shared.run("run") != 0
+    assert victim.owner() == "root"
+
+
 def test_without_a_store_it_says_what_to_do(world: World, capsys: pytest.CaptureFixture[str]) -> None:
     world.configure(stores=())
     assert world.run("run") == 2
