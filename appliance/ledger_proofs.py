@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-def _number(text: str) -> int:
+def number(text: str) -> int:
+    """A record's number, as an argument."""
     if not (text.isascii() and text.isdecimal() and len(text) < 20):
         raise argparse.ArgumentTypeError("not the number of a record")
     return int(text)
@@ -35,7 +36,7 @@ def register(actions: Any, directories: Callable[[argparse.Namespace], list[Path
     show.set_defaults(handler=lambda args: _guarded(run_checkpoint, one(args), args))
 
     prove = actions.add_parser("prove", help="a proof that one record stands in the ledger")
-    prove.add_argument("seq", type=_number, metavar="SEQ", help="the record's number")
+    prove.add_argument("seq", type=number, metavar="SEQ", help="the record's number")
     prove.add_argument(
         "--cosigned", action="store_true", help="under the newest checkpoint that witnesses signed"
     )
@@ -44,8 +45,8 @@ def register(actions: Any, directories: Callable[[argparse.Namespace], list[Path
     export = actions.add_parser("export", help="records with their proof, for a stranger to check")
     export.add_argument("out", type=Path, metavar="DIR", help="a folder that does not exist yet")
     export.add_argument("--job", default="", metavar="J", help="all records of this job and of its flows")
-    export.add_argument("--from", dest="first", type=_number, metavar="SEQ", help="from this record on")
-    export.add_argument("--to", dest="last", type=_number, metavar="SEQ", help="up to this record")
+    export.add_argument("--from", dest="first", type=number, metavar="SEQ", help="from this record on")
+    export.add_argument("--to", dest="last", type=number, metavar="SEQ", help="up to this record")
     export.add_argument(
         "--since",
         type=Path,

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from exeat.policy.leases import Lease
     from exeat.policy.model import Permits
 
-__all__ = ["CompiledPolicy", "compile_policy", "decide", "decide_lookup", "decide_records"]
+__all__ = ["CompiledPolicy", "compile_policy", "decide", "decide_lookup", "decide_records", "edge_ports"]
 
 # Names that need no work to be canonical: what `parse_host` gives back unchanged. A last label that
 # begins with a digit may be an address to somebody; `parse_host` judges those.
@@ -344,7 +344,7 @@ def decide_lookup(
     if first.verdict is Verdict.ALLOW or not _may_differ(policy, subject, host, overlay):
         return first
     best = first
-    for port in _edge_ports(policy, subject, host, overlay, resolved):
+    for port in edge_ports(policy, subject, host, overlay, resolved):
         for proto in PROTOCOLS:
             answer = decide(policy, Request(subject, host, port, proto, resolved), now_ms, overlay)
             if answer.verdict is Verdict.ALLOW:
@@ -363,7 +363,7 @@ def decide_records(
     """
     if not (policy.speaks or overlay.leases.speaks):
         return None
-    for port in _edge_ports(policy, subject, host, overlay, ()):
+    for port in edge_ports(policy, subject, host, overlay, ()):
         for proto in PROTOCOLS:
             answer = decide(policy, Request(subject, host, port, proto), now_ms, overlay)
             if answer.allowed and answer.records:
@@ -388,7 +388,7 @@ def _may_differ(policy: CompiledPolicy, subject: Subject, host: str, overlay: Ov
     return any(True for _ in granting) or any(True for _ in overlay.leases.covering(subject, target))
 
 
-def _edge_ports(
+def edge_ports(
     policy: CompiledPolicy, subject: Subject, host: str, overlay: Overlay, resolved: Iterable[Address]
 ) -> list[int]:
     """One port of each stretch over which the answer for the host and its addresses does not change."""

@@ -20,6 +20,7 @@ from exeat.appliance import (
     ledger_review,
     ledger_seals,
     ledger_stream,
+    ledger_why,
 )
 from exeat.appliance.client import load_config
 from exeat.appliance.errors import NotReachableError, UsageError
@@ -64,7 +65,10 @@ def register(commands: Any) -> None:
     check.set_defaults(handler=run_verify)
     others = [
         part.register(actions, _ledgers)
-        for part in (ledger_ask, ledger_proofs, ledger_review, ledger_archive, ledger_stream, ledger_seals)
+        for part in (
+            *(ledger_ask, ledger_proofs, ledger_why, ledger_review),
+            *(ledger_archive, ledger_stream, ledger_seals),
+        )
     ]
     for action in (show, check, *(each for part in others for each in part)):
         action.add_argument("--json", action="store_true", help="print JSON")

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING
 
 from exeat.appliance.errors import RefusedError
 from exeat.ledger.client import LedgerError, append_blocking, stamps
+from exeat.ledger.in_force import PLACE, Place, lease_data
 from exeat.ledger.records import Kind, Record, encode, printable
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from exeat.appliance.control.store import Store
+    from exeat.policy.leases import Lease
 
 PATIENCE_S = 2.0  # a revocation may be waiting behind this write
 
@@ -28,13 +30,20 @@ class Evidence:
         self._path = path
         self._node = node
         self._store = store
+        self.generation = 0  # of the snapshot that holds: what a record says holds in later ones
         self._owed = store.load_owed()
         self._paying = asyncio.Lock()
 
-    def lease(self, *, lease: str, project: str, agent: str, actor: str, state: str, detail: str) -> bytes:
-        """The record of one change of state of a lease."""
-        said = self._record(Kind.LEASE, project, actor, state, detail)
-        return encode(replace(said, agent=agent, lease_id=lease))
+    def lease(self, lease: Lease, actor: str, detail: str) -> bytes:
+        """The record of one change of state of a lease, made before the gateway hears of it."""
+        said = self._record(Kind.LEASE, lease.project, actor, str(lease.state), detail)
+        agents = ",".join(sorted(lease.agents))
+        return encode(replace(said, agent=agents, lease_id=lease.id, data=lease_data(lease)))
+
+    def place(self, place: Place, *, starts: bool = False) -> bytes:
+        """The record of what the node knows of itself. `starts`: records of all policies in force follow."""
+        said = self._record(Kind.POLICY, "", "start" if starts else "", PLACE, "own addresses and doors")
+        return encode(replace(said, data=place.data()))
 
     def policy(self, *, project: str, digest: str, actor: str, verdict: str, detail: str) -> bytes:
         """The record of a policy that is put in force: `verdict` is first, narrows, widens, shadow; or
@@ -103,6 +112,7 @@ class Evidence:
             decision=decision,
             actor=printable(actor, 128),
             node=self._node,
+            generation=self.generation if kind in (Kind.LEASE, Kind.POLICY) else 0,
             detail=printable(detail),
         )
 

@@ -91,10 +91,11 @@ class KillSwitch:
         jobs = message.get("network_only") is not True
         stop = Stop(who, printable(str(message.get("reason") or ""), 256), self._now_ms(), jobs)
         self._stops[scope] = stop
+        record = self._record("kill.on", scope, who, stop.reason)
         self._changed()
         ended = await self._end_jobs(None if scope == EVERYONE else scope) if jobs else 0
         kept = self._keep(scope, stop)
-        await self._evidence.owe(self._record("kill.on", scope, who, stop.reason))
+        await self._evidence.owe(record)
         if not kept:
             raise RefusedError(
                 "kill.not_kept", "stopped, but only until control restarts: its database cannot be written"

@@ -286,14 +286,8 @@ class Leases:
 
     async def _keep(self, lease: Lease, actor: str, why: str = "") -> None:
         """Record, store, publish. What opens waits for the ledger; what ends a lease never does."""
-        record = self._evidence.lease(
-            lease=lease.id,
-            project=lease.project,
-            agent=",".join(sorted(lease.agents)),
-            actor=actor,
-            state=str(lease.state),
-            detail=" ".join([*map(str, lease.to), *words(lease), why]).strip(),
-        )
+        detail = " ".join([*map(str, lease.to), *words(lease), why]).strip()
+        record = self._evidence.lease(lease, actor, detail)
         ends = lease.state in _ENDS
         if not ends:
             await self._evidence.write(record)

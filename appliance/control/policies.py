@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from exeat.appliance.documents import DocumentError
 from exeat.appliance.errors import RefusedError
 from exeat.appliance.public_suffixes import BundledSuffixes
 from exeat.policy.baseline import BASELINE, under
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
-    from exeat.appliance.control.store import Store
+    from exeat.appliance.documents import Documents
 
 
 @dataclass(frozen=True)
@@ -40,10 +41,10 @@ class Policies:
     The document of project `baseline` binds nobody: it holds for all others (`policy.baseline`).
     """
 
-    def __init__(self, folder: Path, store: Store, shadow_folder: Path | None = None) -> None:
+    def __init__(self, folder: Path, kept: Documents, shadow_folder: Path | None = None) -> None:
         self._folder = folder
         self._shadow_folder = shadow_folder
-        self._store = store
+        self._kept = kept
         self._suffixes = BundledSuffixes()
         self.documents: dict[str, Document] = {}
         self.projects: dict[str, str] = {}
@@ -96,6 +97,20 @@ class Policies:
             if found is not None:
                 return [Change(BASELINE, after, True, f"project {document.project}: {found}")]
         return [Change(BASELINE, after, True)]
+
+    def keep(self, changes: Iterable[Change]) -> None:
+        """Keep the documents of what is about to be put in force. Raises RefusedError; nothing changes."""
+        for change in changes:
+            if change.document is not None:
+                self._keep(change.document)
+
+    def _keep(self, document: Document) -> None:
+        try:
+            self._kept.keep(document)
+        except OSError as error:
+            raise RefusedError(
+                "policy.not_kept", f"policy of {document.project} cannot be kept for later: {error}"
+            ) from None
 
     def apply(self, changes: Iterable[Change]) -> None:
         """Put in force what `read` gave."""
@@ -189,8 +204,8 @@ class Policies:
             )
         if document.project == BASELINE:
             raise RefusedError("project.reserved", f"{file}: `{BASELINE}` holds for projects, it is none")
+        self._keep(document)
         self.documents[document.digest] = document
-        self._store.save_document(document.digest, document.to_canonical_json())
         return document.project, document.digest
 
     def bind(self, job: str, digest: str) -> None:
@@ -198,10 +213,10 @@ class Policies:
         if not digest:
             return
         if digest not in self.documents:
-            body = self._store.load_document(digest)
-            if body is None:
+            try:
+                self.documents[digest] = self._kept.load(digest)
+            except DocumentError:
                 return  # nothing binds: the job is denied everything
-            self.documents[digest] = Document.from_canonical_json(body)
         self.jobs[job] = digest
 
     def unbind(self, job: str) -> None:

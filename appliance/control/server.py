@@ -34,9 +34,11 @@ from exeat.appliance.control.spent import longest_window_ms, spent_before
 from exeat.appliance.control.store import Store, StoreError
 from exeat.appliance.control.time import TrustedClock
 from exeat.appliance.control.verbs import Verb, person
+from exeat.appliance.documents import Documents
 from exeat.appliance.errors import RefusedError
 from exeat.appliance.limits import node_limits
 from exeat.appliance.listeners import wanted
+from exeat.ledger.in_force import Place
 from exeat.policy.admin import Actor, authorize
 from exeat.policy.lint import lint
 from exeat.policy.model import Subject
@@ -67,7 +69,9 @@ class Control:
         self._clock = TrustedClock(store)
         self._evidence = Evidence(config.run_dir / "ledger" / "ledger.sock", config.node.name, store)
         warden = Requester(config.run_dir / "warden" / "warden.sock", "warden")
-        self.policies = Policies(config.policy.dir, store, config.policy.shadow)
+        self._evidence.generation = self._generation - 1  # what is recorded at the start holds from now on
+        documents = Documents(config.state_dir / "control" / "documents")
+        self.policies = Policies(config.policy.dir, documents, config.policy.shadow)
         self.resolvers = ResolverList(config.dns.resolvers_file)
         self.leases = Leases(
             config,
@@ -166,7 +170,9 @@ class Control:
 
     async def start(self) -> None:
         self.resolvers.start()
+        await self._evidence.owe(self._evidence.place(self._place(), starts=True))
         await self._load_policies()
+        self._evidence.generation = self._generation
         self.spawn(self._go_on())
         self.spawn(self._tick())
         self.spawn(self.routing.watch())
@@ -187,6 +193,7 @@ class Control:
         for read in readings:
             try:
                 changes = read()
+                self.policies.keep(changes)
             except RefusedError as error:
                 print(f"control: {error}", file=sys.stderr, flush=True)
                 return
@@ -205,7 +212,9 @@ class Control:
             addresses = host_addresses()
             if addresses != self._host_local:
                 self._host_local = addresses
+                record = self._evidence.place(self._place())
                 self._publish()
+                await self._evidence.owe(record)
             if time.monotonic() - self._published > FRESH_MS / 3000:
                 self._publish()
 
@@ -218,9 +227,14 @@ class Control:
             **self.policies.bindings(),
             leases=self.leases.for_gateway(),
             killed=self.kill.scopes,
-            treat_as_public=self._config.lab.treat_as_public,
-            control=doors(self._listening, self._host_local),
-            host_local=not_public(self._host_local, self._config.lab.cidrs()),
+            **self._place()._asdict(),
+        )
+
+    def _place(self) -> Place:
+        return Place(
+            treat_as_public=tuple(self._config.lab.treat_as_public),
+            control=tuple(doors(self._listening, self._host_local)),
+            host_local=tuple(not_public(self._host_local, self._config.lab.cidrs())),
         )
 
     async def _spent(self, role: str) -> Message:
@@ -234,6 +248,7 @@ class Control:
 
     def _publish(self) -> None:
         self._generation += 1
+        self._evidence.generation = self._generation
         self._published = time.monotonic()
         self.hub.publish()
         self.direct.changed()
@@ -345,6 +360,7 @@ class Control:
         if names.widens:
             what = f"resolvers_file would no longer refuse {names.widens}"
             self._need_second_person(what, who, message.get("reviewed_by"))
+        self.policies.keep(changes)
         effective = [change for change in changes if change.changed]
         records = [self._policy_record(c, who, "widens" if c.widens else "narrows") for c in effective]
         records += [self.resolvers.record(names, who, self._evidence)] if names.changed else []

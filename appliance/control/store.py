@@ -1,4 +1,4 @@
-"""What control must remember across a crash: leases, running jobs, their own policies, the time.
+"""What control must remember across a crash: leases, running jobs, the queue, the time.
 
 SQLite in WAL mode with `synchronous=FULL`: a row that was written is there after power loss.
 Counters and evidence are not kept here; they are the ledger's.
@@ -32,6 +32,9 @@ MIGRATIONS = (
     """,
     """
     CREATE TABLE task (id TEXT PRIMARY KEY, body TEXT NOT NULL) STRICT;
+    """,
+    """
+    DROP TABLE document;
     """,
 )
 
@@ -140,13 +143,6 @@ class Store:
     def load_owed(self) -> list[tuple[int, bytes]]:
         """Oldest first."""
         return list(self._db.execute("SELECT number, record FROM owed ORDER BY number"))
-
-    def save_document(self, digest: str, body: str) -> None:
-        self._put("document", "digest", digest, body)
-
-    def load_document(self, digest: str) -> str | None:
-        row = self._db.execute("SELECT body FROM document WHERE digest = ?", (digest,)).fetchone()
-        return None if row is None else str(row[0])
 
     def _put(self, table: str, key: str, value: str, body: str) -> None:
         # Table and column names are ours, never from outside.

@@ -135,7 +135,9 @@ def test_addresses_are_judged_too_and_a_reload_changes_the_shadow() -> None:
             "www.example.org": "shadow: deny rule.deny here",
             "old.example.org": "shadow: deny posture.default_deny",
         }
-        assert [r.decision for r in made.records() if r.kind is Kind.POLICY] == ["first", "shadow", "shadow"]
+        assert [r.decision for r in made.records() if r.kind is Kind.POLICY] == [
+            *("place", "first", "shadow", "shadow")
+        ]
         (made.base / "shadow" / "builds.yaml").write_text("egress: v2")
         refused = made.exeat("policy", "reload")
         assert refused.returncode == 1

@@ -17,6 +17,7 @@ from exeat.appliance.control.leases import DAY_MS, KEEP_ENDED_MS, Leases
 from exeat.appliance.control.policies import Policies
 from exeat.appliance.control.store import Store
 from exeat.appliance.control.time import TrustedClock
+from exeat.appliance.documents import Documents
 from exeat.appliance.errors import RefusedError
 from exeat.ledger.reader import read_records
 from exeat.ledger.records import Kind
@@ -56,7 +57,7 @@ class Desk:
 
     def restart(self) -> None:
         store = Store(self.folder / "c.sqlite")
-        policies = Policies(self.folder / "policies", store)
+        policies = Policies(self.folder / "policies", Documents(self.folder / "documents"))
         policies.apply(policies.read(0))
         self.evidence = Evidence(ledgers.settings(self.folder).socket_path, "n", store)
         clock = TrustedClock(store)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from exeat.appliance.control.policies import Policies
-from exeat.appliance.control.store import Store
+from exeat.appliance.documents import Documents
 from exeat.appliance.errors import RefusedError
 from exeat.policy.model import Request, Subject
 from exeat.policy.snapshot import Snapshot
@@ -30,7 +30,7 @@ class Folders:
         self.live, self.shadow = folder / "live", folder / "shadow"
         for each in (self.live, self.shadow):
             each.mkdir()
-        self.policies = Policies(self.live, Store(folder / "c.sqlite"), self.shadow)
+        self.policies = Policies(self.live, Documents(folder / "documents"), self.shadow)
 
     def write(self, *texts: str, shadow: bool = False) -> None:
         for text in texts:
