@@ -28,8 +28,7 @@ if TYPE_CHECKING:
     from exeat.appliance.config import Config
 
 RECONNECT_S = 30.0
-TIMED_OUT = 124  # as timeout(1) says it
-LOST = 125
+_CODES = {"timeout": 124, "lost": 125}  # the first as timeout(1) says it; others are the job's own
 _ENDED = {
     "oom": "it needed more memory than it may have (exeat run --limits memory=..)",
     "timeout": "its time is up (exeat run --limits time=..)",
@@ -251,11 +250,11 @@ def _wait(config: Config, job: str) -> tuple[int, str]:
         try:
             reply = Client(config).call("job.wait", job=job)
             reason = str(reply["reason"])
-            return TIMED_OUT if reason == "timeout" else int(reply["code"]), reason
+            return _CODES.get(reason, int(reply["code"])), reason
         except RefusedError as error:
             if error.code != "job.unknown":
                 raise
-            return LOST, "lost"  # it ended, and control was restarted before we heard how
+            return _CODES["lost"], "lost"  # it ended, and control was restarted before we heard how
         except NotReachableError:
             now = time.monotonic()
             give_up = give_up or now + RECONNECT_S

@@ -53,7 +53,7 @@ class Evidence:
         return encode(replace(said, policy_digest=bytes.fromhex(digest)))
 
     def anomaly(self, *, project: str, agent: str, what: str, detail: str, count: int) -> bytes:
-        """The record of something that should not be: `what` is repaired, failed or attempts."""
+        """The record of something that should not be: `what` is repaired, failed, attempts or damaged."""
         said = self._record(Kind.ANOMALY, project, "", what, detail)
         return encode(replace(said, agent=agent, count=count))
 

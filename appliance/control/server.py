@@ -27,11 +27,12 @@ from exeat.appliance.control.lease_rows import why
 from exeat.appliance.control.leases import Leases
 from exeat.appliance.control.policies import Change, Policies
 from exeat.appliance.control.queue import Rules
+from exeat.appliance.control.rebuild import opened
 from exeat.appliance.control.resolvers import ResolverList
 from exeat.appliance.control.routing import Routing
 from exeat.appliance.control.scheduler import Scheduler
 from exeat.appliance.control.spent import longest_window_ms, spent_before
-from exeat.appliance.control.store import Store, StoreError
+from exeat.appliance.control.store import StoreError
 from exeat.appliance.control.time import TrustedClock
 from exeat.appliance.control.verbs import Verb, person
 from exeat.appliance.documents import Documents
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable
 
     from exeat.appliance.config import Config
+    from exeat.appliance.control.store import Store
     from exeat.ledger.ipc import Channel, Message
 
 TICK_S = 0.25
@@ -436,7 +438,7 @@ class _Stop(Exception):
 def serve(config: Config, ready: Callable[[], None]) -> int:
     """Run until SIGTERM."""
     try:
-        store = Store(config.state_dir / "control" / "control.sqlite")
+        store = opened(config)
     except StoreError as error:
         print(f"exeat: control: {error}", file=sys.stderr)
         return 3

@@ -43,18 +43,44 @@ class StoreError(Exception):
     """The database cannot be used; the message is one line."""
 
 
+class DamagedError(StoreError):
+    """It was a database, and does not hold together any more."""
+
+
+_DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+_BODIES = ("lease", "job", "kill", "direct", "task")
+
+
 class Store:
-    """The database at `path`. Raises StoreError when it is damaged or of another version."""
+    """The database at `path`. Raises DamagedError, or StoreError when it is of another version."""
 
     def __init__(self, path: Path, migrations: Sequence[str] = MIGRATIONS) -> None:
         self._path = path
         try:
             self._db = sqlite3.connect(path, isolation_level=None)
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=FULL")
-            self._migrate(migrations)
+            try:
+                self._open(migrations)
+            except BaseException:
+                self._db.close()  # at once: the last thing it does is to remove a log by its name
+                raise
         except sqlite3.Error as error:
-            raise StoreError(f"{path}: {error}") from None
+            damaged = getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGED  # the rest says how
+            raise (DamagedError if damaged else StoreError)(f"{path}: {error}") from None
+
+    def _open(self, migrations: Sequence[str]) -> None:
+        self._db.execute("PRAGMA journal_mode=WAL")
+        self._db.execute("PRAGMA synchronous=FULL")
+        self._migrate(migrations)
+        self._check()
+
+    def _check(self) -> None:
+        """SQLite looks at what it stands on only when it comes there; that would be too late."""
+        (said,) = self._db.execute("PRAGMA quick_check(1)").fetchone()
+        if said != "ok":
+            raise DamagedError(f"{self._path}: {said}")
+        for table in _BODIES:
+            if self._db.execute(f"SELECT 1 FROM {table} WHERE NOT json_valid(body)").fetchone():  # noqa: S608
+                raise DamagedError(f"{self._path}: table {table} holds what is not JSON")
 
     def _migrate(self, migrations: Sequence[str]) -> None:
         table = "migration (number INTEGER PRIMARY KEY, checksum TEXT) STRICT"

@@ -163,6 +163,38 @@ def test_warden_killed_the_job_stays_confined_and_is_adopted(running: Running) -
     assert job.returncode == 9
 
 
+def test_a_damaged_database_is_set_aside_and_what_confines_comes_back(running: Running) -> None:
+    other = running.lab.policies / "other.yaml"
+    other.write_text("egress: v1\nproject: other\n")
+    running.exeat("policy", "reload")
+    running.exeat("kill", "on", "--project", "other")
+    lease = running.json("lease", "request", "--project", "crawler", "new.downloads.example.com:443")["id"]
+    job = running.job("sh", "-c", "echo up; sleep 600")
+    assert job.stdout.readline() == "up\n"
+    database = running.lab.state_dir / "control" / "control.sqlite"
+    with not_restarted(running):
+        running.kill("control")
+        for path in database.parent.glob("control.sqlite*"):
+            path.write_bytes(b"\xff" * 8192)
+    job.communicate(timeout=30)
+    assert job.returncode == 125
+    wait_for(running.healed)
+    assert [stop["project"] for stop in running.json("kill")] == ["other"]
+    assert running.exeat("lease", "show", lease, check=False).returncode == 1
+    ended, said = (
+        [record for record in running.records(200) if record["kind"] == kind][-1]
+        for kind in ("job", "anomaly")
+    )
+    assert (ended["decision"], ended["reason_code"]) == ("exit", "lost")
+    assert said["decision"] == "damaged"
+    assert "leases, the queue and flows past the proxy are lost" in said["detail"]
+    assert len(list(database.parent.glob("control.sqlite.damaged-*"))) >= 1
+    running.exeat("kill", "off", "--project", "other")
+    assert running.run("curl", "-sf", "-o", "/dev/null", QUICK).returncode == 0
+    other.unlink()
+    running.exeat("policy", "reload")
+
+
 def test_a_broken_policy_leaves_the_old_one_in_force(running: Running) -> None:
     policy = running.lab.policies / "crawler.yaml"
     text = policy.read_text()

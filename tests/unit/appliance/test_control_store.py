@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import time
 from typing import TYPE_CHECKING
 
 import pytest
 
-from exeat.appliance.control.store import MIGRATIONS, Store, StoreError
+from exeat.appliance.control.store import MIGRATIONS, DamagedError, Store, StoreError
 from exeat.appliance.control.time import TOLERANCE_MS, TrustedClock
 
 if TYPE_CHECKING:
@@ -23,13 +24,13 @@ def wall_ms() -> int:
 
 def test_rows_survive_a_reopening(tmp_path: Path) -> None:
     store = Store(tmp_path / "c.sqlite")
-    store.save_lease("p/a/1", "one")
-    store.save_lease("p/a/1", "two")
-    store.save_job("p-1", "job")
+    store.save_lease("p/a/1", "1")
+    store.save_lease("p/a/1", "2")
+    store.save_job("p-1", "{}")
     store.close()
     again = Store(tmp_path / "c.sqlite")
-    assert list(again.load_leases()) == [("p/a/1", "two")]
-    assert list(again.load_jobs()) == [("p-1", "job")]
+    assert list(again.load_leases()) == [("p/a/1", "2")]
+    assert list(again.load_jobs()) == [("p-1", "{}")]
     again.save_owed(b"its end", instead_of_job="p-1")
     assert list(again.load_jobs()) == []
     assert [record for _, record in again.load_owed()] == [b"its end"]
@@ -65,7 +66,32 @@ def test_a_database_of_a_newer_version_is_refused(tmp_path: Path) -> None:
 def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
     path = tmp_path / "c.sqlite"
     path.write_bytes(b"not a database" * 100)
-    with pytest.raises(StoreError, match=r"c\.sqlite: file is not a database"):
+    with pytest.raises(DamagedError, match=r"c\.sqlite: file is not a database"):
+        Store(path)
+
+
+def test_a_row_that_is_no_document_is_damage(tmp_path: Path) -> None:
+    """SQLite has no checksums: it gives back whatever the disk says."""
+    path = tmp_path / "c.sqlite"
+    store = Store(path)
+    store.save_lease("p/a/1", '{"id": 1}')
+    store.close()
+    path.write_bytes(path.read_bytes().replace(b'{"id": 1}', b'{"id": \x00}'))
+    with pytest.raises(DamagedError, match="table lease holds what is not JSON"):
+        Store(path)
+
+
+def test_a_page_that_is_gone_is_found_before_it_is_needed(tmp_path: Path) -> None:
+    path = tmp_path / "c.sqlite"
+    store = Store(path)
+    for number in range(2000):
+        store.save_task(f"t-{number}", json.dumps("x" * 200))
+    store.close()
+    pages = bytearray(path.read_bytes())
+    middle = len(pages) // 2 // 4096 * 4096
+    pages[middle : middle + 4096] = bytes(4096)
+    path.write_bytes(pages)
+    with pytest.raises(DamagedError, match=r"c\.sqlite: "):
         Store(path)
 
 
