@@ -36,6 +36,7 @@ from exeat.ledger.wire import REPLY, Status, WireError
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+# `gap`, `boot` and `key` are the ledger's own: they say what was dropped, and which key signs.
 ROLES: Final[dict[str, frozenset[Kind]]] = {
     "gateway": frozenset(
         {
@@ -47,8 +48,6 @@ ROLES: Final[dict[str, frozenset[Kind]]] = {
             Kind.DENY,
             Kind.DNS,
             Kind.RECONCILE,
-            Kind.GAP,
-            Kind.BOOT,
         }
     ),
     "control": frozenset(
@@ -61,8 +60,6 @@ ROLES: Final[dict[str, frozenset[Kind]]] = {
             Kind.POLICY,
             Kind.DENY,
             Kind.RECONCILE,
-            Kind.GAP,
-            Kind.BOOT,
             Kind.ANOMALY,
             Kind.JOB,
         }

@@ -121,6 +121,8 @@ def test_counts_that_are_sent_again_after_later_ones_are_not_stored(tmp_path: Pa
         [record(Kind.LEASE)],
         [record(Kind.ORPHAN, 9)],
         [record(Kind.KEY)],
+        [record(Kind.BOOT, data=bytes(32))],  # "this key signs"
+        [record(Kind.GAP, reason_code="retention", data=bytes(40))],  # "these records were dropped"
     ],
 )
 def test_a_refused_request_stores_nothing(tmp_path: Path, bad: list[bytes]) -> None:
