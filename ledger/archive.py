@@ -26,6 +26,7 @@ from exeat.ledger import keys, note, proofs, segment, tiles
 from exeat.ledger.bundle import signed
 from exeat.ledger.manifest import Manifest, open_manifest
 from exeat.ledger.reader import find_segments, gone
+from exeat.ledger.small_files import read_small
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -39,6 +40,7 @@ _MEMBER: Final = re.compile(
 )
 _LEVEL: Final = 6  # of zstd: a fifth of the bytes is left, at about 100 MB/s
 _CHUNK: Final = 1 << 20
+_MAX_RECEIPT: Final = 4096  # bytes; who writes them has a network
 
 
 class ArchiveError(Exception):
@@ -86,8 +88,8 @@ def receipt_path(receipts: Path, manifest: Manifest, store: str) -> Path:
 def has_receipt(receipts: Path, manifest: Manifest, store: str) -> bool:
     """Whether `store` was seen to hold exactly this batch."""
     try:
-        said = json.loads(receipt_path(receipts, manifest, store).read_bytes())
-    except (OSError, ValueError):
+        said = json.loads(read_small(receipt_path(receipts, manifest, store), _MAX_RECEIPT))
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(said, dict) and said.get("manifest") == manifest.chain().hex()
 

@@ -25,11 +25,12 @@ import traceback
 from typing import TYPE_CHECKING, Final
 
 from exeat.ledger import keys, note, tiles
+from exeat.ledger.clock import Wary
 from exeat.ledger.keys import KeyMissingError
 from exeat.ledger.merkle import leaf_hash
 from exeat.ledger.published import read_checkpoint, tile_loader
-from exeat.ledger.reader import Follower, ReaderError, dropped_before, segment_of
-from exeat.ledger.retention import RetentionError, Rules, leaves, propose
+from exeat.ledger.reader import Follower, dropped_before, segment_of
+from exeat.ledger.retention import Rules, leaves, propose
 from exeat.ledger.tiles import Rows, TileError, Tree
 
 if TYPE_CHECKING:
@@ -240,7 +241,7 @@ def _in_child(directory: Path, pipe: int, rules: Rules) -> None:
 def follow(directory: Path, pipe: int, rules: Rules) -> None:
     """Publish what comes through `pipe`, the newest if several wait, until its end."""
     publisher: Publisher | None = None
-    looked = -_LOOK_S
+    looked, now = -_LOOK_S, Wary()
     given_up, said, lock = False, "", -1
     hangup = select.poll()
     hangup.register(pipe, 0)  # its end is reported all the same
@@ -254,7 +255,7 @@ def follow(directory: Path, pipe: int, rules: Rules) -> None:
             publisher.publish(*MESSAGE.unpack(data[-MESSAGE.size :]))
             if rules.any and time.monotonic() - looked >= _LOOK_S:
                 looked = time.monotonic()
-                _propose(directory, rules)
+                _propose(directory, rules, now)
             hangup.poll(_REST_MS)
         except KeyMissingError as error:  # a new one may be made
             if str(error) != said:
@@ -267,11 +268,11 @@ def follow(directory: Path, pipe: int, rules: Rules) -> None:
             given_up = True
 
 
-def _propose(directory: Path, rules: Rules) -> None:
+def _propose(directory: Path, rules: Rules, now: Wary) -> None:
     """What goes wrong with dropping old records is no reason to sign no more."""
     try:
-        propose(directory, rules, time.time_ns())
-    except (RetentionError, ReaderError, TileError, KeyMissingError, note.NoteError, OSError) as error:
+        propose(directory, rules, now.now_ns())
+    except Exception as error:
         print(f"exeat: ledger: no record is dropped: {error}", file=sys.stderr, flush=True)
 
 

@@ -61,14 +61,16 @@ class RetentionError(Exception):
 def due(directory: Path, rules: Rules, now_ns: int) -> int:
     """The segment from which on records are kept, by the rules alone. Raises ReaderError, OSError."""
     paths = find_segments(directory)
-    first = 0
+    first = begun = 0
     while first < len(paths) and gone(paths[first]):
+        begun = max(begun, _begun_ns(paths[first]))
         first += 1
     total = sum(path.stat().st_size for path in paths[first:])
     most = len(paths) - 1 if rules.archived is None else min(len(paths) - 1, rules.archived())
     while first < most:
-        with paths[first + 1].open("rb") as file:  # it was begun when the one before it was sealed
-            age_ns = now_ns - segment.head_time(file.read(segment.HEAD_PREFIX))
+        # The next one was begun when this one was sealed, and no earlier than this one: clocks go back.
+        begun = max(begun, _begun_ns(paths[first]), _begun_ns(paths[first + 1]))
+        age_ns = now_ns - begun
         old = rules.keep_days and age_ns > rules.keep_days * _DAY_NS
         large = rules.keep_bytes and total > rules.keep_bytes
         if not (old or large) or age_ns < rules.at_least_days * _DAY_NS:
@@ -76,6 +78,11 @@ def due(directory: Path, rules: Rules, now_ns: int) -> int:
         total -= paths[first].stat().st_size
         first += 1
     return first
+
+
+def _begun_ns(path: Path) -> int:
+    with path.open("rb") as file:
+        return segment.head_time(file.read(segment.HEAD_PREFIX))
 
 
 def propose(directory: Path, rules: Rules, now_ns: int) -> int:

@@ -26,6 +26,7 @@ from exeat.appliance.archive.store import StoreError
 from exeat.appliance.cli import main
 from exeat.appliance.ledger_config import ArchiveStore
 from exeat.ledger import archive, keys, note, segment
+from exeat.ledger.manifest import Manifest
 from exeat.ledger.publish import Publisher
 from exeat.ledger.records import Kind
 from exeat.ledger.store import Store
@@ -498,3 +499,28 @@ def test_members_that_lead_elsewhere_are_refused(tmp_path: Path) -> None:
         with pytest.raises(archive.ArchiveError, match="no place"):
             archive.unpack(made, "x.tar.gz", tmp_path / "out")
         assert not os.path.lexists(tmp_path / "out" / "seg" / "000000000000.seg")
+
+
+def test_whatever_lies_where_a_receipt_belongs_is_none(tmp_path: Path) -> None:
+    """The carrier has a network; the ledger's own processes look at what it leaves."""
+    manifest = Manifest("exeat/n1", 0, 1, 0, 9, bytes(32), b"", "x.tar.gz", 1, bytes(32))
+    path, good = archive.receipt_path(tmp_path, manifest, "s"), {"manifest": manifest.chain().hex()}
+
+    def held() -> bool:
+        found = archive.has_receipt(tmp_path, manifest, "s")
+        path.unlink()
+        return found
+
+    path.write_text(json.dumps(good))
+    assert held()
+    os.mkfifo(path)  # would be waited for
+    assert not held()
+    path.symlink_to("/dev/zero")  # has no end
+    assert not held()
+    (tmp_path / "other").write_text(json.dumps(good))
+    path.symlink_to(tmp_path / "other")
+    assert not held()
+    path.write_text("[" * 4000)
+    assert not held()
+    path.write_text(json.dumps(good) + " " * 5000)
+    assert not held()

@@ -15,7 +15,9 @@ from tests.support.witnesses import ORIGIN, Ledger, own
 from exeat.appliance.cli import main
 from exeat.appliance.config import ConfigError, load
 from exeat.ledger import bundle, fsck, keys, publish, retention, verify_offline
+from exeat.ledger.archive import ArchiveError
 from exeat.ledger.client import append_blocking
+from exeat.ledger.clock import Wary
 from exeat.ledger.flows import FlowTable
 from exeat.ledger.index import open_index
 from exeat.ledger.publish import Publisher
@@ -354,3 +356,65 @@ def test_the_configuration_keeps_what_budgets_count(tmp_path: Path) -> None:
         load(path)
     path.write_text("[ledger]\nkeep_days = 7\nkeep_at_least_days = 7\nkeep_bytes = 1000000\n")
     assert load(path).ledger.keep_days == 7
+
+
+def test_a_clock_that_was_set_back_makes_nothing_old(tmp_path: Path) -> None:
+    """As after a start without a clock of its own: records of day 95, then some that say day 2."""
+    directory = tmp_path / "l"
+    store = Store.create(directory, ORIGIN, 95 * DAY_NS, segment_bytes=16384)
+    for day, times in ((95, 1), (2, 20), (96, 20)):
+        for _ in range(times):
+            store.append([deny(n) for n in range(20)], day * DAY_NS)
+    store.close()
+    assert due(directory, OLD, 97 * DAY_NS) == 0
+    assert due(directory, Rules(keep_bytes=1, at_least_days=3), 97 * DAY_NS) == 0
+    assert due(directory, OLD, 120 * DAY_NS) == len(find_segments(directory)) - 1
+
+
+class Time:
+    """Both clocks, for the test to move."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.boot, self.wall = 10**9, NOW
+        monkeypatch.setattr(time, "time_ns", lambda: self.wall)
+        monkeypatch.setattr(time, "clock_gettime_ns", lambda _clock: self.boot)
+
+    def passes(self, by_ns: int) -> None:
+        self.boot, self.wall = self.boot + by_ns, self.wall + by_ns
+
+
+def test_a_clock_that_jumps_ahead_is_believed_a_day_later(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    both = Time(monkeypatch)
+    now = Wary()
+    both.passes(DAY_NS // 2)
+    assert now.now_ns() == both.wall
+    both.wall += 30 * 10**9  # as clocks are set
+    assert now.now_ns() == both.wall
+    before = both.wall
+    both.wall += 400 * DAY_NS
+    assert now.now_ns() == before
+    both.passes(DAY_NS - 1)
+    assert now.now_ns() == before + DAY_NS - 1
+    assert capsys.readouterr().err.count("not believed for a day") == 1
+    both.wall -= 400 * DAY_NS  # put right
+    assert now.now_ns() == both.wall
+    both.wall += 400 * DAY_NS
+    assert now.now_ns() == both.wall - 400 * DAY_NS  # doubted anew
+    both.passes(DAY_NS)
+    assert now.now_ns() == both.wall
+    both.wall -= 800 * DAY_NS
+    assert now.now_ns() == both.wall
+
+
+@pytest.mark.parametrize("error", [ArchiveError("a batch is missing"), RecursionError(), ValueError("x")])
+def test_nothing_about_dropping_ends_signing(
+    ledger: Kept, capsys: pytest.CaptureFixture[str], error: Exception
+) -> None:
+    def archived() -> int:
+        raise error
+
+    publish._propose(ledger.directory, OLD._replace(archived=archived), Wary())
+    assert "no record is dropped" in capsys.readouterr().err
+    assert not (ledger.directory / "retention").exists()
