@@ -319,6 +319,7 @@ def test_the_kill_switch_ends_what_waits_and_is_cut_by_a_snapshot_alone(tmp_path
         w.policy(POLICY)
         status, _, _ = w.ask(b"CONNECT nowhere.example.org:7000 HTTP/1.1\r\n\r\n")
         assert status == 403, "not by the switch any more"
+        w.wait_record(lambda record: record.dest is not None and record.dest.host == "nowhere.example.org")
         assert [r.reason_code for r in w.records() if r.kind is Kind.DENY].count("kill") == 2
 
     world(tmp_path, body)
