@@ -126,6 +126,12 @@ def find_segments(directory: Path) -> list[Path]:
     raise ReaderError(f"{directory}: a segment is missing before {paths[-1].stem}")
 
 
+def begun_ns(path: Path) -> int:
+    """When a segment was begun (CLOCK_REALTIME). Raises OSError."""
+    with path.open("rb") as file:
+        return segment.head_time(file.read(segment.HEAD_PREFIX))
+
+
 def gone(path: Path) -> bool:
     """Whether the records of this sealed segment were dropped (`ledger.retention`). Raises OSError."""
     return _dropped_end(path) > 0

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from exeat.ledger import keys, note, segment, tiles
 from exeat.ledger.merkle import HASH, leaf_hash
 from exeat.ledger.published import read_checkpoint, tile_loader
-from exeat.ledger.reader import dropped_before, find_segments, gone
+from exeat.ledger.reader import begun_ns, dropped_before, find_segments, gone
 from exeat.ledger.records import Kind
 from exeat.ledger.small_files import replace
 from exeat.ledger.tiles import TileError, Tree
@@ -63,13 +63,13 @@ def due(directory: Path, rules: Rules, now_ns: int) -> int:
     paths = find_segments(directory)
     first = begun = 0
     while first < len(paths) and gone(paths[first]):
-        begun = max(begun, _begun_ns(paths[first]))
+        begun = max(begun, begun_ns(paths[first]))
         first += 1
     total = sum(path.stat().st_size for path in paths[first:])
     most = len(paths) - 1 if rules.archived is None else min(len(paths) - 1, rules.archived())
     while first < most:
         # The next one was begun when this one was sealed, and no earlier than this one: clocks go back.
-        begun = max(begun, _begun_ns(paths[first]), _begun_ns(paths[first + 1]))
+        begun = max(begun, begun_ns(paths[first]), begun_ns(paths[first + 1]))
         age_ns = now_ns - begun
         old = rules.keep_days and age_ns > rules.keep_days * _DAY_NS
         large = rules.keep_bytes and total > rules.keep_bytes
@@ -78,11 +78,6 @@ def due(directory: Path, rules: Rules, now_ns: int) -> int:
         total -= paths[first].stat().st_size
         first += 1
     return first
-
-
-def _begun_ns(path: Path) -> int:
-    with path.open("rb") as file:
-        return segment.head_time(file.read(segment.HEAD_PREFIX))
 
 
 def propose(directory: Path, rules: Rules, now_ns: int) -> int:

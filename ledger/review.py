@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from exeat.ledger import records
-from exeat.ledger.reader import Follower
+from exeat.ledger.reader import Follower, begun_ns, dropped_before, find_segments, gone
 from exeat.ledger.reconcile import differences
 from exeat.ledger.records import Kind, Record
 from exeat.ledger.since import first_segment, open_before
@@ -84,6 +84,7 @@ class Review:
     orphaned: int = 0
     open: int = 0
     unpriced: int = 0  # flows without a tariff, where others have one
+    dropped: int = 0  # records that are gone by rule; some of them may be of this day
     more: int = 0  # records that were counted and are not shown one by one
 
     @property
@@ -108,6 +109,7 @@ def review(
     `into` adds to the review of another ledger. Raises OSError, ReaderError; ValueError on damage.
     """
     result = into or Review(day)
+    result.dropped += _dropped(directory, start_ns)
     index = first_segment(directory, start_ns)
     opened = {record.flow: record for record in open_before(directory, index) if record.kind is Kind.OPEN}
     for seq, record in _read(directory, index):
@@ -122,6 +124,13 @@ def review(
     seen = set(known)
     result.new |= {(place.project, place.host) for place in result.places} - seen
     return result
+
+
+def _dropped(directory: Path, start_ns: int) -> int:
+    """How many records were dropped, if those that are left begin after the day did."""
+    count, paths = dropped_before(directory), find_segments(directory)
+    first = next(path for path in paths if not gone(path))
+    return count if count and begun_ns(first) > start_ns else 0
 
 
 def _read(directory: Path, index: int) -> Iterator[tuple[int, Record]]:
@@ -143,7 +152,7 @@ def _take(result: Review, seq: int, record: Record, opened: Record | None) -> No
     elif kind is Kind.DENY or (kind is Kind.DNS and record.decision == "deny"):
         dest = record.dest or records.Dest()
         refusal = (record.project, dest.host, dest.port, record.reason_code, record.rule_id)
-        times = max(1, record.count) if kind is Kind.DNS else 1
+        times = max(1, record.count)  # many of the same sort are summed in one record
         _count(result, Refusal(*refusal, lookup=kind is Kind.DNS), times)
         hour[2] += times
     elif kind is Kind.LEASE:

@@ -12,7 +12,14 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from exeat.ledger import flows, segment
-from exeat.ledger.reader import Follower, ReaderError, dropped_before, find_segments, segment_of
+from exeat.ledger.reader import (
+    Follower,
+    ReaderError,
+    begun_ns,
+    dropped_before,
+    find_segments,
+    segment_of,
+)
 from exeat.ledger.records import Kind, Record, decode, outline
 
 if TYPE_CHECKING:
@@ -80,16 +87,11 @@ def gists_since(root: Path, since_ns: int) -> Iterator[Gist]:
 
 def first_segment(directory: Path, since_ns: int) -> int:
     """The index of the segment from which on nothing may be left out."""
-    begun = [_begun(path) for path in find_segments(directory)]
+    begun = [begun_ns(path) for path in find_segments(directory)]
     for index, (this, following) in enumerate(pairwise(begun)):
         if following >= since_ns - _SLACK_NS or following < this - _SLACK_NS:
             return index
     return len(begun) - 1
-
-
-def _begun(path: Path) -> int:
-    with path.open("rb") as file:
-        return segment.head_time(file.read(segment.HEAD_PREFIX))
 
 
 def open_before(directory: Path, index: int) -> Iterator[Record]:

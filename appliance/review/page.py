@@ -233,6 +233,7 @@ def _left(found: Review) -> str:
         (found.orphaned, "flows ended with bounds only (orphaned)"),
         (found.open, "flows were still open"),
         (found.more, "more, counted and not shown one by one"),
+        (found.dropped, "records were dropped by age or size: this day is not complete"),
         (found.unpriced if found.total.cost_nano_usd else 0, "flows without a price"),
     ]
     lines = "".join(f"<li>{count} {escape(what)}</li>" for count, what in left if count)

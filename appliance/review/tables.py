@@ -69,6 +69,7 @@ def as_object(found: Review) -> dict[str, Any]:
         "orphaned": found.orphaned,
         "open": found.open,
         "more": found.more,
+        "dropped": found.dropped,
         "hours": [dict(zip(("bytes_out", "bytes_in", "refused"), hour, strict=True)) for hour in found.hours],
         "rows": [dict(zip(_COLUMNS, row, strict=True)) for row in rows(found)],
         "leases": [as_json(*entry) for entry in found.leases],
@@ -95,6 +96,7 @@ def as_text(found: Review) -> str:
         (found.orphaned, "orphaned"),
         (found.open, "still open"),
         (found.more, "more, not shown one by one"),
+        (found.dropped, "records were dropped by age or size: THIS DAY IS NOT COMPLETE"),
     ]
     lines += ["", *(f"{count} {what}" for count, what in left if count)] if any(c for c, _ in left) else []
     return "\n".join(lines)

@@ -15,7 +15,9 @@ import pytest
 from tests.support.ledgers import flow_id
 
 from exeat.appliance.cli import main
+from exeat.ledger import retention
 from exeat.ledger import review as reviewing
+from exeat.ledger.reader import dropped_before, find_segments
 from exeat.ledger.records import Dest, Kind, Record, encode
 from exeat.ledger.store import Store
 
@@ -213,3 +215,32 @@ def test_a_job_that_scans_takes_no_endless_memory(store: Store, monkeypatch: pyt
     assert len(found.places) == 2
     assert found.total.flows == 5
     assert found.more == 3 + 1 + 1 + 1  # places, the lease, the anomaly, the drift
+
+
+def test_refusals_that_were_summed_count_each(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    refused = {"project": "p2", "decision": "deny", "reason_code": "rule.deny", "rule_id": "=bad"}
+    summed = of(Kind.DENY, None, START + 5 * HOUR, dest=Dest("bad.example.org", 22), count=500, **refused)
+    store.append([summed], START)
+    assert run(store, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["refused"], found["hours"][5]["refused"]) == (507, 507)
+    assert [row["times"] for row in found["rows"] if row["port"] == 22] == [501]
+
+
+def test_a_day_whose_records_were_dropped_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = Store.create(tmp_path / "ledger" / "abc", "exeat/n1", START - HOUR, segment_bytes=4096)
+    for hour in range(48):
+        store.append(flow(hour + 1, START + hour * HOUR, "a.example.org"), START + hour * HOUR)
+    assert run(store, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["dropped"] == 0
+    for path in find_segments(store.directory)[:1]:
+        path.write_bytes(retention.stub(path))
+    lost = dropped_before(store.directory)
+    assert lost > 2
+    page = tmp_path / "day.html"
+    assert run(store, "--html", str(page)) == 0
+    assert f"{lost} records were dropped by age or size: THIS DAY" in capsys.readouterr().out
+    assert "this day is not complete" in page.read_text()
+    assert main(["--state-dir", str(tmp_path), "ledger", "review", "--day", "2026-09-22", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["dropped"] == 0  # nothing of that one is gone
+    store.close()
