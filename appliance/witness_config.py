@@ -97,8 +97,7 @@ class Watched(Section):
 class Kept(Section):
     """Records older than `keep_days` are dropped, and the oldest where all are more than `keep_bytes`.
 
-    0 is no limit. `keep_at_least_days` always stay: let no budget count over longer, nor a lease with a
-    limit live longer.
+    0 is no limit. `keep_at_least_days` always stay: a policy that counts over longer is refused.
     """
 
     keep_days: Annotated[int, Field(ge=0, le=36_500)] = 0

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
-from exeat.appliance.documents import DocumentError
+from exeat.appliance.documents import DocumentError, Documents
 from exeat.appliance.errors import RefusedError
 from exeat.appliance.public_suffixes import BundledSuffixes
 from exeat.policy.baseline import BASELINE, under
 from exeat.policy.document import Document, PolicyError, load_policy
+from exeat.policy.memory import memory_of
 from exeat.policy.widens import widens
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
-    from exeat.appliance.documents import Documents
+    from exeat.appliance.config import Config
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,12 @@ class Policies:
     The document of project `baseline` binds nobody: it holds for all others (`policy.baseline`).
     """
 
-    def __init__(self, folder: Path, kept: Documents, shadow_folder: Path | None = None) -> None:
+    def __init__(
+        self, folder: Path, kept: Documents, shadow_folder: Path | None = None, ledger_days: int = 0
+    ) -> None:
+        """`ledger_days`: what is counted is forgotten once it is older (0: never)."""
         self._folder = folder
+        self._ledger_days = ledger_days
         self._shadow_folder = shadow_folder
         self._kept = kept
         self._suffixes = BundledSuffixes()
@@ -53,6 +58,14 @@ class Policies:
         self.baseline = ""
         self.shadow_baseline = ""
         self.error = ""
+
+    @classmethod
+    def of(cls, config: Config) -> Self:
+        """Those of the configured folders, none in force yet."""
+        documents = Documents(config.state_dir / "control" / "documents")
+        kept = config.ledger
+        days = kept.keep_at_least_days if kept.keep_days or kept.keep_bytes else 0
+        return cls(config.policy.dir, documents, config.policy.shadow, days)
 
     def read(self, now_ms: int) -> list[Change]:
         """Read the folder: what would change. Raises RefusedError with file:line; nothing changes."""
@@ -159,6 +172,9 @@ class Policies:
         """The documents of a folder by project."""
         try:
             loaded = self._parse_folder(folder)
+        except RefusedError as error:
+            self.error = str(error)
+            raise
         except (PolicyError, OSError, UnicodeDecodeError) as error:
             self.error = str(error)
             raise RefusedError("policy.invalid", str(error)) from None
@@ -178,7 +194,15 @@ class Policies:
         return {project: document for project, (_, document) in loaded.items()}
 
     def _parse(self, text: str, file: str) -> Document:
-        return load_policy(text, file=file, suffixes=self._suffixes)
+        document = load_policy(text, file=file, suffixes=self._suffixes)
+        memory = memory_of(document)
+        if 0 < self._ledger_days < memory.days:
+            raise RefusedError(
+                "policy.outlives_ledger",
+                f"{file}: {memory.what} is counted over {memory.days} days, and records are only sure to be"
+                f" kept for {self._ledger_days}: set `[ledger] keep_at_least_days` to {memory.days} or more",
+            )
+        return document
 
     def choose(self, project: object, text: object, file: object) -> tuple[str, str]:
         """What a new job is judged by: (project, digest of its own policy or "")."""

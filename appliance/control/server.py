@@ -35,7 +35,6 @@ from exeat.appliance.control.spent import longest_window_ms, spent_before
 from exeat.appliance.control.store import StoreError
 from exeat.appliance.control.time import TrustedClock
 from exeat.appliance.control.verbs import Verb, person
-from exeat.appliance.documents import Documents
 from exeat.appliance.errors import RefusedError
 from exeat.appliance.limits import node_limits
 from exeat.appliance.listeners import wanted
@@ -72,8 +71,7 @@ class Control:
         self._evidence = Evidence(config.run_dir / "ledger" / "ledger.sock", config.node.name, store)
         warden = Requester(config.run_dir / "warden" / "warden.sock", "warden")
         self._evidence.generation = self._generation - 1  # what is recorded at the start holds from now on
-        documents = Documents(config.state_dir / "control" / "documents")
-        self.policies = Policies(config.policy.dir, documents, config.policy.shadow)
+        self.policies = Policies.of(config)
         self.resolvers = ResolverList(config.dns.resolvers_file)
         self.leases = Leases(
             config,

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from exeat.appliance.cli import main
+from exeat.appliance.config import load
 from exeat.appliance.control.policies import Policies
 from exeat.appliance.documents import Documents
 from exeat.appliance.errors import RefusedError
@@ -132,3 +134,26 @@ def test_a_shadow_baseline_is_tried_on_every_project(folders: Folders) -> None:
     (folders.shadow / "baseline.yaml").unlink()
     assert folders.changes()["shadow baseline"] == (True, "")
     assert folders.says("y.example.org") == ("rule.allow a", "")
+
+
+def test_a_policy_that_counts_over_longer_than_records_are_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    policies, config = tmp_path / "policies", tmp_path / "exeat.toml"
+    policies.mkdir()
+    (policies / "q.yaml").write_text(Q + "budgets: {default: {bytes_up: 1GB/40d}}\n")
+    where = f'[policy]\ndir = "{policies}"\n[paths]\nstate_dir = "{tmp_path}"\n[ledger]\n'
+    for kept, code in (("", 0), ("keep_days = 400\n", 2), ("keep_bytes = 9\nkeep_at_least_days = 40\n", 0)):
+        config.write_text(where + kept)
+        assert main(["--config", str(config), "config", "check"]) == code
+    config.write_text(where + "keep_bytes = 9\n")
+    assert main(["--config", str(config), "config", "check"]) == 2
+    assert f"{policies}/q.yaml: budget `default` is counted over 40 days" in (told := capsys.readouterr().err)
+    assert "set `[ledger] keep_at_least_days` to 40 or more" in told
+    in_force = Policies.of(load(config))
+    with pytest.raises(RefusedError) as caught:
+        in_force.read(NOW)
+    assert caught.value.code == "policy.outlives_ledger"
+    assert in_force.error == str(caught.value)
+    with pytest.raises(RefusedError, match="40 days"):
+        in_force.choose(None, (policies / "q.yaml").read_text(), "own.yaml")
