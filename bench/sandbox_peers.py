@@ -63,10 +63,10 @@ def _bundle() -> Path:
     config["process"]["args"] = ["true"]
     config["mounts"] = [m for m in config["mounts"] if not m["source"].startswith(str(folder))]
     config["linux"]["namespaces"][-1].pop("path")
-    root = folder / "rootfs"
-    for name in ("", *plan.tree.dirs):
+    tree, root = oci.skeleton(job, 65534, host), folder / "rootfs"
+    for name in ("", *tree.dirs):
         (root / name).mkdir()
-    for name, target in plan.tree.links:
+    for name, target in tree.links:
         (root / name).symlink_to(target)
     (folder / "config.json").write_text(json.dumps(config))
     return folder

@@ -81,7 +81,8 @@ class Jobs:
         """Start a job in its jail; `reply` gets pid and work folder, or why not."""
         if spec.job in self.all:
             raise SpecError("job.exists", f"job {spec.job} exists")
-        plan = oci.plan(spec, uid=uid, host=self._host, places=self._places)
+        kept = len(os.listdir(self._places.edit("")))
+        plan = oci.plan(spec, uid=uid, host=self._host, places=self._places, kept=kept)
         job = self.all[spec.job] = Job(spec.job, uid)
         try:
             self._prepare(job, plan)
@@ -97,19 +98,16 @@ class Jobs:
         self._await_pid(job, reply, self._reactor.now() + START_S)
 
     def _prepare(self, job: Job, plan: oci.Plan) -> None:
-        folder, output = self._places.job(job.name), self._places.output(job.name)
-        root = folder / "rootfs"
-        for path in (folder, output, root, *(root / name for name in plan.tree.dirs)):
+        for path in plan.folders:
             path.mkdir()
-        os.chown(output, job.uid, job.uid)
+        for path in plan.own:
+            os.chown(path, job.uid, job.uid)
         for mount, held in plan.staged:
-            netns.bind(mount.path, held, owner=job.uid if mount.writable else None)
-        for name, target in plan.tree.links:
-            (root / name).symlink_to(target)
-        for name, text in plan.tree.files:
-            (root / name).write_text(text)
-        (folder / "uid").write_text(str(job.uid))
-        (folder / "config.json").write_text(plan.config)
+            netns.bind(mount.path, held, owner=job.uid if mount.owned else None)
+        for path, target in plan.links:
+            path.symlink_to(target)
+        for path, text in plan.files:
+            path.write_text(text)
 
     def _watch(self, job: Job, launcher: int) -> None:
         job.launcher = launcher

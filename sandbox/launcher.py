@@ -32,12 +32,17 @@ echo $$ >"$folder/launcher" || exit
 echo $? >|"$folder/exit"
 """
 )
+# $3 is the job's edit, which stays where it changed anything.
+_REMOVE: Final = """
+rm -rf --one-file-system -- "$1" "$2" || exit
+if rmdir "$3/upper" 2>/dev/null || ! [ -e "$3/upper" ]; then rm -rf --one-file-system -- "$3"; fi
+"""
 _ONCE: Final = _ENTER + 'exec "$@" 3<&- 4>&- 5>&-'
 
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """`run` is RUN/warden, `work` is STATE/work."""
+    """`run` is RUN/warden, `work` is STATE/work; the changes that jobs leave are beside it."""
 
     run: Path
     work: Path
@@ -45,7 +50,12 @@ class Places:
     def folders(self) -> list[tuple[Path, int]]:
         """All of them with their modes, parents first. Below `run` only root may enter."""
         inner = [self.run / name for name in ("netns", "jails", "jobs", "mounts", "containers")]
-        return [(self.work, 0o711), (self.run, 0o711), *((folder, 0o700) for folder in inner)]
+        return [
+            (self.work, 0o711),
+            (self.edit(""), 0o700),
+            (self.run, 0o711),
+            *((folder, 0o700) for folder in inner),
+        ]
 
     def netns(self, jail: str) -> Path:
         """Where the jail's namespace is mounted; is there exactly as long as the jail."""
@@ -72,7 +82,12 @@ class Places:
 
         Not shutil.rmtree: a job may leave folders nested deeper than Python recurses.
         """
-        return "rm", "-rf", "--one-file-system", "--", str(self.job(job)), str(self.output(job))
+        folders = map(str, (self.job(job), self.output(job), self.edit(job)))
+        return "/bin/sh", "-c", _REMOVE, "exeat-remove", *folders
+
+    def edit(self, job: str) -> Path:
+        """What the job changed in the folder it edits: `upper`, `work` (overlayfs) and `edit.json`."""
+        return self.work.parent / "edits" / job
 
     def staged(self, job: str, number: int | str) -> Path:
         """Where a checked host path is held until the container has it. No name contains a dot."""

@@ -55,6 +55,7 @@ _MASKED: Final = """
 acpi asound config.gz interrupts kallsyms kcore keys key-users
 kmsg latency_stats modules sched_debug scsi slabinfo timer_list timer_stats vmallocinfo
 """.split()  # noqa: SIM905
+MAX_EDITS: Final = 256  # that are kept until somebody merges or drops them
 _CPU_PERIOD_US: Final = 100_000
 _READ_ONLY: Final = ("bus", "fs", "irq", "sys", "sysrq-trigger")
 
@@ -75,6 +76,7 @@ class Bind:
     source: str
     target: str
     writable: bool = False
+    edit: Path | None = None  # the folder of the layer that takes the changes (launcher.Places.edit)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,26 +99,52 @@ def merged_links(names: Iterable[str]) -> tuple[tuple[str, str], ...]:
 class Plan:
     """All that must be made for one job."""
 
-    tree: Skeleton
+    folders: tuple[Path, ...]  # new, parents first
+    own: tuple[Path, ...]  # those of them that belong to the job's user
     staged: tuple[tuple[Mount, Path], ...]  # host paths to hold, once they have been checked
+    links: tuple[tuple[Path, str], ...]  # (path, target)
+    files: tuple[tuple[Path, str], ...]  # (path, text)
     config: str  # config.json
 
 
-def plan(job: JobSpec, *, uid: int, host: Host, places: Places) -> Plan:
+def plan(job: JobSpec, *, uid: int, host: Host, places: Places, kept: int = 0) -> Plan:
     """What makes the job a container. Mounts come last and in order.
 
-    Raises SpecError(limits) for a job that needs limits which would not hold here.
+    `kept`: how many edits are. Raises SpecError(limits) for a job that needs limits which would not
+    hold here, SpecError(edits.full) for an edit too many.
     """
+    edits = [mount.path for mount in job.mounts if mount.edited]
+    if edits and kept >= MAX_EDITS:
+        text = f"{MAX_EDITS} edits wait for somebody: `exeat job merge` or `exeat job drop` some of `exeat job edits`"
+        raise SpecError("edits.full", text)
     if job.needs_cgroup and not host.cgroups:
         raise SpecError("limits", "no memory, pids or cpu limit holds on this node: see `exeat doctor`")
     staged = tuple((mount, places.staged(job.job, number)) for number, mount in enumerate(job.mounts))
     binds = [
         Bind(str(places.sockets(job.job)), GATEWAY),
         *(() if job.limits.work else (Bind(str(places.output(job.job)), WORK, writable=True),)),
-        *(Bind(str(held), mount.path, mount.writable) for mount, held in staged),
+        *(
+            Bind(str(held), mount.path, mount.writable, places.edit(job.job) if mount.edited else None)
+            for mount, held in staged
+        ),
     ]
+    folder, edit, tree = places.job(job.job), places.edit(job.job), skeleton(job, uid, host)
+    root, output, upper = folder / "rootfs", places.output(job.job), edit / "upper"
     text = json.dumps(config(job, uid=uid, host=host, binds=binds, places=places))
-    return Plan(skeleton(job, uid, host), staged, text)
+    files = [(root / name, content) for name, content in tree.files]
+    files += [(folder / "uid", str(uid)), (folder / "config.json", text)]
+    files += [(edit / "edit.json", json.dumps({"folder": path, "uid": uid})) for path in edits]
+    return Plan(
+        folders=(
+            *(folder, output, root, *(root / name for name in tree.dirs)),
+            *((edit, upper, edit / "work") if edits else ()),
+        ),
+        own=(output, upper) if edits else (output,),
+        staged=staged,
+        links=tuple((root / name, target) for name, target in tree.links),
+        files=tuple(files),
+        config=text,
+    )
 
 
 def skeleton(job: JobSpec, uid: int, host: Host) -> Skeleton:
@@ -209,6 +237,12 @@ def _mount(target: str, kind: str, options: list[str]) -> dict[str, Any]:
 
 
 def _bind(bind: Bind) -> dict[str, Any]:
+    if bind.edit:
+        # No name of the job's or of a person's is in these options, which a comma or a colon would part.
+        layers = f"lowerdir={bind.source}", f"upperdir={bind.edit}/upper", f"workdir={bind.edit}/work"
+        # A folder that was renamed is then a copy, so that the layer can be read without the folder below it.
+        plain = "redirect_dir=off", "metacopy=off", "index=off"
+        return _mount(bind.target, "overlay", ["nosuid", "nodev", *layers, *plain])
     # Not recursive: `ro` would not reach file systems mounted below, so those are left out.
     options = ["bind", "nosuid", "nodev", "rw" if bind.writable else "ro"]
     return {"destination": bind.target, "type": "bind", "source": bind.source, "options": options}

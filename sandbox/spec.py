@@ -99,6 +99,12 @@ class Mount:
 
     path: str
     writable: bool
+    edited: bool = False  # the job's changes go to a layer of its own, and the path keeps what it has
+
+    @property
+    def owned(self) -> bool:
+        """Must it belong to the job's user?"""
+        return self.writable or self.edited
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +222,7 @@ def parse_job(raw: Mapping[str, Any], roots: Sequence[PurePath], ceiling: Limits
     mounts = _mounts(raw["mounts"], roots)
     uid = _user(raw["user"])
     limits = parse_limits(raw.get("limits", {}), ceiling)
-    if uid is None and any(mount.writable for mount in mounts):
+    if uid is None and any(mount.owned for mount in mounts):
         raise SpecError("argument", "a writable mount needs the user who owns it, not a fresh one")
     return JobSpec(
         job=parse_name(raw["job"]),
@@ -278,6 +284,8 @@ def _mounts(raw: object, roots: Sequence[PurePath]) -> tuple[Mount, ...]:
     mounts = tuple(_mount(item, roots) for item in raw)
     if len({mount.path for mount in mounts}) != len(mounts):
         raise SpecError("argument", "a path is mounted twice")
+    if sum(mount.edited for mount in mounts) > 1:
+        raise SpecError("argument", "a job edits one folder")
     return tuple(sorted(mounts, key=lambda mount: mount.path))  # parents before what lies in them
 
 
@@ -285,13 +293,13 @@ def _mount(raw: object, roots: Sequence[PurePath]) -> Mount:
     if not isinstance(raw, dict) or set(raw) != {"path", "mode"}:
         raise SpecError("argument", "a mount is {path, mode}")
     path, mode = parse_path(raw["path"]), raw["mode"]
-    if mode not in ("ro", "rw"):
-        raise SpecError("argument", "a mount's mode is ro or rw")
+    if mode not in ("ro", "rw", "edit"):
+        raise SpecError("argument", "a mount's mode is ro, rw or edit")
     if not any(_inside(path, str(root)) for root in roots):
         raise SpecError("argument", "a mount lies outside the configured roots")
     if path in _EXACT or any(_inside(path, taken) for taken in _TAKEN):
         raise SpecError("argument", "a mount would replace a part of the container")
-    return Mount(path, mode == "rw")
+    return Mount(path, mode == "rw", mode == "edit")
 
 
 def _cwd(raw: object, mounts: tuple[Mount, ...]) -> str:

@@ -70,6 +70,12 @@ def job_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ro", type=Path, action="append", default=[], metavar="PATH", help="readable in the job"
     )
+    parser.add_argument(
+        "--edit",
+        type=Path,
+        metavar="PATH",
+        help="a folder whose changes wait for `exeat job merge`",
+    )
     parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="set in the job")
     parser.add_argument(
         "--limits", metavar="NAME=VALUE,..", help="memory=512MiB,pids=64,cpu=1.5,time=10m,work=1GiB,..."
@@ -94,6 +100,8 @@ def run(args: argparse.Namespace) -> int:
     if reply["stopped"]:
         print("exeat: this job has no network: the kill switch is on (exeat kill)", file=sys.stderr)
     code, reason = _attend(config, job, pipes)
+    if args.edit and not args.quiet:
+        print(f"exeat: what it changed: exeat job diff {job}", file=sys.stderr)
     if reason in _ENDED:
         print(f"exeat: the job was ended: {_ENDED[reason]}", file=sys.stderr)
     if not args.quiet:
@@ -120,10 +128,15 @@ def request_of(args: argparse.Namespace, roots: Sequence[Path]) -> dict[str, Any
     request["time_ms"] = request["limits"].pop(TIME, 0)
     if args.hold:
         request["hold_ms"] = _hold(args.hold)
-    mounts = [(path, "rw") for path in args.rw] + [(path, "ro") for path in args.ro]
+    edits = [args.edit] if args.edit else []
+    owned = [*edits, *args.rw]
+    mounts = [(path, "edit") for path in edits]
+    mounts += [(path, "rw") for path in args.rw] + [(path, "ro") for path in args.ro]
     request["mounts"] = [{"path": _mountable(path, roots), "mode": mode} for path, mode in mounts]
-    request["cwd"] = request["mounts"][0]["path"] if args.rw and args.rw[0].is_dir() else "/work"
-    if args.rw:
+    request["cwd"] = request["mounts"][0]["path"] if owned and owned[0].is_dir() else "/work"
+    if args.edit and not args.edit.is_dir():
+        raise UsageError(f"--edit {args.edit}: not a folder")
+    if owned:
         request["user"] = _owner(Path(request["mounts"][0]["path"]))
     request["env"] = (template.env if template else {}) | dict(_variable(text) for text in args.env)
     return request

@@ -104,6 +104,26 @@ def test_a_readable_folder_cannot_be_written(running: Running, folder: Path) -> 
     assert "Read-only file system" in done.stderr
 
 
+def test_an_edited_folder_keeps_what_it_has(running: Running, folder: Path) -> None:
+    (folder / "given").write_text("text")
+    os.chown(folder / "given", 4321, 4321)
+    script = f"pwd; cat given; echo new > given; echo made > file; cat {folder}/given"
+    done = running.run("sh", "-c", script, options=[f"--edit={folder}"])
+    assert done.stdout == f"{folder}\ntextnew\n"
+    assert {path.name: path.read_text() for path in folder.iterdir()} == {"given": "text"}
+    edits = running.lab.state_dir / "edits"
+    assert edits.stat().st_mode & 0o777 == 0o700
+    (edit,) = edits.iterdir()
+    assert f"exeat job diff {edit.name}" in done.stderr
+    assert {path.name: path.read_text() for path in (edit / "upper").iterdir()} == {
+        "given": "new\n",
+        "file": "made\n",
+    }
+    shutil.rmtree(edit)
+    running.run("true", options=[f"--edit={folder}"])  # changes nothing, so nothing is kept
+    assert list(edits.iterdir()) == []
+
+
 def test_the_work_folder_is_gone_afterwards(running: Running) -> None:
     done = running.run("sh", "-c", "pwd; touch here && ls", options=["--quiet"])
     assert done.stdout.split() == ["/work", "here"]

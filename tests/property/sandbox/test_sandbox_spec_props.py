@@ -28,7 +28,7 @@ ANY = st.recursive(
     SCALAR,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
 )
-MOUNT = st.fixed_dictionaries({"path": PATH, "mode": st.sampled_from(["ro", "rw", "x"])})
+MOUNT = st.fixed_dictionaries({"path": PATH, "mode": st.sampled_from(["ro", "rw", "edit", "x"])})
 NEARLY: dict[str, st.SearchStrategy[Any]] = {
     "job": st.sampled_from(["a", "job-1", "-", "a/b"]) | ANY,
     "argv": st.lists(st.text(max_size=5), min_size=1, max_size=3) | ANY,
@@ -50,7 +50,8 @@ def test_a_start_is_refused_or_sound(raw: dict[str, Any]) -> None:
     for mount in job.mounts:
         assert posixpath.normpath(mount.path) == mount.path
         assert any(PurePosixPath(mount.path).is_relative_to(root) for root in ROOTS)
-        assert not mount.writable or job.uid is not None
+        assert not mount.owned or job.uid is not None
+    assert sum(mount.edited for mount in job.mounts) <= 1
     assert job.uid is None or job.uid >= MIN_UID
     host = oci.Host("x86_64", (), (), cgroups=True, max_open_files=64)
     places = Places(Path("/run/w"), Path("/var/w"))

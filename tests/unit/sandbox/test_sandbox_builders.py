@@ -288,3 +288,24 @@ def test_a_runtime_is_known_by_its_name(binary: str, kind: type, disabled: bool)
     made = runtime(binary, PLACES, cgroup.Layout("", limits=False))
     assert type(made) is kind
     assert ("--cgroup-manager=disabled" in made.run("a")) is disabled
+
+
+def test_an_edited_folder_is_a_layer_over_the_checked_one() -> None:
+    job = replace(JOB, mounts=(Mount("/srv/a,b:c", writable=False, edited=True),))
+    plan = oci.plan(job, uid=1000, host=HOST, places=PLACES, kept=oci.MAX_EDITS - 1)
+    (mount,) = (mount for mount in json.loads(plan.config)["mounts"] if mount["type"] == "overlay")
+    assert mount["destination"] == "/srv/a,b:c"
+    assert {
+        "lowerdir=/run/exeat/warden/mounts/job-1.0",
+        "upperdir=/var/lib/exeat/edits/job-1/upper",
+        "workdir=/var/lib/exeat/edits/job-1/work",
+        *("nosuid", "nodev", "redirect_dir=off", "metacopy=off"),
+    } <= set(mount["options"])
+    edit = PLACES.edit("job-1")
+    assert edit / "upper" in plan.own
+    assert edit not in plan.own  # nor what says which folder it is
+    assert json.loads(dict(plan.files)[edit / "edit.json"]) == {"folder": "/srv/a,b:c", "uid": 1000}
+    with pytest.raises(SpecError) as caught:
+        oci.plan(job, uid=1000, host=HOST, places=PLACES, kept=oci.MAX_EDITS)
+    assert caught.value.code == "edits.full"
+    oci.plan(JOB, uid=1000, host=HOST, places=PLACES, kept=oci.MAX_EDITS)  # which edits nothing
