@@ -50,12 +50,8 @@ class Places:
     def folders(self) -> list[tuple[Path, int]]:
         """All of them with their modes, parents first. Below `run` only root may enter."""
         inner = [self.run / name for name in ("netns", "jails", "jobs", "mounts", "containers")]
-        return [
-            (self.work, 0o711),
-            (self.edit(""), 0o700),
-            (self.run, 0o711),
-            *((folder, 0o700) for folder in inner),
-        ]
+        closed = [self.edit(""), *inner]
+        return [(self.work, 0o711), (self.run, 0o711), *((folder, 0o700) for folder in closed)]
 
     def netns(self, jail: str) -> Path:
         """Where the jail's namespace is mounted; is there exactly as long as the jail."""

@@ -115,8 +115,7 @@ def plan(job: JobSpec, *, uid: int, host: Host, places: Places, kept: int = 0) -
     """
     edits = [mount.path for mount in job.mounts if mount.edited]
     if edits and kept >= MAX_EDITS:
-        text = f"{MAX_EDITS} edits wait for somebody: `exeat job merge` or `exeat job drop` some of `exeat job edits`"
-        raise SpecError("edits.full", text)
+        raise SpecError("edits.full", f"{MAX_EDITS} edits wait: merge or drop some (exeat job edits)")
     if job.needs_cgroup and not host.cgroups:
         raise SpecError("limits", "no memory, pids or cpu limit holds on this node: see `exeat doctor`")
     staged = tuple((mount, places.staged(job.job, number)) for number, mount in enumerate(job.mounts))

@@ -9,8 +9,9 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 from exeat.appliance.client import Client, load_config
+from exeat.appliance.commands import edit
 from exeat.appliance.commands.run import job_options, request_of
-from exeat.appliance.errors import UsageError
+from exeat.appliance.errors import RefusedError, UsageError
 from exeat.appliance.plain import PlainBytes, plain
 
 if TYPE_CHECKING:
@@ -41,6 +42,11 @@ def register(commands: Any) -> None:
     submit.add_argument("--retries", type=int, default=0, metavar="N", help="try again so often if it fails")
     submit.add_argument("--dry-run", action="store_true", help="say what would happen; keep nothing")
     submit.add_argument("--wait", action="store_true", help="until it is over; exit as it did")
+    submit.add_argument(
+        "--merge-if-clean",
+        action="store_true",
+        help="with --edit and --wait: merge what nobody has to look at",
+    )
     submit.add_argument("--as", dest="person", metavar="NAME", help="the person who submits")
     submit.add_argument("cmd", nargs="+", metavar="CMD", help="the command, after `--`")
     submit.set_defaults(policy=None, hold=None)
@@ -54,6 +60,7 @@ def register(commands: Any) -> None:
     cancel = _one(_verb(verbs, "cancel", "take it out of the queue, or end it", _cancel))
     cancel.add_argument("--as", dest="person", metavar="NAME", help="the person who decides")
     _one(_verb(verbs, "wait", "until it is over; exit as it did", _wait))
+    edit.register(verbs)
 
 
 def _verb(verbs: Any, name: str, text: str, handler: Any) -> argparse.ArgumentParser:
@@ -69,6 +76,8 @@ def _one(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
 
 
 def _submit(args: argparse.Namespace) -> int:
+    if args.merge_if_clean and not (args.edit and args.wait):
+        raise UsageError("--merge-if-clean needs --edit and --wait: who waits does it")
     config = load_config(args)
     request = request_of(args, config.sandbox.roots)
     more = {"as": args.person} if args.person else {}
@@ -88,9 +97,21 @@ def _submit(args: argparse.Namespace) -> int:
         print(json.dumps(row) if args.json else text)
         return 0
     if args.wait:
-        return _until_over(args, row["id"])
+        code = _until_over(args, row["id"])
+        if args.merge_if_clean and code == 0:
+            _merge_if_clean(args, row["id"])
+        return code
     print(json.dumps(row) if args.json else row["id"])
     return 0
+
+
+def _merge_if_clean(args: argparse.Namespace, task: str) -> None:
+    """Says on standard error what it did; the exit code is the job's."""
+    try:
+        done = edit.merge_edit(load_config(args), task, if_clean=True, person=args.person or "")
+        print(f"exeat: {done['changes']} changes are in {done['folder']}", file=sys.stderr)
+    except RefusedError as error:
+        print(f"exeat: not merged: {error}: exeat job diff {task}", file=sys.stderr)
 
 
 def _row(args: argparse.Namespace, task: str) -> dict[str, Any]:

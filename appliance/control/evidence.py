@@ -87,9 +87,12 @@ class Evidence:
         detail: str,
         code: int,
         ran_ms: int,
+        actor: str = "",
     ) -> bytes:
-        """The record of a job: `what` is start or exit, `reason` how it ended."""
-        said = self._record(Kind.JOB, project, "", what, detail)
+        """The record of a job: `what` is start, exit, or what `actor` did with its edit (control/edits.py);
+        `reason` is how it ended.
+        """
+        said = self._record(Kind.JOB, project, actor, what, detail)
         return encode(
             replace(
                 said,

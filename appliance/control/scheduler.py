@@ -119,6 +119,10 @@ class Scheduler:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._look.wait(), _TICK_S)
 
+    def find(self, name: str) -> Task | None:
+        """The task of this id, or the one whose last job has this name."""
+        return next((task for task in self._tasks.values() if name in (task.id, task.job)), None)
+
     def changed(self) -> None:
         """Something happened that may let a task start."""
         self._look.set()

@@ -18,6 +18,7 @@ from exeat.appliance.control.addresses import doors, host_addresses, listening, 
 from exeat.appliance.control.aio import Link, Requester, Server, answers
 from exeat.appliance.control.books import BookKeeper
 from exeat.appliance.control.direct import Direct
+from exeat.appliance.control.edits import Edits
 from exeat.appliance.control.evidence import Evidence
 from exeat.appliance.control.flows import Flows
 from exeat.appliance.control.hub import Hub
@@ -162,6 +163,7 @@ class Control:
             **self.kill.verbs(),
             **self.flows.verbs(),
             **self.scheduler.verbs(),
+            **Edits(self.jobs, self.scheduler, self._evidence).verbs(),
         }
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
