@@ -10,12 +10,15 @@ import json
 import signal
 import sys
 import threading
+import time
 from typing import TYPE_CHECKING, Any, Final
 
 from exeat.appliance.stream.events import Event
+from exeat.appliance.stream.marks import Marks
 from exeat.appliance.stream.sinks import open_sink
 from exeat.ledger.archive import put
-from exeat.ledger.reader import Follower, find_ledgers, segment_of, tail
+from exeat.ledger.merkle import leaf_hash
+from exeat.ledger.reader import Follower, dropped_before, find_ledgers, segment_of, tail
 from exeat.ledger.records import printable
 
 if TYPE_CHECKING:
@@ -31,27 +34,45 @@ if TYPE_CHECKING:
 BATCH: Final = 500  # events in one sending
 _READ: Final = 50_000  # records read before the position is kept, however few of them fit
 _POLL_S: Final = 0.2
+_LOOK_S: Final = 60.0  # between looks whether the ledger is still the one that was sent
 _PAUSE_S: Final = (1.0, 2.0, 5.0, 15.0, 60.0)
 
 
 class Tap:
-    """One ledger's records for one sink. `path` keeps the number of the first record not sent yet."""
+    """One ledger's records for one sink. `path` keeps how far it is."""
 
     def __init__(self, directory: Path, path: Path, *, from_start: bool) -> None:
         self.directory, self._path = directory, path
-        self.next_seq = _position(path)
-        if self.next_seq < 0:
-            self.next_seq = 0 if from_start else _end(directory)
-            self._keep(self.next_seq)
+        self._marks = Marks()
+        if (kept := _position(path)) is not None:
+            self.next_seq, self._marks = kept
+            self._go_back()
+        else:
+            last = [] if from_start else tail(directory, 1)[0]
+            self._keep(last[-1][0] + 1 if last else 0, last[-1][1] if last else None)
         self._follower = Follower(directory, index=segment_of(directory, self.next_seq))
         self._entries: Iterator[Entry] = iter(())
+
+    def _go_back(self) -> None:
+        """To where this ledger is the one that was sent.
+
+        A power cut may take what nobody was promised yet, and an old copy may have been put back: then
+        numbers are given again, to other records.
+        """
+        sure = self._marks.newest(lambda seq, leaf: _holds(self.directory, seq, leaf))
+        if sure == self.next_seq:
+            return
+        what = f"record {self.next_seq - 1} is not the one that was sent: cut off, or an older copy"
+        print(f"exeat: stream {self._path.name}: {what}; goes on from {sure}", file=sys.stderr, flush=True)
+        self._marks = self._marks.until(sure)
+        self._keep(sure, None)
 
     def pump(self, wanted: Filter, sink: Sink) -> bool:
         """Send the next batch; whether there may be more at once.
 
         Raises SinkError, RecordError, OSError: then a new tap begins where the position is.
         """
-        events, end, read = list[Event](), self.next_seq, 0
+        events, end, read, data = list[Event](), self.next_seq, 0, b""
         for seq, data in self._read():
             if seq < self.next_seq:
                 continue
@@ -63,7 +84,7 @@ class Tap:
         if events:
             sink.send(events)
         if end != self.next_seq:
-            self._keep(end)
+            self._keep(end, data)
         return read == _READ or len(events) == BATCH
 
     def _read(self) -> Iterator[Entry]:
@@ -74,17 +95,31 @@ class Tap:
         for entry in self._entries:
             yield entry
 
-    def _keep(self, seq: int) -> None:
-        put(self._path, json.dumps({"next": seq}).encode())
+    def _keep(self, seq: int, last: bytes | None) -> None:
+        """`last` is the record before `seq`, where that is new."""
+        if last is not None:
+            self._marks = self._marks.add(seq, leaf_hash(last).hex())
+        put(self._path, json.dumps({"next": seq, "marks": self._marks}).encode())
         self.next_seq = seq
 
 
-def _position(path: Path) -> int:
-    """-1 if there is none."""
+def _position(path: Path) -> tuple[int, Marks] | None:
+    """The first record not sent yet, and marks of those before it; None if nothing was begun."""
     try:
-        return int(json.loads(path.read_bytes())["next"])
+        kept = json.loads(path.read_bytes())
     except FileNotFoundError:
-        return -1
+        return None
+    return int(kept["next"]), Marks((int(seq), str(leaf)) for seq, leaf in kept["marks"])
+
+
+def _holds(directory: Path, end: int, leaf: str) -> bool:
+    """Whether the record before `end` is the one of this leaf hash; taken for granted if it was dropped."""
+    if end <= dropped_before(directory):
+        return True
+    for seq, data in Follower(directory, index=segment_of(directory, end - 1)).poll():
+        if seq == end - 1:
+            return leaf_hash(data).hex() == leaf
+    return False
 
 
 def _end(directory: Path) -> int:
@@ -101,6 +136,7 @@ class Streaming:
         self._taps: dict[Path, Tap] = {}
         self._sink: Sink | None = None
         self._failures = 0
+        self._looked = time.monotonic()
 
     def run(self) -> None:
         while not self._stop.is_set():
@@ -116,6 +152,9 @@ class Streaming:
         """Send what there is, up to a batch of each ledger; whether there may be more at once."""
         if self._sink is None:
             self._sink = open_sink(self._stream, self._config.node.name)
+        if time.monotonic() - self._looked >= _LOOK_S:
+            self._looked = time.monotonic()
+            self._taps.clear()
         more = False
         for directory in find_ledgers(self._config.state_dir):
             if directory not in self._taps:
@@ -176,8 +215,9 @@ def status(config: Config) -> list[dict[str, Any]]:
         failed = folder_of(config) / f"{stream.name}.failed"
         said = failed.read_text(encoding="utf-8").strip() if failed.exists() else ""
         for directory in find_ledgers(config.state_dir):
-            at, end = _position(folder_of(config) / f"{stream.name}.{directory.name}"), _end(directory)
-            waiting = end - at if at >= 0 else 0
-            row = {"stream": stream.name, "ledger": directory.name, "next": max(at, 0)}
-            rows.append({**row, "waiting": waiting, "begun": at >= 0, "failed": said})
+            kept, end = _position(folder_of(config) / f"{stream.name}.{directory.name}"), _end(directory)
+            at = kept[0] if kept is not None else 0
+            waiting = max(end - at, 0) if kept is not None else 0
+            row = {"stream": stream.name, "ledger": directory.name, "next": at}
+            rows.append({**row, "waiting": waiting, "begun": kept is not None, "failed": said})
     return rows
