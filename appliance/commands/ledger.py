@@ -153,6 +153,8 @@ def run_verify(args: argparse.Namespace) -> int:
             own, wrong = _own_head(directory)
             known = heads + own + _kept_head(directory, args)
             report = verify(directory, heads=known, two=True, quick=args.quick)
+            if report.size and not (own or wrong):
+                report.notes.append("there is no signed checkpoint: that it was rewritten would not show")
             for what in filter(None, (wrong, _wrong_key(directory, report))):
                 report.problems.append(Problem(report.size, what))
             reports.append((directory, report))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from tests.support.ledgers import DEST, deny, flow_id, record
+from tests.support.witnesses import Ledger
 
 from exeat.appliance.cli import main
 from exeat.ledger.records import Kind
@@ -123,3 +124,15 @@ def test_unusable_and_unreachable(state: Path, capsys: pytest.CaptureFixture[str
     assert "no ledger here" in err
     with pytest.raises(SystemExit, match="2"):
         main(["ledger", "tail", "-n", "-1"])
+
+
+def test_verify_says_when_nothing_is_signed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Who rewrites a ledger leaves no checkpoint that would show it."""
+    ledger = Ledger(tmp_path / "ledger" / "abc")
+    ledger.store.close()
+    code, out, _ = run(capsys, "ledger", "verify", "--state-dir", str(tmp_path))
+    assert (code, "no signed checkpoint" in out) == (0, False)
+    (ledger.directory / "checkpoint").unlink()
+    for quick in ([], ["--quick"]):
+        code, out, _ = run(capsys, "ledger", "verify", "--state-dir", str(tmp_path), *quick)
+        assert (code, "no signed checkpoint" in out) == (0, True)
