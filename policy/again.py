@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from exeat.policy.addresses import format_address, parse_address
 from exeat.policy.decide import edge_ports
 from exeat.policy.model import Address, Decision, Request, Verdict
-from exeat.policy.rules import Kind
+from exeat.policy.rules import PROTOCOLS, Kind
 from exeat.policy.usage import Overlay, Usage
 
 if TYPE_CHECKING:
@@ -74,6 +74,7 @@ class _Facts(NamedTuple):
 
     at_ms: int
     port: int
+    proto: str
     led: Address | None = None
     spent: bool = False
 
@@ -84,7 +85,7 @@ _AS_RECORDED: Final[_Guess] = ("", {})
 
 def decide_again(snapshot: Snapshot, recorded: Recorded) -> Again:
     """The decision under `snapshot`, beside the recorded one."""
-    facts = _Facts(recorded.at_ms, 0 if recorded.lookup else recorded.request.port)
+    facts = _Facts(recorded.at_ms, 0 if recorded.lookup else recorded.request.port, recorded.request.proto)
     plain = _decide(snapshot, recorded, facts)
     if not recorded.reason.startswith(_OF_POLICY):
         why = f"{recorded.reason} is not a policy's answer; what the policy alone says is shown"
@@ -119,7 +120,8 @@ def _ports(snapshot: Snapshot, recorded: Recorded) -> Iterator[_Guess]:
         return
     overlay = Overlay.of(snapshot.leases.values())
     for port in edge_ports(policy, request.subject, request.host, overlay, ()):
-        yield f"the lookup was for port {port}", {"port": port}
+        for proto in PROTOCOLS:
+            yield f"the lookup was for port {port}/{proto}", {"port": port, "proto": proto}
 
 
 def _led(snapshot: Snapshot, recorded: Recorded) -> Iterator[_Guess]:
@@ -138,7 +140,8 @@ def _led(snapshot: Snapshot, recorded: Recorded) -> Iterator[_Guess]:
 def _decide(snapshot: Snapshot, recorded: Recorded, facts: _Facts) -> Decision:
     request, usage = recorded.request, _usage(snapshot, recorded, facts)
     led = () if facts.led is None else (facts.led,)
-    request = replace(request, port=facts.port or request.port, resolved=(*request.resolved, *led))
+    port, resolved = facts.port or request.port, (*request.resolved, *led)
+    request = replace(request, port=port, proto=facts.proto, resolved=resolved)
     if recorded.lookup and not facts.port and isinstance(request.host, str):
         return snapshot.decide_lookup(request.subject, request.host, facts.at_ms, usage, request.resolved)
     return snapshot.decide(request, facts.at_ms, usage)

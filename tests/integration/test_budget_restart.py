@@ -46,8 +46,9 @@ def test_a_budget_survives_its_gateway(running: Running) -> None:
         wait_for(lambda old=old, process=process: running.pid(process) not in (0, old))
         wait_for(running.healed)
     assert fetch(running, 110_000) == "200"  # let out at 200 kB of 300, and then it was spent
+    old = running.pid("proxy")
     running.kill("proxy")
-    wait_for(lambda: [r for r in running.records() if r["kind"] == "boot"])
+    wait_for(lambda: running.pid("proxy") not in (0, old))
     wait_for(running.healed)
     refused = running.run(*GET, "-i", "http://plain.example.org/bytes/10")
     assert refused.stdout == "403"

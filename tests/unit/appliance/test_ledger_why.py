@@ -29,6 +29,7 @@ egress: v1
 project: p
 allow:
   - {id: a, to: .example.org, ports: [443, 8443]}
+  - {id: u, to: www.example.org, ports: [4500], proto: udp}
   - {id: late, to: day.example.net, when: {daily: "22:00-00:00"}}
 ask: [{id: q, to: ask.example.net}]
 deny: [{id: d, to: bad.example.org}, {id: n, to: 203.0.113.0/24}]
@@ -159,12 +160,13 @@ def test_what_was_not_decided_so_differs(book: Book, host: str, fields: dict[str
             ["it was decided up to a minute before it was recorded"],
         ),
         (Kind.DNS, "www.example.org", ALLOW, []),
+        (Kind.DNS, "www.example.org", {**ALLOW, "rule_id": "u"}, ["the lookup was for port 4500/udp"]),
         (Kind.DNS, "ask.example.net", {"decision": "ask", "reason_code": "rule.ask", "rule_id": "q"}, []),
         (
             Kind.DNS,
             "www.example.org",
             {**NO, "reason_code": "posture.default_deny"},
-            ["the lookup was for port 1"],
+            ["the lookup was for port 1/tcp"],
         ),
         (Kind.DENY, "192.0.2.1", {**NO, "reason_code": "meta.loopback"}, []),
     ],
