@@ -46,7 +46,7 @@ class Accepting:
     def _accept(self, listener: socket.socket, who: Who, kind: type[Flow]) -> None:
         for _ in range(ACCEPT_BATCH):
             try:
-                found = sockets.accept(self._reactor, listener)
+                found = sockets.accept(listener)
             except OSError as error:
                 # Out of descriptors in spite of the headroom: a level-triggered listener would spin.
                 self._reactor.remove(listener.fileno())

@@ -1,80 +1,80 @@
 """The relay of a tunnel whose bytes the compiled core moves (`_relay.c`): the same face as `relay.Relay`.
 
-Python hears of it when its reservation gets short and when it is over; and of every read, as long as
-an intake looks at that side.
+Python hears of it when its reservation gets short and when it is over.
 """
 
 from __future__ import annotations
 
+import select
 from typing import TYPE_CHECKING, Final
 
-from exeat.proxy._relay import NEWS, Tunnel
+from exeat.proxy._relay import NEWS, Core, Tunnel
 from exeat.proxy.ends import HANGUP
-from exeat.proxy.relay import TURN_BYTES
-from exeat.proxy.relaying import DOWN, UP, StopRelay
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from exeat.ledger.reactor import Reactor
-    from exeat.proxy._relay import Core
     from exeat.proxy.ends import End
     from exeat.proxy.gate import Gate
-    from exeat.proxy.relaying import Intake
 
 _OVER: Final = {1: "eof", 2: "reset"}
+
+
+class CorePoller:
+    """What a loop waits with: an epoll set, and the core that serves the tunnels among its sockets."""
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self.core = Core(self._epoll.fileno())
+        self.register, self.modify = self._epoll.register, self._epoll.modify
+        self.unregister, self.poll = self._epoll.unregister, self.core.poll
+
+    def close(self) -> None:
+        self.core.close()
+        self._epoll.close()
 
 
 class CompiledRelay(Tunnel):
     """A tunnel, as `relay.Relay`."""
 
-    __slots__ = ("_core", "_gate", "_intakes", "_on_end", "_reactor", "client", "ended", "upstream")
+    __slots__ = ("_core", "_gate", "_on_end", "client", "ended", "upstream")
 
     def __init__(
-        self,
-        reactor: Reactor,
-        core: Core,
-        client: End,
-        upstream: End,
-        gate: Gate,
-        on_end: Callable[[str], None],
+        self, core: Core, client: End, upstream: End, gate: Gate, on_end: Callable[[str], None]
     ) -> None:
-        self._reactor, self._core = reactor, core
+        self._core = core
         self._on_end: Callable[[str], None] | None = on_end
         self.client, self.upstream = client, upstream
         self._gate = gate
-        self._intakes: list[Intake | None] | None = None
         self.ended = False
 
     def start(self, first: bytes = b"") -> None:
-        client, upstream = self.client, self.upstream
+        client, upstream, gate = self.client, self.upstream, self._gate
         client.heard_by(self._heard)
         upstream.heard_by(_unheard)
-        self.attach(self._core, client.fd, client.known, upstream.fd, upstream.known)
-        self._gate.meter = self
-        self.allow(self._gate.reserved, self._gate.asks_at)
-        if first:
-            try:
-                self.send(UP, first)
-            except OSError:
-                self.end("reset")
-                return
-            self._ask()
+        self.attach(
+            self._core,
+            client.fd,
+            client.known,
+            upstream.fd,
+            upstream.known,
+            gate.reserved,
+            gate.asks_at,
+            first,
+        )
+        gate.meter = self
 
-    def intake(self, way: int) -> Intake | None:
-        return self._intakes[way] if self._intakes is not None else None
+    def counts(self) -> tuple[int, int]:
+        out, back, _, _ = self.books()
+        return out, back
 
-    def watch(self, way: int, intake: Intake | None) -> None:
-        intakes = self._intakes or [None, None]
-        intakes[way] = intake
-        self._intakes = intakes if any(intakes) else None
-        self.watched(way, intake is not None)
+    def undelivered(self, way: int) -> int:
+        return self.books()[2 + way]
 
     def kick(self) -> None:
         """Go on after something other than a socket changed, such as the reservation."""
         if not self.ended:
             self.allow(self._gate.reserved, self._gate.asks_at)
-            self.queue()
 
     def end(self, reason: str) -> None:
         """Stop moving bytes. What to do with the sockets is up to the owner's `on_end`."""
@@ -88,63 +88,17 @@ class CompiledRelay(Tunnel):
         client.hangup = client.hangup or bool(known & HANGUP)
         client.silence()
         self.upstream.silence()
-        self._intakes = None
         on_end(reason)
 
     def _heard(self, events: int) -> None:
         """Other events are of a time before: they were noted when it was attached."""
         if not events & NEWS or self.ended:
             return
-        if self._intakes is not None and not self._look_at_both():
-            return
         if self.over:
             self.end(_OVER[self.over])
         else:
-            self._ask()
-
-    def _ask(self) -> None:
-        self._gate.check()
-        self.allow(self._gate.reserved, self._gate.asks_at)
-
-    def _look_at_both(self) -> bool:
-        """Serve the intakes; False when that has ended the tunnel."""
-        try:
-            read = self._look_at(UP) + self._look_at(DOWN)
-        except StopRelay as stop:
-            self.end(stop.reason)
-        except OSError:
-            self.end("reset")
-        else:
-            down = self.intake(DOWN)
-            if down is not None and down.over and not self.undelivered(DOWN):
-                self.end("eof")
-            elif not self.over and self.failed():
-                self.end("reset")
-            elif read:
-                self.queue()
-        return not self.ended
-
-    def _look_at(self, way: int) -> int:
-        """Read what there is to read for the intake of this way; how often that was."""
-        budget, times = TURN_BYTES, 0
-        while budget > 0:
-            intake = self.intake(way)
-            if intake is None or intake.over:
-                break
-            data = self.read(way)
-            if data is None:
-                break
-            times += 1
-            if not data:
-                intake.end()
-                break
-            budget -= len(data)
-            passing = intake.take(memoryview(data))
-            if intake.done and self.intake(way) is intake:  # one may have put another in its place
-                self.watch(way, None)
-            if passing:
-                self.send(way, passing)
-        return times
+            self._gate.check()
+            self.allow(self._gate.reserved, self._gate.asks_at)
 
 
 def _unheard(_events: int) -> None:

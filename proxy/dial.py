@@ -91,7 +91,7 @@ class Dialer:
             self._reactor.call_soon(lambda: self._on_failed(self._last))
 
     def _start(self, address: Address) -> bool:
-        sock = sockets.dial(self._reactor, address, self._port)
+        sock = sockets.dial(address, self._port)
         if isinstance(sock, int):
             self._last = _CODES.get(sock, "dial.unreachable")
             return False

@@ -18,7 +18,7 @@ from exeat.proxy.relaying import DOWN, UP, StopRelay
 
 if TYPE_CHECKING:
     from exeat.proxy.connect import RequestHead
-    from exeat.proxy.relaying import Relaying
+    from exeat.proxy.relay import Relay
 
 MAX_AHEAD: Final = 64 * 1024  # bytes of the next requests that are read while this one runs
 
@@ -54,9 +54,9 @@ class Exchange:
         self.next = bytearray(early[used:])
         self.taken = used  # bytes of the body
         self.withheld = 0  # bytes of the origin that did not go on, less those that we added
-        self.relay: Relaying | None = None
+        self.relay: Relay | None = None
 
-    def watch(self, relay: Relaying) -> None:
+    def watch(self, relay: Relay) -> None:
         self.relay = relay
         relay.watch(UP, _RequestSide(self))
         relay.watch(DOWN, _AnswerSide(self))

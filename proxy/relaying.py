@@ -40,7 +40,7 @@ class Intake(Protocol):
 
 
 class Relaying(Protocol):
-    """What moves the bytes of one tunnel: a Relay, or the compiled form of it.
+    """What moves the bytes of one tunnel: a Relay, or the compiled form of one that nobody looks into.
 
     `up_ended`: the client has said its last, `up_told`: and the upstream was told so.
     """
@@ -63,8 +63,6 @@ class Relaying(Protocol):
     def activity(self) -> float: ...
 
     def start(self, first: bytes = b"") -> None: ...
-
-    def watch(self, way: int, intake: Intake | None) -> None: ...
 
     def counts(self) -> tuple[int, int]: ...
 

@@ -8,8 +8,7 @@ from exeat.proxy.pipes import PipePool
 from exeat.proxy.relay import Relay
 
 try:
-    from exeat.proxy._relay import Core
-    from exeat.proxy.compiled import CompiledRelay
+    from exeat.proxy.compiled import CompiledRelay, CorePoller
 except ImportError:  # there was no compiler: the other one does the same
     BUILT = False
 else:
@@ -42,7 +41,7 @@ def in_use(wanted: str) -> str:
 
 def poller(wanted: str) -> Poller | None:
     """What the process's loop is to wait with; None: with its own. Raises NotBuiltError."""
-    return Core() if in_use(wanted) == COMPILED else None
+    return CorePoller() if in_use(wanted) == COMPILED else None
 
 
 class Relays:
@@ -50,20 +49,30 @@ class Relays:
 
     def __init__(self, reactor: Reactor) -> None:
         self._reactor = reactor
-        self._core = reactor.poller if BUILT and isinstance(reactor.poller, Core) else None
+        poller = reactor.poller
+        self._core = poller.core if BUILT and isinstance(poller, CorePoller) else None
         self.pipes = PipePool()
 
     @property
     def idle_pipes(self) -> int:
         """Pipes that wait for the next bulk."""
-        return self.pipes.idle if self._core is None else self._core.idle_pipes
+        return self.pipes.idle + (0 if self._core is None else self._core.idle_pipes)
+
+    @property
+    def attached(self) -> int:
+        """Tunnels that the core moves."""
+        return 0 if self._core is None else self._core.attached
 
     @property
     def kind(self) -> str:
         return PYTHON if self._core is None else COMPILED
 
     def relay(self, client: End, upstream: End, gate: Gate, on_end: Callable[[str], None]) -> Relaying:
-        """To be started; `on_end` as in Relay."""
+        """To be started; `on_end` as in Relay. Nobody will look at its bytes."""
         if self._core is not None:
-            return CompiledRelay(self._reactor, self._core, client, upstream, gate, on_end)
+            return CompiledRelay(self._core, client, upstream, gate, on_end)
+        return self.watchable(client, upstream, gate, on_end)
+
+    def watchable(self, client: End, upstream: End, gate: Gate, on_end: Callable[[str], None]) -> Relay:
+        """The same for one whose bytes are looked at, and so come through Python."""
         return Relay(self._reactor, self.pipes, client, upstream, gate, on_end)

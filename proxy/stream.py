@@ -9,11 +9,11 @@ from exeat.proxy.fields import HttpError
 from exeat.proxy.relaying import DOWN, UP, StopRelay
 
 if TYPE_CHECKING:
-    from exeat.proxy.relaying import Relaying
+    from exeat.proxy.relay import Relay
     from exeat.proxy.tunnel_requests import TunnelRequests
 
 
-def watch(requests: TunnelRequests, relay: Relaying) -> RequestsSide:
+def watch(requests: TunnelRequests, relay: Relay) -> RequestsSide:
     """Look at what both sides say from here on. The client's side is also returned."""
     if requests.asking:
         relay.watch(DOWN, _UpgradeSide(requests, relay))
@@ -49,9 +49,9 @@ class RequestsSide:
 class _UpgradeSide:
     """Reads the head that answers an Upgrade, and lets everything pass as it is."""
 
-    def __init__(self, requests: TunnelRequests, relay: Relaying) -> None:
+    def __init__(self, requests: TunnelRequests, relay: Relay) -> None:
         self._requests = requests
-        self._relay: Relaying | None = relay
+        self._relay: Relay | None = relay
         self._head = AnswerHead()
         self.done = False
         self.over = False

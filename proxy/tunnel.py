@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from exeat.policy.model import Decision, Request
     from exeat.proxy.ends import End
     from exeat.proxy.flow import Flow
+    from exeat.proxy.relay import Relay
     from exeat.proxy.relaying import Relaying
 
 SETTLE_S: Final = 2.0
@@ -37,11 +38,11 @@ CLOSE_TRIES: Final = 30
 class _JudgeIntake:
     """The client's first bytes on a port that is not TLS by rule: the server may speak first."""
 
-    __slots__ = ("_judge", "_tunnel", "done")
+    __slots__ = ("_judge", "_relay", "_tunnel", "done")
     over = False
 
-    def __init__(self, judge: FirstBytesJudge, tunnel: Tunnel) -> None:
-        self._judge = judge
+    def __init__(self, judge: FirstBytesJudge, tunnel: Tunnel, relay: Relay) -> None:
+        self._judge, self._relay = judge, relay
         self._tunnel = tunnel
         self.done = False
 
@@ -57,7 +58,9 @@ class _JudgeIntake:
         if code:
             raise StopRelay(code)
         passing = self._pass(first)
-        self._tunnel.first_bytes_judged(first)
+        self._tunnel.first_bytes_judged()
+        if first.requests is not None:
+            stream.watch(first.requests, self._relay)
         self.done = True
         return passing
 
@@ -145,19 +148,22 @@ class Tunnel:
             self.flow.refuse_opening("ledger.unavailable")
             return
         gateway = self._gateway
-        self.relay = gateway.relays.relay(
-            self.flow.client, self._upstream, self.account.gate, self._relay_ended
-        )
+        ends = self.flow.client, self._upstream
+        if self._watch is None:
+            self.relay = gateway.relays.relay(*ends, self.account.gate, self._relay_ended)
+        else:
+            relay = gateway.relays.watchable(*ends, self.account.gate, self._relay_ended)
+            self.relay = relay
+            self._watch_client(relay)
         gateway.live(self)
         self.flow.opened()
-        self._watch_client(self.relay)
         self.account.confirm()
         if not self.ended:
             self.relay.start(first)
 
-    def _watch_client(self, relay: Relaying) -> None:
+    def _watch_client(self, relay: Relay) -> None:
         if isinstance(self._watch, FirstBytesJudge):
-            relay.watch(UP, _JudgeIntake(self._watch, self))
+            relay.watch(UP, _JudgeIntake(self._watch, self, relay))
             if self._watch.incomplete:
                 self.expect_rest()
         elif isinstance(self._watch, TunnelRequests):
@@ -170,10 +176,8 @@ class Tunnel:
         if self._first_bytes_until == NEVER:
             self._first_bytes_until = self._gateway.reactor.woke + self._gateway.settings.hello_timeout_s
 
-    def first_bytes_judged(self, first: FirstBytes) -> None:
+    def first_bytes_judged(self) -> None:
         self._first_bytes_until = NEVER
-        if first.requests is not None and self.relay is not None:
-            stream.watch(first.requests, self.relay)
 
     # -- what the account asks
 

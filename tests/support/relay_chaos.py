@@ -108,14 +108,16 @@ class Run:
         self.asked: list[int] = []
         self.gate = Gate(self.asked.append)
         self.reasons: list[str] = []
-        self.relay: Relaying = relays.relay(
-            End(reactor, mine), End(reactor, other), self.gate, self.reasons.append
-        )
-        self.looks = False
-        for way in (UP, DOWN):
-            if dice.random() < 0.3:
-                self.looks = True
-                self.relay.watch(way, Holding(dice))
+        ends = End(reactor, mine), End(reactor, other)
+        watched = [way for way in (UP, DOWN) if dice.random() < 0.3]
+        self.looks = bool(watched)
+        self.relay: Relaying
+        if watched:
+            self.relay = relay = relays.watchable(*ends, self.gate, self.reasons.append)
+            for way in watched:
+                relay.watch(way, Holding(dice))
+        else:
+            self.relay = relays.relay(*ends, self.gate, self.reasons.append)
         if dice.random() < 0.3:  # there is something to hear before it starts
             for peer in (self.client, self.origin):
                 peer.say(dice.choice(SIZES))
@@ -185,8 +187,6 @@ class Run:
         self.relay.end("again")
         assert len(self.reasons) == 1
         self.gate.stop()
-        for sock in self.ours:
-            reactor.poller.unregister(sock.fileno())  # it is nobody's now, or this raises
         for sock in (*self.ours, self.client.sock, self.origin.sock):
             sock.close()
 
@@ -216,6 +216,7 @@ def rounds(kind: str, seed: int, count: int) -> dict[str, int]:
         for run in runs:
             run.finish(reactor)
             found[run.reasons[0]] = found.get(run.reasons[0], 0) + 1
+    assert relays.attached == 0, "some are still the core's"
     relays.pipes.close()
     reactor.close()
     return found

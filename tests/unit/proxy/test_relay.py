@@ -22,6 +22,8 @@ from exeat.proxy.relays import BUILT, COMPILED, PYTHON, Relays, poller
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from exeat.proxy.relaying import Intake, Relaying
+
 
 KINDS = (PYTHON, COMPILED) if BUILT else (PYTHON,)
 
@@ -56,8 +58,13 @@ class Bench:
         self.failures: list[BaseException] = []
         self._grant = grant
         self.gate = Gate(self._ask)
-        ends = End(self.reactor, self.client_side), End(self.reactor, self.upstream)
-        self.relay = self.relays.relay(*ends, self.gate, self.ended.append)
+        self.ends = End(self.reactor, self.client_side), End(self.reactor, self.upstream)
+        self.relay: Relaying = self.relays.relay(*self.ends, self.gate, self.ended.append)
+
+    def watch(self, way: int, intake: Intake) -> None:
+        """Before it starts: have somebody look at what passes."""
+        self.relay = relay = self.relays.watchable(*self.ends, self.gate, self.ended.append)
+        relay.watch(way, intake)
 
     def _failed(self, error: BaseException) -> None:
         self.failures.append(error)
@@ -332,7 +339,7 @@ class Upper:
 
 
 def test_an_intake_holds_bytes_back_until_it_is_done(bench: Bench) -> None:
-    bench.relay.watch(UP, Upper())
+    bench.watch(UP, Upper())
     bench.start()
     bench.client.sendall(b"wait")
     bench.origin.sendall(b"the server may speak first")
@@ -347,7 +354,7 @@ def test_an_intake_holds_bytes_back_until_it_is_done(bench: Bench) -> None:
 
 @pytest.mark.parametrize("how", ["bang", "end"])
 def test_an_intake_can_stop_the_tunnel(bench: Bench, how: str) -> None:
-    bench.relay.watch(UP, Upper())
+    bench.watch(UP, Upper())
     bench.start()
     bench.client.sendall(b"x!" if how == "bang" else b"x")
     if how == "end":

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import resource
+import signal
 import socket
 import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from exeat.ledger.reactor import EDGES, Reactor
 from exeat.proxy import relays
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 @pytest.mark.parametrize(
@@ -33,19 +40,50 @@ def test_python_waits_with_epoll() -> None:
     reactor.close()
 
 
-if relays.BUILT:
-    from exeat.proxy._relay import Core, Tunnel
+def test_the_compiled_relay_can_be_read_in_one_sitting() -> None:
+    source = Path(relays.__file__).with_name("_relay.c").read_text(encoding="utf-8").splitlines()
+    assert len(source) < 500
+    assert max(map(len, source)) <= 110
 
-    def test_a_core_is_used_by_one_thread_at_a_time() -> None:
-        core, near, far = Core(), *socket.socketpair()
-        core.register(near.fileno(), EDGES & ~4)
-        core.poll(0, 1)
-        waiter = threading.Thread(target=core.poll, args=(10, 1))
+
+if relays.BUILT:
+    from exeat.proxy._relay import NEWS, Core, Tunnel
+    from exeat.proxy.compiled import CorePoller
+
+    Pair = tuple[socket.socket, socket.socket]
+
+    @pytest.fixture
+    def poller() -> Iterator[CorePoller]:
+        made = CorePoller()
+        yield made
+        made.close()
+
+    @pytest.fixture
+    def pair(poller: CorePoller) -> Iterator[Pair]:
+        """Two sockets that are registered."""
+        made = socket.socketpair()
+        for sock in made:
+            sock.setblocking(False)
+            poller.register(sock.fileno(), EDGES)
+        yield made
+        for sock in made:
+            sock.close()
+
+    def attached(core: Core, near: int, far: int, **more: int) -> Tunnel:
+        tunnel, first = Tunnel(), bytes(more.get("first", 0))
+        tunnel.attach(core, near, 0, far, 0, more.get("reserved", 0), 1 << 60, first)
+        return tunnel
+
+    def test_a_core_is_used_by_one_thread_at_a_time(poller: CorePoller) -> None:
+        near, far = socket.socketpair()
+        poller.register(near.fileno(), EDGES & ~4)
+        poller.poll(0, 1)
+        waiter = threading.Thread(target=poller.poll, args=(10, 1))
         waiter.start()
         refused = ""
         while not refused:  # until it waits
             try:
-                core.modify(near.fileno(), EDGES & ~4)
+                poller.core.poll(0, 1)
             except RuntimeError as error:
                 refused = str(error)
         far.send(b"x")
@@ -53,55 +91,70 @@ if relays.BUILT:
         assert refused == "poll is running"
         for sock in (near, far):
             sock.close()
-        core.close()
 
-    def test_only_registered_sockets_of_no_other_tunnel_are_attached() -> None:
-        core, tunnel, pair = Core(), Tunnel(), socket.socketpair()
+    def test_only_open_descriptors_of_no_other_tunnel_are_attached(poller: CorePoller, pair: Pair) -> None:
         near, far = (sock.fileno() for sock in pair)
-        for fds in ((near, far), (-1, far), (1 << 20, far)):
-            with pytest.raises(RuntimeError):
-                tunnel.attach(core, fds[0], 0, fds[1], 0)
-        for fd in (near, far):
-            core.register(fd, EDGES)
-        with pytest.raises(RuntimeError):
-            tunnel.attach(core, near, 0, near, 0)
-        tunnel.attach(core, near, 0, far, 0)
-        for use in (lambda: Tunnel().attach(core, near, 0, far, 0), lambda: core.unregister(near)):
-            with pytest.raises(RuntimeError):
-                use()
+        for fds in ((near, near), (-1, far), (near, 1 << 20), (near, 1 << 30)):
+            with pytest.raises((RuntimeError, OSError)):
+                attached(poller.core, *fds)
+        tunnel = attached(poller.core, near, far)
+        with pytest.raises(RuntimeError, match="is a tunnel's"):
+            attached(poller.core, near, far)
+        assert poller.core.attached == 1
         tunnel.detach()
-        for late in (tunnel.queue, lambda: tunnel.allow(1, 1), lambda: tunnel.read(0)):
-            with pytest.raises(RuntimeError, match="not attached"):
-                late()
-        core.close()
-        with pytest.raises(RuntimeError, match="closed"):
-            core.poll(0, 1)
-        for sock in pair:
-            sock.close()
-
-    def test_ways_and_descriptors_are_checked() -> None:
-        core, tunnel = Core(), Tunnel()
-        for call in (
-            lambda: tunnel.undelivered(2),
-            lambda: tunnel.watched(-1, True),
-            lambda: tunnel.send(2, b""),
-        ):
-            with pytest.raises(ValueError, match=r"is 0 or 1"):
-                call()
-        with pytest.raises(RuntimeError):
-            tunnel.read(0)
-        for fd in (-1, 1 << 30):
-            with pytest.raises(OSError, match="Bad file"):
-                core.register(fd, 1)
-        core.close()
-
-    def test_closing_a_core_lets_go_of_its_tunnels() -> None:
-        core, tunnel, pair = Core(), Tunnel(), socket.socketpair()
-        for sock in pair:
-            core.register(sock.fileno(), EDGES)
-        tunnel.attach(core, pair[0].fileno(), 1, pair[1].fileno(), 1)
-        core.close()
+        assert poller.core.attached == 0
         with pytest.raises(RuntimeError, match="not attached"):
-            tunnel.queue()
-        for sock in pair:
-            sock.close()
+            tunnel.allow(1, 1)
+        poller.close()
+        with pytest.raises(RuntimeError, match="closed"):
+            poller.poll(0, 1)
+
+    def test_first_bytes_need_a_reservation(poller: CorePoller, pair: Pair) -> None:
+        near, far = (sock.fileno() for sock in pair)
+        with pytest.raises(RuntimeError, match="cannot be attached"):
+            attached(poller.core, near, far, first=11, reserved=10)
+        tunnel = attached(poller.core, near, far, first=10, reserved=10)
+        assert (tunnel.taken, tunnel.books()) == (10, (0, 0, 10, 0))
+        with pytest.raises(RuntimeError, match="cannot be attached"):
+            tunnel.attach(poller.core, far, 0, near, 0, 1 << 40, 1 << 40, b"")
+        tunnel.detach()
+        assert tunnel.books() == (0, 0, 10, 0)
+
+    def test_more_news_than_events_is_told_in_turn(poller: CorePoller) -> None:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 8192)), hard))
+        pairs = [socket.socketpair() for _ in range(1100)]
+        tunnels = {}
+        for near, far in pairs:
+            tunnels[near.fileno()] = tunnel = Tunnel()
+            tunnel.attach(poller.core, near.fileno(), 0, far.fileno(), 0, 1, 0, b"")  # ask_at: already
+        told: set[int] = set()
+        for _ in range(2):
+            news = poller.poll(0, 512)
+            assert all(events == NEWS for _, events in news)
+            for fd, _ in news:
+                tunnels[fd].detach()
+                told.add(fd)
+        assert told == tunnels.keys()
+        assert poller.poll(0, 512) == []
+        for each in pairs:
+            for sock in each:
+                sock.close()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+    def test_a_signal_loses_no_tunnel(poller: CorePoller, pair: Pair) -> None:
+        near, far = (sock.fileno() for sock in pair)
+        poller.poll(0, 512)
+        heard: list[int] = []
+        before = signal.signal(signal.SIGALRM, lambda number, _: heard.append(number))
+        signal.setitimer(signal.ITIMER_REAL, 0.01)
+        while not heard:
+            assert poller.poll(10, 512) == []
+        signal.signal(signal.SIGALRM, before)
+        attached(poller.core, near, far).detach()
+
+    def test_closing_a_core_lets_go_of_its_tunnels(poller: CorePoller, pair: Pair) -> None:
+        tunnel = attached(poller.core, *(sock.fileno() for sock in pair))
+        poller.close()
+        with pytest.raises(RuntimeError, match="not attached"):
+            tunnel.allow(1, 1)
