@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from exeat.appliance.client import Client, load_config
 from exeat.appliance.edits import kept
+from exeat.appliance.edits.changes import alike, compare
 from exeat.appliance.edits.flags import FLAGS
 from exeat.appliance.edits.merge import finish, merge
 from exeat.appliance.edits.review import as_row, as_text, review
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from exeat.appliance.config import Config
+    from exeat.appliance.edits.changes import Change
     from exeat.appliance.edits.kept import Edit
     from exeat.appliance.edits.review import Review
 
@@ -104,10 +106,12 @@ def merge_edit(
             try:
                 merge(found.changes, upper, lower)
             except EditError as error:
+                _begin_again(edit, found.changes, upper, lower)
                 _record(config, edit, "merge.failed", f"sha256 {found.digest}: {error}", person)
                 raise
         left = [item.name for item in found.items if item.change.new and item.change.new.kind is Kind.SPECIAL]
-    edit.drop()
+    with _refused():
+        edit.drop()
     merged = len(found.items) - len(left)
     return {
         "job": edit.job,
@@ -116,6 +120,14 @@ def merge_edit(
         "sha256": found.digest,
         "left_out": left,
     }
+
+
+def _begin_again(edit: Edit, changes: list[Change], upper: Tree, lower: Tree) -> None:
+    """What was done and taken back has a new ctime, which is not to look like somebody else's change."""
+    with contextlib.suppress(EditError, OSError):
+        now_ns = edit.now_ns()
+        if alike(changes, compare(upper, lower, now_ns)):
+            edit.began(now_ns)
 
 
 def _judge(found: Review, allowed: frozenset[str], *, if_clean: bool) -> None:
@@ -137,8 +149,8 @@ def _drop(args: argparse.Namespace) -> int:
     config = load_config(args)
     with _refused():
         edit = _edit(config, args.job)
-    _record(config, edit, "drop", str(edit.folder), args.person or "")
-    edit.drop()
+        _record(config, edit, "drop", str(edit.folder), args.person or "")
+        edit.drop()
     print(json.dumps({"job": edit.job}) if args.json else f"dropped what {edit.job} changed")
     return 0
 

@@ -5,6 +5,7 @@ The changes themselves are root's to read and the folder is its owner's, so `exe
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, Final
 
 from exeat.appliance.control.verbs import Verbs, person
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from exeat.appliance.control.scheduler import Scheduler
     from exeat.ledger.ipc import Message
 
+_NAME: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,30}", re.ASCII)
 _WHAT: Final = ("merge", "merge.failed", "drop")
 
 
@@ -35,8 +37,8 @@ class Edits:
         if job is not None and not job.ended.is_set():
             raise RefusedError("job.running", f"job {name} still runs")
         if (what := message.get("what")) is not None:
-            if what not in _WHAT:
-                raise RefusedError("job.edit", f"what is one of {', '.join(_WHAT)}")
+            if what not in _WHAT or not _NAME.fullmatch(name):
+                raise RefusedError("job.edit", f"what is one of {', '.join(_WHAT)}, and job the name of one")
             project = job.project if job is not None else task.project if task is not None else ""
             record = self._evidence.job(
                 job=name,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
@@ -57,6 +57,20 @@ def compare(upper: Tree, lower: Tree, since_ns: int) -> list[Change]:
     """
     found = list(_Walk(upper, lower, since_ns).folder(b"", hidden=False))
     return sorted(found, key=lambda change: (change.path, change.action is not Action.DELETE))
+
+
+def alike(one: list[Change], other: list[Change]) -> bool:
+    """The same changes to the same things? Neither ctime counts, nor when a folder was written to."""
+    return [_timeless(change) for change in one] == [_timeless(change) for change in other]
+
+
+def _timeless(change: Change) -> Change:
+    old = change.old
+    if old is None:
+        return change
+    if old.kind is Kind.FOLDER:
+        old = replace(old, mtime_ns=0, size=0)
+    return replace(change, old=replace(old, ctime_ns=0))
 
 
 def digest_of(changes: list[Change]) -> str:

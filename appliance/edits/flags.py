@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import posixpath
 from typing import TYPE_CHECKING, Final
 
 from exeat.appliance.edits.tree import Kind
@@ -13,7 +12,8 @@ if TYPE_CHECKING:
 FLAGS: Final = {
     "special": "a device, fifo or socket; with leave it is left out, never made",
     "setid": "a set-user-id, set-group-id or sticky bit",
-    "link": "a link that leads out of the folder",
+    "wider": "others may do more with it than before, or may write to what is new",
+    "link": "a link that may lead out of the folder",
     "git": "part of a repository's own data: hooks and settings run programs",
     "ci": "runs by itself, on a build server or in a shell or editor",
     "executable": "a file that can be run and could not before",
@@ -61,6 +61,8 @@ def _by_node(path: bytes, old: Node | None, new: Node) -> set[str]:
         found.add("link")
     if new.kind is not Kind.LINK and new.mode & _SETID & ~(old.mode if old else 0):
         found.add("setid")
+    if new.kind in (Kind.FILE, Kind.FOLDER) and new.mode & ~(old.mode if old else 0o755) & 0o077:
+        found.add("wider")
     could = old is not None and old.kind is Kind.FILE and old.mode & 0o111
     if new.kind is Kind.FILE and new.mode & 0o111 and not could:
         found.add("executable")
@@ -68,8 +70,10 @@ def _by_node(path: bytes, old: Node | None, new: Node) -> set[str]:
 
 
 def leads_out(path: bytes, target: bytes) -> bool:
-    """Does a link at `path` name something outside, going by its text? What it passes may be links, too."""
-    if target.startswith(b"/"):
-        return True
-    where = posixpath.normpath(posixpath.join(posixpath.dirname(path), target))
-    return where == b".." or where.startswith(b"../")
+    """May a link at `path` lead outside, going by its text?
+
+    The folders above it are no links. What it goes through may be: a way up after that may lead anywhere.
+    """
+    parts = [part for part in target.split(b"/") if part not in (b"", b".")]
+    ups = next((number for number, part in enumerate(parts) if part != b".."), len(parts))
+    return target.startswith(b"/") or b".." in parts[ups:] or ups > path.count(b"/")

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import subprocess
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from exeat.appliance.edits.tree import EditError, Tree
 from exeat.sandbox.names import SpecError, parse_name
+
+_TICK_S = 0.02  # more than one of the kernel's, in whose steps ctime goes
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +28,24 @@ class Edit:
         """The layer, and the folder with its owner's rights. Raises OSError."""
         return Tree((self.path / "upper").resolve()), Tree(self.folder, self.uid)
 
+    def now_ns(self) -> int:
+        """The present moment by the clock that ctime has: later than all that was changed before."""
+        time.sleep(_TICK_S)
+        probe = self.path / "probe"
+        probe.touch()
+        return probe.stat().st_ctime_ns
+
+    def began(self, since_ns: int) -> None:
+        """Compare with the folder as it was then, from now on."""
+        about = {"folder": str(self.folder), "uid": self.uid, "since_ns": since_ns}
+        (self.path / "new.json").write_text(json.dumps(about))
+        (self.path / "new.json").rename(self.path / "edit.json")
+
     def drop(self) -> None:
         """Not shutil.rmtree: a job may leave folders nested deeper than Python recurses."""
         command = ("rm", "-rf", "--one-file-system", "--", str(self.path))
-        subprocess.run(command, check=True, capture_output=True)
+        if subprocess.run(command, check=False, capture_output=True).returncode:
+            raise EditError("edit.drop", f"{self.path} cannot be removed")
 
 
 def load(state_dir: Path, job: str) -> Edit:
@@ -37,7 +54,8 @@ def load(state_dir: Path, job: str) -> Edit:
         path = state_dir / "edits" / parse_name(job)
         said = path / "edit.json"
         about = json.loads(said.read_text())
-        return Edit(job, path, Path(about["folder"]), int(about["uid"]), said.stat().st_ctime_ns)
+        since_ns = int(about.get("since_ns", said.stat().st_ctime_ns))
+        return Edit(job, path, Path(about["folder"]), int(about["uid"]), since_ns)
     except (SpecError, FileNotFoundError):
         raise EditError("edit.unknown", f"no changes of {job!a} are kept: see `exeat job edits`") from None
 

@@ -20,11 +20,10 @@ _NOT_SECRETS: Final = frozenset({"IPPublicDetector"})
 
 @dataclass(frozen=True, slots=True)
 class Leak:
-    """`line` counts from 1, 0 is the file's name. `value` is for taking it out, not for showing it."""
+    """What kind of secret is in which line, counted from 1; 0 is the file's name."""
 
     line: int
     kind: str
-    value: str
 
 
 def available() -> bool:
@@ -55,15 +54,25 @@ def leaks(name: str, lines: Sequence[str], known: frozenset[str]) -> tuple[list[
 
 def _in_line(name: str, line: str, number: int) -> list[Leak]:
     return [
-        Leak(number, str(secret.type), str(secret.secret_value))
+        Leak(number, str(secret.type))
         for plugin in _plugins()
         for secret in plugin.analyze_line(filename=name, line=line, line_number=number)
         if secret.secret_value
     ]
 
 
-def redacted(text: str, found: Sequence[Leak]) -> str:
-    """`text` without the secrets."""
-    for leak in sorted(found, key=lambda each: -len(each.value)):
-        text = text.replace(leak.value, "[redacted]")
-    return text
+def hidden(name: str, lines: Sequence[str]) -> frozenset[str]:
+    """Those lines (and the name) that are not to be shown: all with a secret, old or new; whole private keys.
+
+    Whole lines, because the plug-ins do not always say where in a line the secret is.
+    """
+    found, _ = leaks(name, lines, frozenset())
+    texts = (name, *lines)
+    covered = {texts[leak.line] for leak in found}
+    inside = False
+    for line in lines:
+        inside = inside or ("-----BEGIN" in line and "PRIVATE KEY" in line)
+        if inside and line.strip():
+            covered.add(line)
+        inside = inside and "-----END" not in line
+    return frozenset(covered)

@@ -29,6 +29,7 @@ _JOURNAL: Final = STAGE + b"/journal"
 _BACK: Final = STAGE + b"/back"  # is there from when the steps are being undone
 _CHUNK: Final = 1 << 20
 _MODE: Final = 0o7777
+_STEPS: Final = {"take": 4, "swap": 4, "put": 0, "folder": 0, "mode": 2}  # and how many numbers `old` has
 _MAX_JOURNAL: Final = 64 << 20
 
 Step = dict[str, Any]
@@ -124,11 +125,12 @@ def _stage(changes: Sequence[Change], upper: Tree, lower: Tree) -> list[Step]:
         step["n"] = number
     with lower.folder(STAGE + b"/new") as fd:
         os.fsync(fd)
+    os.fsync(lower.root)
     return [*early, *steps, *reversed(late)]
 
 
 def _known(old: Node | None) -> list[int]:
-    return [old.ino, old.size, old.mode] if old else []
+    return [old.ino, old.size, old.mode, old.mtime_ns] if old else []
 
 
 def _step(what: str, path: bytes, old: list[int]) -> Step:
@@ -186,8 +188,6 @@ def _do(lower: Tree, step: Step) -> None:
             _swap(lower, path, number, step["old"])
         case "mode":
             _chmod(lower, path, step["old"][0])
-        case _:
-            raise EditError("merge.journal", "its journal says what no merge does")
 
 
 def _take(lower: Tree, path: bytes, number: int, known: list[int]) -> None:
@@ -195,7 +195,7 @@ def _take(lower: Tree, path: bytes, number: int, known: list[int]) -> None:
     if lower.node(old) is None:
         _rename(lower, path, old)
     node = lower.node(old)
-    if node is None or node.ino != known[0] or (node.kind is not Kind.FOLDER and node.size != known[1]):
+    if node is None or node.ino != known[0] or (node.kind is not Kind.FOLDER and _known(node) != known):
         raise EditError("merge.conflict", f"{_shown(path)} changed meanwhile")
     if node.kind is Kind.FOLDER and lower.names(old):
         raise EditError("merge.conflict", f"something was put into {_shown(path)} meanwhile")
@@ -226,14 +226,14 @@ def _swap(lower: Tree, path: bytes, number: int, known: list[int]) -> None:
     if lower.node(_old(number)) is None:
         _link(lower, path, _old(number))
     node = lower.node(_old(number))
-    if node is None or [node.ino, node.size, node.mode] != known:
+    if _known(node) != known:
         raise EditError("merge.conflict", f"{_shown(path)} changed meanwhile")
     _rename(lower, _new(number), path)
 
 
 def _chmod(lower: Tree, path: bytes, mode: int) -> None:
     with lower.folder(path) as fd:
-        os.fchmod(fd, mode)
+        os.fchmod(fd, mode & _MODE)
 
 
 # -- the way back
@@ -303,7 +303,11 @@ def _read(lower: Tree) -> list[Step]:
         if not isinstance(steps, list):
             raise TypeError
         for step in steps:  # it lies in a folder of somebody else's
-            _path(step), int(step["n"]), [int(number) for number in step["old"]], str(step["do"])
+            _path(step)
+            if not all(type(number) is int for number in (step["n"], *step["old"])):
+                raise TypeError
+            if len(step["old"]) != _STEPS[step["do"]]:
+                raise ValueError
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise EditError("merge.journal", f"{_shown(_JOURNAL)} is damaged: {type(error).__name__}") from None
     return list(steps)

@@ -25,6 +25,7 @@ MAX_SCANNED: Final = 4 << 20  # bytes of all text that is looked at for secrets
 MAX_COMPARED: Final = 4000  # lines, old and new; beyond, the whole file is replaced (difflib is quadratic)
 AUTO_BYTES: Final = 1 << 20  # of new content that may be merged without a person
 AUTO_CHANGES: Final = 200
+_REDACTED: Final = "[redacted]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,8 @@ class Item:
     found: tuple[Leak, ...] = ()
     read: bool = True  # was all of it looked at for secrets?
     content: bytes = b""  # what is new and no text, where it is short enough
+    hidden: frozenset[str] = frozenset()  # lines that are not shown, without their ends
+    path: str = ""  # as it may be shown
 
     @property
     def flags(self) -> list[str]:
@@ -44,8 +47,8 @@ class Item:
 
     @property
     def name(self) -> str:
-        """Of the path, fit for a terminal."""
-        return plain(os.fsdecode(self.change.path))
+        """The path, fit for a terminal."""
+        return plain(self.path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,16 +100,21 @@ def review(upper: Tree, lower: Tree, since_ns: int) -> Review:
 def _item(change: Change, upper: Tree, lower: Tree, *, scan: bool) -> Item:
     old_data, new_data = _data(lower, change.path, change.old), _data(upper, change.path, change.new)
     old, new = _lines(old_data), _lines(new_data)
-    if change.new is None:
-        return Item(change, old, None)
     name = os.fsdecode(change.path).encode("utf-8", "backslashreplace").decode()
-    bare = [line.rstrip("\r\n") for line in (new or ())] if scan else []
-    found, whole = leaks.leaks(name, bare, frozenset(line.rstrip("\r\n") for line in old or ()))
+    before, after = _bare(old), _bare(new)
+    found, whole = leaks.leaks(name, after if scan else [], frozenset(before))
+    hidden = leaks.hidden(name, [*before, *after])
+    path = _REDACTED if name in hidden else os.fsdecode(change.path)
+    if change.new is None:
+        return Item(change, old, None, hidden=hidden, path=path)
     is_file = change.new.kind is Kind.FILE
+    read = whole and (not is_file or (new is not None and scan))
     content = new_data if is_file and new is None and new_data is not None else b""
-    return Item(
-        change, old, new, tuple(found), whole and (not is_file or (new is not None and scan)), content
-    )
+    return Item(change, old, new, tuple(found), read, content, hidden, path)
+
+
+def _bare(lines: list[str] | None) -> list[str]:
+    return [line.rstrip("\r\n") for line in lines or ()]
 
 
 def _data(tree: Tree, path: bytes, node: Node | None) -> bytes | None:
@@ -150,8 +158,7 @@ def as_text(found: Review) -> Iterator[str]:
 
 def _header(item: Item) -> Iterator[str]:
     change = item.change
-    name = leaks.redacted(item.name, item.found)
-    yield f"{change.action} {_kind(change.new or change.old)} {name}"
+    yield f"{change.action} {_kind(change.new or change.old)} {item.name}"
     if change.old and change.new and change.old.mode != change.new.mode:
         yield f"mode {change.old.mode:04o} -> {change.new.mode:04o}"
     node = change.new or change.old
@@ -172,7 +179,8 @@ def hunks(item: Item) -> list[str]:
     lines = difflib.unified_diff(old, new, "old", "new", n=3) if same_size else _whole(old, new)
     out: list[str] = []
     for line in lines:
-        out.append(leaks.redacted(line.rstrip("\n"), item.found))
+        text = line.rstrip("\n")
+        out.append(text[:1] + _REDACTED if text[1:].rstrip("\r") in item.hidden else text)
         if not line.endswith("\n"):
             out.append("\\ No newline at end of file")
     return out
@@ -193,7 +201,7 @@ def as_row(item: Item) -> dict[str, Any]:
     """One change for a program; text is exact but for secrets, what is no text is base64 if short."""
     change = item.change
     return {
-        "path": leaks.redacted(os.fsdecode(change.path), item.found),
+        "path": item.path,
         "action": change.action,
         "old": _node(change.old),
         "new": _node(change.new),

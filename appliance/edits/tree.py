@@ -46,6 +46,7 @@ class Node:
     mode: int
     size: int = 0
     ino: int = 0
+    mtime_ns: int = 0
     ctime_ns: int = 0
     target: bytes = b""  # of a link
 
@@ -109,7 +110,8 @@ class Tree:
             if error.errno in _NOT_THERE:
                 return None
             raise
-        return Node(kind, stat.S_IMODE(info.st_mode), info.st_size, info.st_ino, info.st_ctime_ns, target)
+        times = info.st_mtime_ns, info.st_ctime_ns
+        return Node(kind, stat.S_IMODE(info.st_mode), info.st_size, info.st_ino, *times, target)
 
     def names(self, path: bytes) -> list[bytes]:
         """What the folder holds, sorted; "" is the tree itself."""

@@ -47,7 +47,7 @@ def folder(running: Running) -> Iterator[Path]:
 def edit(running: Running, folder: Path, script: str, *options: str) -> str:
     """Run it; the name of the job."""
     words = ("job", "submit", "--project", plan.PROJECT, f"--edit={folder}", "--wait", "--json", *options)
-    return str(json.loads(running.exeat(*words, "--", "sh", "-c", script).stdout)["id"])
+    return str(json.loads(running.exeat(*words, "--", "sh", "-c", script, check=False).stdout)["id"])
 
 
 def said(running: Running, job: str) -> list[dict[str, Any]]:
@@ -126,6 +126,22 @@ def test_a_conflict_or_a_job_that_runs_changes_nothing(running: Running, folder:
     job.terminate()
     job.communicate(timeout=30)
     assert running.exeat("job", "merge", row["job"]).stdout == f"1 changes are in {folder}\n"
+
+
+def test_a_merge_that_failed_changed_nothing_and_can_be_tried_again(running: Running, folder: Path) -> None:
+    (folder / "a").write_text("a")
+    os.chown(folder / "a", OWNER, OWNER)
+    os.chown(folder / "dir", 0, 0)  # its owner can write to the file in it, and replace nothing
+    time.sleep(0.02)
+    task = edit(running, folder, "echo changed > a; echo changed > dir/given")
+    done = running.exeat("job", "merge", task, check=False)
+    assert "nothing was changed" in done.stderr
+    assert "Permission denied" in done.stderr
+    assert (folder / "a").read_text() == "a"
+    assert {path.name for path in folder.iterdir()} == {"a", "dir"}
+    os.chown(folder / "dir", OWNER, OWNER)
+    assert running.exeat("job", "merge", task).stdout == f"2 changes are in {folder}\n"
+    assert (folder / "a").read_text() == (folder / "dir" / "given").read_text() == "changed\n"
 
 
 @pytest.mark.parametrize("name", ["t-none", "../work", "", "no-such"])

@@ -282,6 +282,10 @@ BAD_STARTS: list[tuple[dict[str, Any], str]] = [
     ({"mounts": [{"path": "SHARE/fifo", "mode": "ro"}]}, "start"),
     ({"mounts": [{"path": "SHARE/real", "mode": "rw"}], "user": OWNER_UID}, "start"),  # is root's
     ({"mounts": [{"path": "SHARE/real", "mode": "ro"}, {"path": "SHARE/link", "mode": "ro"}]}, "start"),
+    ({"mounts": [{"path": "SHARE/real", "mode": "edit"}]}, "argument"),
+    ({"mounts": [{"path": "SHARE/real", "mode": "edit"}], "user": OWNER_UID}, "start"),  # is root's
+    ({"mounts": [{"path": "SHARE/link", "mode": "edit"}], "user": OWNER_UID}, "start"),
+    ({"mounts": [{"path": "BASE/outside", "mode": "edit"}], "user": OWNER_UID}, "argument"),
     ({"user": 0}, "argument"),
     ({"user": 999}, "argument"),
     ({"user": UID_BASE + 1}, "argument"),

@@ -38,6 +38,17 @@ def test_streams_mounts_and_user(rig: WardenRig) -> None:
     assert not mounts_below(rig.run / "mounts")
 
 
+def test_an_edited_folder_keeps_what_it_has(rig: WardenRig) -> None:
+    folder = rig.base / "share" / "edited"
+    folder.mkdir()
+    os.chown(folder, 4321, 4321)
+    mounts = [{"path": str(folder), "mode": "edit"}]
+    script = f"touch {folder}/made && ls {folder}"
+    assert rig.run_job("edits", ["sh", "-c", script], mounts=mounts, user=4321).out == "made\n"
+    assert os.listdir(folder) == []
+    assert os.listdir(rig.work.parent / "edits" / "edits" / "upper") == ["made"]
+
+
 def test_memory_and_processes_are_limited(rig: WardenRig) -> None:
     ended = rig.run_job("memory", ["python3", "-c", "x = b'x' * 300_000_000"])
     assert (ended.code, ended.oom) == (137, True)
