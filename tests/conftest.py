@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -24,6 +25,8 @@ PACKAGE_OF = {  # the program a test may start, and the Debian package that has 
     "setpriv": "util-linux",
     "gcc": "gcc libc6-dev",
 }
+# A runner in the background has ctrl-c ignored, and what tests start would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 IN_CI = os.environ.get("CI", "").lower() in {"1", "true"}
 
 
