@@ -174,16 +174,17 @@ class Dropping:
             self._step(proposal)
 
     def _limited(self, index: int, size: int, root: bytes) -> tuple[int, int, bytes]:
-        """Less, where an open flow began in what would go."""
+        """Less, where an open flow began in what would go. Raises RetentionError."""
         oldest, paths = self._oldest(), find_segments(self._directory)
+        if index >= len(paths) or _where(paths[index]) != (size, root):
+            # The writer's own look at it: an older copy may have been put back below this file.
+            (self._directory / "retention").unlink()
+            raise RetentionError("what should go does not fit these segments")
         if oldest is None or oldest >= size:
             return index, size, root
         while index and _begin(paths[index]) > oldest:
             index -= 1
-        head = next(segment.scan(paths[index].read_bytes()), None)
-        if head is None:
-            raise RetentionError(f"{paths[index]} has no head")
-        return index, head.seq, segment.parse_head(head).frontier.root()
+        return index, *_where(paths[index])
 
     def _step(self, proposal: Path) -> None:
         text = read_checkpoint(self._directory)
@@ -195,6 +196,14 @@ class Dropping:
                 return
         self._until = 0
         proposal.unlink(missing_ok=True)
+
+
+def _where(path: Path) -> tuple[int, bytes]:
+    """The number of records before a segment, and their root. Raises RetentionError."""
+    head = next(segment.scan(path.read_bytes()), None)
+    if head is None:
+        raise RetentionError(f"{path} has no head")
+    return head.seq, segment.parse_head(head).frontier.root()
 
 
 def _begin(path: Path) -> int:

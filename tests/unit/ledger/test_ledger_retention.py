@@ -333,6 +333,28 @@ def test_a_crash_at_each_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert len(ends) > 2  # whole, in the middle, done
 
 
+def test_word_of_what_should_go_counts_for_its_own_ledger_only(
+    ledger: Kept, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An older copy was put back below it: the number of segments is another, or what they hold is."""
+    propose(ledger.directory, OLD, NOW)
+    word = ledger.directory / "retention"
+    index, size, root = word.read_text().split()
+    records = ledger.store.size
+    for other in (
+        f"999 {size} {root}",
+        f"{index} {size} {'00' * 32}",
+        f"{int(index) + 1} {size} {root}",
+        f"{index} {int(size) + 1} {root}",
+    ):
+        word.write_text(f"{other}\n")
+        ledger.run_errands()
+        assert not word.exists()
+        assert "does not fit" in capsys.readouterr().err
+    assert ledger.store.size == records  # no tombstone
+    assert ledger.drop() == int(size)
+
+
 def test_a_running_ledger_drops_by_itself(tmp_path: Path) -> None:
     ledger = Kept(tmp_path / "state" / "ledger" / ledger_settings(tmp_path).directory.name)
     ledger.fill(50, 600)
