@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from exeat.appliance.client import load_config
 from exeat.appliance.errors import NotReachableError, UsageError
+from exeat.ledger.records import printable
+from exeat.ledger.small_files import read_said
 
 if TYPE_CHECKING:
     import argparse
@@ -187,6 +189,12 @@ def _carry(config: Config, args: argparse.Namespace, directory: Path) -> int:
                 print(f"exeat: archive: {error}", file=sys.stderr, flush=True)
                 worst = max(worst, 3 if error.code == "archive.unavailable" else 1)
                 continue
+            except (LookupError, TypeError, ValueError) as error:
+                said = f"{store.name}: an answer that is none of S3's: {printable(repr(error), 200)}"
+                failed.write_text(f"{said} [archive.refused]\n", encoding="utf-8")
+                print(f"exeat: archive: {said}", file=sys.stderr, flush=True)
+                worst = max(worst, 1)
+                continue
             failed.unlink(missing_ok=True)
             for manifest in done:
                 print(f"exeat: archive: {manifest.object} is in {store.name}", flush=True)
@@ -257,7 +265,7 @@ def _store_status(receipts: Path, made: list[Manifest], name: str) -> dict[str, 
     return {
         "batches": sum(held),
         "waiting": len(held) - sum(held),
-        "failed": failed.read_text(encoding="utf-8").strip() if failed.exists() else "",
+        "failed": read_said(failed),
     }
 
 

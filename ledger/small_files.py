@@ -7,6 +7,8 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
+from exeat.ledger.records import printable
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -37,6 +39,14 @@ def read_small(path: Path, most: int) -> bytes:
     if len(content) > most:
         raise OSError(errno.EFBIG, "too large", str(path))
     return content
+
+
+def read_said(path: Path) -> str:
+    """What another account's process left in words, for people; "" if it said nothing. Raises OSError."""
+    try:
+        return printable(read_small(path, 4096).decode("utf-8", "replace").strip())
+    except FileNotFoundError:
+        return ""
 
 
 def sync_folder(folder: Path) -> None:

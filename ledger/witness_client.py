@@ -20,7 +20,7 @@ from exeat.ledger import keys, note, proofs
 from exeat.ledger.note import NoteError, Verifier
 from exeat.ledger.published import read_checkpoint, tile_loader
 from exeat.ledger.records import printable
-from exeat.ledger.small_files import replace
+from exeat.ledger.small_files import read_small, replace
 from exeat.ledger.tiles import TileError, Tree
 from exeat.ledger.witness import Request, write_request
 from exeat.ledger.witness_http import HttpError, Place, post
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from exeat.ledger.note import Checkpoint
 
+_MAX_STATUS: Final = 1 << 20  # bytes
 TIMEOUT_S: Final = 3.0
 _SIZE: Final = re.compile(r"(?:0|[1-9][0-9]{0,18})\n?")
 FORK: Final = "witness.fork"
@@ -176,7 +177,7 @@ def _checked(peer: Peer, standing: Standing, body: str, checkpoint: Checkpoint) 
 def read_standings(folder: Path) -> list[Standing]:
     """How things stood with each witness at the last round; empty if there was none yet. Raises OSError."""
     try:
-        found: dict[str, Any] = json.loads((folder / "status.json").read_text(encoding="utf-8"))
+        found: dict[str, Any] = json.loads(read_small(folder / "status.json", _MAX_STATUS))
         standings = [Standing(**each) for each in found["witnesses"]]
     except FileNotFoundError:
         return []

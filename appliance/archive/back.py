@@ -122,11 +122,11 @@ def restore(
 
 
 def _fetch(store: Store, key: str, manifest: Manifest, file: IO[bytes]) -> None:
-    whole = hashlib.sha256()
+    whole, size = hashlib.sha256(), 0
     with store.read(key) as body:
-        while chunk := body.read(_CHUNK):
+        while size <= manifest.size and (chunk := body.read(_CHUNK)):  # no more: there may be no end
             whole.update(chunk)
-            file.write(chunk)
+            size += file.write(chunk)
     if whole.digest() != manifest.digest:
         raise StoreError("archive.mismatch", f"{store.name}: {key} is not what its manifest says")
     file.seek(0)

@@ -13,6 +13,8 @@ import stat
 from functools import cache
 from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple
 
+from exeat.ledger.records import printable
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 PART: Final = 8 * 1024 * 1024  # bytes; the servers take no smaller one than 5 MiB but as the last
 _CONNECT_S, _READ_S, _ATTEMPTS = 10, 60, 4
 _MAX_SECRET: Final = 4096
+_PAGES: Final = 1000  # of a list, with a thousand names on each; a server may have no end of them
 # What the servers call the same thing; docs/ledger.md has the words for people.
 _MEANING: Final = {
     **dict.fromkeys(("InvalidAccessKeyId", "SignatureDoesNotMatch", "AuthFailure"), "archive.credentials"),
@@ -88,7 +91,8 @@ class Body:
 
 def _unavailable(name: str, operation: str, error: Exception) -> StoreError:
     # Such messages name endpoint and cause, never a secret; but they may run over several lines.
-    return StoreError("archive.unavailable", f"{name}: {operation}: {' '.join(str(error).split())[:300]}")
+    said = printable(" ".join(str(error).split()), 300)
+    return StoreError("archive.unavailable", f"{name}: {operation}: {said}")
 
 
 def read_secret(path: Path) -> tuple[str, str]:
@@ -152,13 +156,14 @@ class Store:
     def names(self, prefix: str) -> Iterator[str]:
         """All keys below `prefix`, in order."""
         more: dict[str, str] = {}
-        while True:
+        for _ in range(_PAGES):
             found = self._call("list_objects_v2", Prefix=self._prefix + prefix, **more)
             for each in found.get("Contents", ()):
                 yield str(each["Key"]).removeprefix(self._prefix)
             if not found.get("IsTruncated"):
                 return
-            more = {"ContinuationToken": found["NextContinuationToken"]}
+            more = {"ContinuationToken": str(found.get("NextContinuationToken", ""))}
+        raise StoreError("archive.refused", f"{self.name}: a list without an end")
 
     def begin(self, key: str) -> str:
         """The id of a new multipart upload."""
@@ -171,7 +176,7 @@ class Store:
         """What has arrived of an upload; None if the server knows it no more."""
         found: list[Part] = []
         more: dict[str, int] = {}
-        while True:
+        for _ in range(_PAGES):
             try:
                 page = self._call("list_parts", Key=self._prefix + key, UploadId=upload, **more)
             except StoreError as error:
@@ -183,7 +188,8 @@ class Store:
                 found.append(Part(int(each["PartNumber"]), int(each["Size"]), str(each["ETag"]), checksum))
             if not page.get("IsTruncated"):
                 return found
-            more = {"PartNumberMarker": int(page["NextPartNumberMarker"])}
+            more = {"PartNumberMarker": int(page.get("NextPartNumberMarker", 0))}
+        raise StoreError("archive.refused", f"{self.name}: a list without an end")
 
     def send_part(self, key: str, upload: str, number: int, content: bytes) -> Part:
         digest = base64.b64encode(hashlib.sha256(content).digest()).decode()
@@ -220,7 +226,7 @@ class Store:
             meaning = _MEANING.get(code) or _MEANING.get(str(status))
             if meaning is None:
                 meaning = "archive.unavailable" if status >= 500 or status == 429 else "archive.refused"
-            raise StoreError(meaning, f"{self.name}: {operation}: {code or status}") from None
+            raise StoreError(meaning, f"{self.name}: {operation}: {printable(code, 64) or status}") from None
         except BotoCoreError as error:
             raise _unavailable(self.name, operation, error) from None
 

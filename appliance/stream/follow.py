@@ -20,6 +20,7 @@ from exeat.ledger.archive import put
 from exeat.ledger.merkle import leaf_hash
 from exeat.ledger.reader import Follower, dropped_before, find_ledgers, segment_of, tail
 from exeat.ledger.records import printable
+from exeat.ledger.small_files import read_said, read_small
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 BATCH: Final = 500  # events in one sending
 _READ: Final = 50_000  # records read before the position is kept, however few of them fit
 _POLL_S: Final = 0.2
+_POSITION: Final = 65536  # bytes; 64 marks are 6 KB
 _LOOK_S: Final = 60.0  # between looks whether the ledger is still the one that was sent
 _PAUSE_S: Final = (1.0, 2.0, 5.0, 15.0, 60.0)
 
@@ -106,7 +108,7 @@ class Tap:
 def _position(path: Path) -> tuple[int, Marks] | None:
     """The first record not sent yet, and marks of those before it; None if nothing was begun."""
     try:
-        kept = json.loads(path.read_bytes())
+        kept = json.loads(read_small(path, _POSITION))
     except FileNotFoundError:
         return None
     return int(kept["next"]), Marks((int(seq), str(leaf)) for seq, leaf in kept["marks"])
@@ -212,8 +214,7 @@ def status(config: Config) -> list[dict[str, Any]]:
     """Of each stream and ledger: the next record to be sent, how many wait, and the last failure."""
     rows: list[dict[str, Any]] = []
     for stream in config.ledger.stream:
-        failed = folder_of(config) / f"{stream.name}.failed"
-        said = failed.read_text(encoding="utf-8").strip() if failed.exists() else ""
+        said = read_said(folder_of(config) / f"{stream.name}.failed")
         for directory in find_ledgers(config.state_dir):
             kept, end = _position(folder_of(config) / f"{stream.name}.{directory.name}"), _end(directory)
             at = kept[0] if kept is not None else 0

@@ -20,9 +20,10 @@ import pytest
 from tests.support.ledgers import record
 from tests.support.s3 import S3, SECRET, credentials, s3_server
 
-from exeat.appliance.archive.carry import Carrier
+from exeat.appliance.archive.back import _fetch
+from exeat.appliance.archive.carry import Carrier, holds
+from exeat.appliance.archive.store import Body, Held, StoreError
 from exeat.appliance.archive.store import Store as Bucket
-from exeat.appliance.archive.store import StoreError
 from exeat.appliance.cli import main
 from exeat.appliance.ledger_config import ArchiveStore
 from exeat.ledger import archive, keys, note, segment
@@ -524,3 +525,57 @@ def test_whatever_lies_where_a_receipt_belongs_is_none(tmp_path: Path) -> None:
     assert not held()
     path.write_text(json.dumps(good) + " " * 5000)
     assert not held()
+
+
+def test_an_answer_that_is_none_of_s3s_is_a_failure_of_that_store(
+    world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world.configure(stores=("evidence", "second"))
+    call = Bucket._call
+
+    def strange(self: Bucket, operation: str, **arguments: Any) -> Any:
+        found = call(self, operation, **arguments)
+        return {} if self.name == "evidence" and operation == "create_multipart_upload" else found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Bucket, "_call", strange)
+        assert world.run("run") == 1
+    assert "none of S3's: KeyError('UploadId')" in capsys.readouterr().err
+    assert world.run("status") == 1
+    assert "FAILED: evidence: an answer that is none of S3's" in capsys.readouterr().out
+    assert [path.name.split(".")[1] for path in world.receipts.glob("*.receipt")] == ["second"]
+    (world.receipts / "evidence.failed").write_bytes(b"\x1b[2J\xff")  # of a carrier that was taken over
+    assert world.run("status") == 1
+    assert "\x1b" not in capsys.readouterr().out
+    assert world.run("run") == 0
+
+
+def test_lists_and_objects_without_an_end_are_left(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert world.run("run") == 0
+    bucket, again = (
+        world.carrier()._store,
+        {"IsTruncated": True, "NextContinuationToken": "x", "NextPartNumberMarker": 1},
+    )
+    monkeypatch.setattr(bucket, "_call", lambda *_args, **_named: again)
+    with pytest.raises(StoreError, match="without an end"):
+        list(bucket.names("a"))
+    with pytest.raises(StoreError, match="without an end"):
+        bucket.parts("a", "b")
+
+    class Endless:
+        taken = 0
+
+        def read(self, most: int) -> bytes:
+            self.taken += most
+            assert self.taken < 1 << 24
+            return bytes(most)
+
+        def close(self) -> None: ...
+
+    body = Endless()
+    monkeypatch.setattr(bucket, "read", lambda _key: Body("s", body))  # type: ignore[arg-type]
+    (manifest,) = archive.manifests(world.directory)
+    assert not holds(bucket, "k", Held(manifest.size, ""), manifest)
+    body.taken = 0
+    with pytest.raises(StoreError, match="not what its manifest says"), io.BytesIO() as file:
+        _fetch(bucket, "k", manifest, file)
