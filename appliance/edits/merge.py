@@ -277,7 +277,8 @@ def _undo_one(lower: Tree, path: bytes, step: Step) -> None:
 def _sync(lower: Tree, steps: list[Step]) -> None:
     """What the steps did is on disk before the journal goes."""
     for path in {_path(step).rpartition(b"/")[0] for step in steps if step["do"] != "mode"}:
-        with contextlib.suppress(FileNotFoundError), lower.folder(path) as fd:
+        # It may have been taken away itself, or be a file now.
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError), lower.folder(path) as fd:
             os.fsync(fd)
 
 

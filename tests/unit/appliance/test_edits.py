@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from exeat.appliance.edits import merge as merging
@@ -135,6 +135,7 @@ def scribble(root: Path, seed: int, steps: int) -> None:
             dice.choice(work)(some())
 
 
+@example(161589, 1, 4)  # a folder with files becomes a file
 @given(st.integers(0, 2**32), st.integers(0, 12), st.integers(0, 12))
 @settings(max_examples=40, deadline=None)
 def test_merged_is_what_the_job_saw(seed: int, before: int, after: int) -> None:
