@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from exeat.ledger import keys, succession
 from exeat.ledger.note import NoteError
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from exeat.ledger.records import Record
     from exeat.ledger.retention import Dropping
 
+_RETIRED: Final = "retired"
+
 
 class Upkeep:
     """The errands of the ledger in `directory`; `own` makes a record in the ledger's own name."""
@@ -29,6 +31,7 @@ class Upkeep:
     def __init__(self, directory: Path, own: Callable[..., Record], dropping: Dropping) -> None:
         self._directory, self._own, self._dropping = directory, own, dropping
         self._said = ""
+        self._announced = ""  # what is on record already, while the step behind it still fails
 
     def due(self) -> Iterator[Record]:
         """Records to write now. It is gone on from one only when that is durable.
@@ -47,15 +50,19 @@ class Upkeep:
     def _key(self) -> Iterator[Record]:
         keys.settle(self._directory)
         if keys.overlap_ended(self._directory, time.time()):
-            yield self._own(Kind.KEY, decision="retired", detail="the former key signs no more")
+            if self._announced != _RETIRED:
+                yield self._own(Kind.KEY, decision="retired", detail="the former key signs no more")
+                self._announced = _RETIRED
             keys.retire(self._directory)
         statement = keys.pending(self._directory)
         if statement is None:
             return
-        found = succession.parse(statement)
-        detail = f"{found.former} makes way for {found.new}"
-        decision = "rotated" if found.vouched else "lost"
-        yield self._own(Kind.KEY, decision=decision, detail=detail, data=statement.encode())
+        if self._announced != statement:
+            found = succession.parse(statement)
+            detail = f"{found.former} makes way for {found.new}"
+            decision = "rotated" if found.vouched else "lost"
+            yield self._own(Kind.KEY, decision=decision, detail=detail, data=statement.encode())
+            self._announced = statement
         keys.install(self._directory)
 
     def _say(self, what: str) -> None:

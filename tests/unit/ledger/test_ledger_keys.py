@@ -353,3 +353,36 @@ def test_a_running_ledger_takes_the_new_key(tmp_path: Path, capsys: pytest.Captu
         )
     assert verify(directory).ok
     assert verify(directory).key == second.public.hex()
+
+
+@pytest.mark.parametrize("step", ["install", "retire"])
+def test_a_step_that_fails_and_fails_is_on_record_once(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """Once a second it is tried again; that must not be a record a second."""
+    if step == "retire":
+        ledger.rotate(until_s=1)
+    else:
+        keys.prepare(ledger.directory, LATER)
+    own = lambda kind, **fields: Record(kind, actor="ledger", **fields)  # noqa: E731
+    upkeep = Upkeep(
+        ledger.directory, own, Dropping(ledger.directory, lambda: None, lambda: ledger.store.size)
+    )
+
+    def fail(_directory: Path) -> None:
+        raise OSError(30, "Read-only file system")
+
+    def run_errands() -> None:
+        for record in upkeep.due():
+            ledger.store.append([records.encode(record)], 1)
+
+    before = ledger.store.size
+    with monkeypatch.context() as patch:
+        patch.setattr(keys, step, fail)
+        for _ in range(5):
+            run_errands()
+    assert ledger.store.size == before + 1
+    run_errands()
+    assert ledger.store.size == before + 1
+    assert not (ledger.directory / "keys" / ("old.key" if step == "retire" else "next.key")).exists()
+    assert verify(ledger.directory).ok
