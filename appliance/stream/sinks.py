@@ -41,6 +41,7 @@ _SIOCOUTQ: Final = 0x5411
 _LOOKS: Final = 1000
 _MIN_SECRET: Final = 16  # bytes
 _MAX_SECRET: Final = 4096
+_BLOCK: Final = 65536
 _ANSWER: Final = 65536
 _TALK: Final = 16  # readings of what a syslog server says, at a time
 
@@ -98,9 +99,9 @@ class FileSink:
             fd = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
             with os.fdopen(fd, "r+b", buffering=0) as file:
                 data = b"".join(map(json_line, events))
-                before = os.fstat(fd).st_size
-                if before and os.pread(fd, 1, before - 1) != b"\n":
-                    data = b"\n" + data  # half a line of one who was killed stays a line of its own
+                before = _whole_lines(fd)
+                if os.fstat(fd).st_size > before:
+                    os.ftruncate(fd, before)  # half a line of one who was killed comes again, whole
                 written = file.write(data)
                 if written != len(data):
                     os.ftruncate(fd, before)  # no half line stays
@@ -110,6 +111,17 @@ class FileSink:
             raise SinkError(f"{self._path}: {error.strerror}") from None
 
     def close(self) -> None: ...
+
+
+def _whole_lines(fd: int) -> int:
+    """How long the file is up to the end of its last whole line."""
+    end = os.fstat(fd).st_size
+    while end > 0:
+        begin = max(0, end - _BLOCK)
+        if (found := os.pread(fd, end - begin, begin).rfind(b"\n")) >= 0:
+            return begin + found + 1
+        end = begin
+    return 0
 
 
 class UnixSyslog:

@@ -72,7 +72,7 @@ def check(made: Standalone) -> None:
         assert b"[posture.default_deny]" in read_head(sock)
     # The door itself, to which nothing was redirected.
     for place in (("127.0.0.1", 3129), ("::1", 3129)):
-        with socket.create_connection(place, 10) as sock, pytest.raises(ConnectionResetError):
+        with pytest.raises(ConnectionResetError), socket.create_connection(place, 10) as sock:
             sock.recv(1)
     wait_for(lambda: [r.reason_code for r in made.records()].count("transparent.direct") == 2)
     opened = [record for record in made.records() if record.kind is Kind.OPEN]

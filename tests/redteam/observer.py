@@ -201,7 +201,8 @@ class Observer:
         self._connections.append(seen)
         speaker = Speaker(sock, seen, self._context if port in (443, 8443) else None)
         if port == 22:
-            sock.send(b"SSH-2.0-redteam\r\n")
+            with contextlib.suppress(OSError):  # it may be gone already
+                sock.send(b"SSH-2.0-redteam\r\n")
         if port == 53:
             speaker.reply = self._resolve_tcp
         self._watch(sock, lambda: None if speaker.hear() else self._drop(sock))
