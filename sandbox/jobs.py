@@ -69,8 +69,7 @@ class Jobs:
     def __init__(self, places: Places, program: str, reactor: Reactor) -> None:
         self.all: dict[str, Job] = {}
         self._places, self._reactor = places, reactor
-        controllers = _CONTROLLERS.read_text() if _CONTROLLERS.exists() else ""
-        layout = cgroup.layout(_MOUNTS.read_text(), controllers)
+        layout = cgroup.layout(_MOUNTS.read_text(), _CONTROLLERS.read_text() if _CONTROLLERS.exists() else "")
         self._runtime = runtime(program, places, layout)
         links = oci.merged_links(path.name for path in Path("/").iterdir() if path.is_symlink())
         etc = tuple(filter(os.path.exists, oci.HOST_ETC))
@@ -108,6 +107,8 @@ class Jobs:
             path.symlink_to(target)
         for path, text in plan.files:
             path.write_text(text)
+        if plan.overlay:
+            netns.overlay(*plan.overlay)
 
     def _watch(self, job: Job, launcher: int) -> None:
         job.launcher = launcher

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from exeat.sandbox.steps import Command, Done
 
 _CLONE_NEWNET: Final = 0x40000000
-_MS_BIND, _MNT_DETACH, _UMOUNT_NOFOLLOW = 0x1000, 0x2, 0x8
+_MS_NOSUID_NODEV, _MS_BIND, _MNT_DETACH, _UMOUNT_NOFOLLOW = 0x6, 0x1000, 0x2, 0x8
 _SYS_OPENAT2, _AT_FDCWD, _RESOLVE_NO_MAGICLINKS, _RESOLVE_NO_SYMLINKS = 437, -100, 0x2, 0x4
 _DISABLE_IPV6: Final = Path("/proc/sys/net/ipv6/conf/lo/disable_ipv6")
 _BACKLOG: Final = 1024
@@ -138,6 +138,11 @@ def bind(source: str, target: Path, *, owner: int | None) -> None:
         os.close(fd)
 
 
+def overlay(target: Path, options: str) -> None:
+    """Mount an overlay at the folder `target`; no name of a job's or a person's is in `options`."""
+    _call("mount", b"overlay", os.fsencode(target), b"overlay", _MS_NOSUID_NODEV, os.fsencode(options))
+
+
 def unmount(path: Path) -> None:
     """Detach what is mounted at `path`, and only there."""
     _call("umount2", os.fsencode(path), _MNT_DETACH | _UMOUNT_NOFOLLOW)
@@ -164,6 +169,5 @@ def run(steps: Generator[Command, Done, object]) -> None:
         while True:
             # A short-lived child has few descriptors: with more than 1,024, libnftables aborts.
             argv = ["timeout", str(step.seconds), *step.argv]
-            step = steps.send(
-                subprocess.run(argv, input=step.stdin, env=ENV, capture_output=True, text=True, check=False)
-            )
+            end = subprocess.run(argv, input=step.stdin, env=ENV, capture_output=True, text=True, check=False)
+            step = steps.send(end)

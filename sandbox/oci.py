@@ -2,7 +2,8 @@
 
 The container's root is an empty tree with the host's /usr (read-only), an /etc of our own making,
 private /proc, /dev and /tmp, the job's work folder, and the folder that holds the gateway's
-socket. Shapes: OCI runtime specification 1.0.2, config.md and config-linux.md.
+socket. Or it is a tree that was asked for, with our part of /etc over its own. Shapes: OCI runtime
+specification 1.0.2, config.md and config-linux.md.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from exeat.sandbox.names import SpecError
 from exeat.sandbox.seccomp import profile
-from exeat.sandbox.spec import GATEWAY, WORK
+from exeat.sandbox.spec import GATEWAY, WORK, Mount
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     from exeat.sandbox.launcher import Places
     from exeat.sandbox.limits import Limits
-    from exeat.sandbox.spec import JobSpec, Mount
+    from exeat.sandbox.spec import JobSpec
 
 # Not /tmp and /work: runc gives a tmpfs the mode of the folder below it, and makes one where there is none.
 _DIRS: Final = ("usr", "etc", "etc/ssl", "proc", "dev", "run", "run/exeat")
@@ -104,6 +105,7 @@ class Plan:
     staged: tuple[tuple[Mount, Path], ...]  # host paths to hold, once they have been checked
     links: tuple[tuple[Path, str], ...]  # (path, target)
     files: tuple[tuple[Path, str], ...]  # (path, text)
+    overlay: tuple[Path, str] | None  # where to mount one and with which options, when all else is there
     config: str  # config.json
 
 
@@ -111,13 +113,16 @@ def plan(job: JobSpec, *, uid: int, host: Host, places: Places, kept: int = 0) -
     """What makes the job a container. Mounts come last and in order.
 
     `kept`: how many edits are. Raises SpecError(limits) for a job that needs limits which would not
-    hold here, SpecError(edits.full) for an edit too many.
+    hold here, or for a tree of its own where no cgroup keeps it from the devices in that: the runtime
+    loses `nodev` of what / is made of. SpecError(edits.full) for an edit too many.
     """
     edits = [mount.path for mount in job.mounts if mount.edited]
     if edits and kept >= MAX_EDITS:
         raise SpecError("edits.full", f"{MAX_EDITS} edits wait: merge or drop some (exeat job edits)")
     if job.needs_cgroup and not host.cgroups:
         raise SpecError("limits", "no memory, pids or cpu limit holds on this node: see `exeat doctor`")
+    if job.root and not host.cgroups:
+        raise SpecError("limits", "no cgroup keeps jobs from devices on this node: see `exeat doctor`")
     staged = tuple((mount, places.staged(job.job, number)) for number, mount in enumerate(job.mounts))
     binds = [
         Bind(str(places.sockets(job.job)), GATEWAY),
@@ -133,17 +138,31 @@ def plan(job: JobSpec, *, uid: int, host: Host, places: Places, kept: int = 0) -
     files = [(root / name, content) for name, content in tree.files]
     files += [(folder / "uid", str(uid)), (folder / "config.json", text)]
     files += [(edit / "edit.json", json.dumps({"folder": path, "uid": uid})) for path in edits]
+    folders, overlay = [folder, output, root, *(root / name for name in tree.dirs)], None
+    folders += [edit, upper, edit / "work"] if edits else []
+    if job.root:
+        lower, scratch = places.staged(job.job, "lower"), folder / "scratch"
+        folders += [_tree(job, places), scratch]
+        staged += ((Mount(job.root, writable=False), lower),)
+        layers = f"lowerdir={lower},upperdir={root},workdir={scratch}"
+        overlay = _tree(job, places), f"redirect_dir=nofollow,metacopy=off,{layers}"
     return Plan(
-        folders=(
-            *(folder, output, root, *(root / name for name in tree.dirs)),
-            *((edit, upper, edit / "work") if edits else ()),
-        ),
+        folders=tuple(folders),
         own=(output, upper) if edits else (output,),
         staged=staged,
         links=tuple((root / name, target) for name, target in tree.links),
         files=tuple(files),
+        overlay=overlay,
         config=text,
     )
+
+
+def _tree(job: JobSpec, places: Places) -> Path:
+    """Where the job's own tree is put together: what was asked for below, the skeleton above.
+
+    The runtime makes the places to mount at in the upper part, and then all of it read-only.
+    """
+    return places.staged(job.job, "tree")
 
 
 def skeleton(job: JobSpec, uid: int, host: Host) -> Skeleton:
@@ -156,7 +175,7 @@ def skeleton(job: JobSpec, uid: int, host: Host) -> Skeleton:
         "etc/passwd": f"root:x:0:0:root:/:/usr/sbin/nologin\njob:x:{uid}:{uid}:job:{WORK}:/bin/sh\n",
         "etc/group": f"root:x:0:\njob:x:{uid}:\n",
     }
-    return Skeleton(_DIRS, host.links, tuple(files.items()))
+    return Skeleton(_DIRS, () if job.root else host.links, tuple(files.items()))
 
 
 def config(job: JobSpec, *, uid: int, host: Host, binds: Iterable[Bind], places: Places) -> dict[str, Any]:
@@ -164,9 +183,14 @@ def config(job: JobSpec, *, uid: int, host: Host, binds: Iterable[Bind], places:
     return {
         "ociVersion": "1.0.2",
         "hostname": job.job,
-        "root": {"path": "rootfs", "readonly": True},
+        "root": {"path": str(_tree(job, places)) if job.root else "rootfs", "readonly": True},
         "process": _process(job, uid, host.max_open_files),
-        "mounts": [*_system_mounts(host), *_own_mounts(job.limits, uid), *map(_bind, binds)],
+        "mounts": [
+            *_system_mounts(),
+            *_of_host(job, host),
+            *_own_mounts(job.limits, uid),
+            *map(_bind, binds),
+        ],
         "linux": {
             "namespaces": [
                 *({"type": kind} for kind in ("pid", "mount", "ipc", "uts", "cgroup")),
@@ -210,15 +234,18 @@ def _rlimits(limits: Limits, max_open_files: int) -> list[dict[str, Any]]:
     return [{"type": f"RLIMIT_{name}", "hard": hard, "soft": soft} for name, (hard, soft) in held.items()]
 
 
-def _system_mounts(host: Host) -> list[dict[str, Any]]:
+def _of_host(job: JobSpec, host: Host) -> list[dict[str, Any]]:
+    return [] if job.root else [_bind(Bind(path, path)) for path in ("/usr", *host.etc)]
+
+
+def _system_mounts() -> list[dict[str, Any]]:
     tight = ["nosuid", "nodev", "noexec"]
-    mounts = [
+    return [
         _mount("/proc", "proc", tight),
         _mount("/dev", "tmpfs", ["nosuid", "noexec", "mode=755", "size=64k"]),
         _mount("/dev/pts", "devpts", ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"]),
         _mount("/dev/shm", "tmpfs", [*tight, "mode=1777", "size=64m"]),  # noqa: S108
     ]
-    return mounts + [_bind(Bind(path, path)) for path in ("/usr", *host.etc)]
 
 
 def _own_mounts(limits: Limits, uid: int) -> list[dict[str, Any]]:

@@ -73,7 +73,7 @@ VERBS: Final[dict[str, tuple[frozenset[str], frozenset[str]]]] = {
     "jail.list": (frozenset(), frozenset()),
     "job.start": (
         frozenset({"job", "argv", "env", "mounts", "cwd", "profile", "user"}),
-        frozenset({"limits"}),
+        frozenset({"limits", "root"}),
     ),
     "job.wait": (frozenset({"job"}), frozenset()),
     "job.kill": (frozenset({"job"}), frozenset()),
@@ -119,6 +119,7 @@ class JobSpec:
     profile: Profile
     uid: int | None
     limits: Limits = field(default_factory=Limits)
+    root: str = ""  # the tree it sees as /, a folder under one of the roots; "" for the host's /usr
     needs_cgroup: bool = False  # somebody asked for what only cgroups hold: without them it must not start
 
 
@@ -233,6 +234,7 @@ def parse_job(raw: Mapping[str, Any], roots: Sequence[PurePath], ceiling: Limits
         profile=_profile(raw["profile"]),
         uid=uid,
         limits=limits,
+        root=_root(raw.get("root", ""), roots),
         needs_cgroup=needs_cgroup(raw.get("limits", {})),
     )
 
@@ -295,11 +297,23 @@ def _mount(raw: object, roots: Sequence[PurePath]) -> Mount:
     path, mode = parse_path(raw["path"]), raw["mode"]
     if mode not in ("ro", "rw", "edit"):
         raise SpecError("argument", "a mount's mode is ro, rw or edit")
-    if not any(_inside(path, str(root)) for root in roots):
-        raise SpecError("argument", "a mount lies outside the configured roots")
+    _check_outside(path, roots)
     if path in _EXACT or any(_inside(path, taken) for taken in _TAKEN):
         raise SpecError("argument", "a mount would replace a part of the container")
     return Mount(path, mode == "rw", mode == "edit")
+
+
+def _root(raw: object, roots: Sequence[PurePath]) -> str:
+    if raw == "":
+        return ""
+    path = parse_path(raw)
+    _check_outside(path, roots)
+    return path
+
+
+def _check_outside(path: str, roots: Sequence[PurePath]) -> None:
+    if not any(_inside(path, str(root)) for root in roots):
+        raise SpecError("argument", "a mount lies outside the configured roots")
 
 
 def _cwd(raw: object, mounts: tuple[Mount, ...]) -> str:

@@ -76,6 +76,12 @@ def job_options(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="a folder whose changes wait for `exeat job merge`",
     )
+    parser.add_argument(
+        "--root",
+        type=Path,
+        metavar="DIR",
+        help="the tree it sees as /, read-only, in place of this machine's",
+    )
     parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="set in the job")
     parser.add_argument(
         "--limits", metavar="NAME=VALUE,..", help="memory=512MiB,pids=64,cpu=1.5,time=10m,work=1GiB,..."
@@ -133,6 +139,8 @@ def request_of(args: argparse.Namespace, roots: Sequence[Path]) -> dict[str, Any
     mounts = [(path, "edit") for path in edits]
     mounts += [(path, "rw") for path in args.rw] + [(path, "ro") for path in args.ro]
     request["mounts"] = [{"path": _mountable(path, roots), "mode": mode} for path, mode in mounts]
+    if args.root:
+        request["root"] = _tree(args.root, roots)
     request["cwd"] = request["mounts"][0]["path"] if owned and owned[0].is_dir() else "/work"
     if args.edit and not args.edit.is_dir():
         raise UsageError(f"--edit {args.edit}: not a folder")
@@ -178,6 +186,13 @@ def _mountable(path: Path, roots: Sequence[Path]) -> str:
         allowed = ", ".join(map(str, roots))
         raise UsageError(f"{real} lies outside of what jobs may be given ({allowed}): see [sandbox] roots")
     return str(real)
+
+
+def _tree(path: Path, roots: Sequence[Path]) -> str:
+    real = _mountable(path, roots)
+    if not os.path.lexists(f"{real}/bin/sh"):
+        raise UsageError(f"{real} has no /bin/sh: this is what starts a command in its tree")
+    return real
 
 
 def _owner(path: Path) -> int:

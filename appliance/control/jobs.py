@@ -166,6 +166,7 @@ class Jobs:
             "profile": _profile(request),
             "user": request.get("user", "fresh"),
             "limits": job.limits,
+            "root": request.get("root", ""),
         }
         reply, _ = await self._warden.call("job.start", fds, job=job.name, **arguments)
         job.work, job.started_s = str(reply.get("work", "")), _boot_s()

@@ -57,7 +57,7 @@ _NOT_ITS_FAULT = frozenset({PREEMPTED})
 _FOR_GOOD = frozenset({"kill", "killed"})  # a person wanted it to end
 _PASSES = ("budget.", "kill")  # refusals that end by themselves, or by a person
 _REQUEST = frozenset(
-    {"argv", "profile", "mounts", "cwd", "user", "env", "limits", "time_ms", "agent", "network"}
+    {"argv", "profile", "mounts", "cwd", "user", "env", "limits", "time_ms", "agent", "network", "root"}
 )
 
 

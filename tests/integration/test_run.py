@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from tests.support.running import Running, wait_for
+from tests.support.trees import small_tree
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -124,6 +125,18 @@ def test_an_edited_folder_keeps_what_it_has(running: Running, folder: Path) -> N
     assert list(edits.iterdir()) == []
 
 
+def test_a_job_in_a_tree_of_its_own_now_and_from_the_queue(running: Running) -> None:
+    tree = small_tree(Path(running.lab.job) / "tree")
+    try:
+        done = running.run("cat", "/etc/mine", options=[f"--root={tree}", "--quiet"])
+        assert (done.stdout, done.stderr) == ("of the tree\n", "")
+        words = ("--project", "crawler", "--wait", "--json", "--root", str(tree), "--", "cat", "/etc/mine")
+        task = json.loads(running.exeat("job", "submit", *words).stdout)["id"]
+        assert running.exeat("job", "logs", task).stdout == "of the tree\n"
+    finally:
+        shutil.rmtree(tree)
+
+
 def test_the_work_folder_is_gone_afterwards(running: Running) -> None:
     done = running.run("sh", "-c", "pwd; touch here && ls", options=["--quiet"])
     assert done.stdout.split() == ["/work", "here"]
@@ -162,6 +175,8 @@ def test_a_policy_of_its_own_holds_for_this_job_alone(running: Running, tmp_path
     [
         (["--project", "nobody"], "no policy for project `nobody`"),
         (["--rw", "{job}"], "belongs to root"),
+        (["--root", "{job}"], "{job} has no /bin/sh"),
+        (["--root", "/usr"], "/usr lies outside of what jobs may be given"),
         (["--ro", "/etc"], "/etc lies outside of what jobs may be given ({job})"),
         (["--ro", "/nowhere"], "/nowhere: No such file or directory"),
         (["--hold", "56s"], "at most 55s"),

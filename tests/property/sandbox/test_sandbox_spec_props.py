@@ -37,6 +37,7 @@ NEARLY: dict[str, st.SearchStrategy[Any]] = {
     "cwd": st.sampled_from(["/work", "/tmp", "/srv/a"]) | PATH | ANY,
     "profile": st.sampled_from(["strict", "standard", "standard-net"]) | ANY,
     "user": st.sampled_from(["fresh", 1000, 0]) | ANY,
+    "root": st.just("") | PATH | ANY,
 }
 
 
@@ -52,6 +53,9 @@ def test_a_start_is_refused_or_sound(raw: dict[str, Any]) -> None:
         assert any(PurePosixPath(mount.path).is_relative_to(root) for root in ROOTS)
         assert not mount.owned or job.uid is not None
     assert sum(mount.edited for mount in job.mounts) <= 1
+    if job.root:
+        assert posixpath.normpath(job.root) == job.root
+        assert any(PurePosixPath(job.root).is_relative_to(root) for root in ROOTS)
     assert job.uid is None or job.uid >= MIN_UID
     host = oci.Host("x86_64", (), (), cgroups=True, max_open_files=64)
     places = Places(Path("/run/w"), Path("/var/w"))

@@ -94,6 +94,29 @@ def test_the_tree_names_the_job_and_the_guard() -> None:
     assert "job:x:1000:1000:" in files["etc/passwd"]
 
 
+def test_a_tree_of_its_own_has_nothing_of_the_hosts() -> None:
+    job = replace(JOB, root="/srv/tree", mounts=())
+    plan = oci.plan(job, uid=1000, host=HOST, places=PLACES)
+    config = json.loads(plan.config)
+    bound = {mount["destination"] for mount in config["mounts"] if mount["type"] == "bind"}
+    assert bound == {"/run/exeat", "/work"}
+    assert plan.links == ()
+    assert config["root"] == {"path": "/run/exeat/warden/mounts/job-1.tree", "readonly": True}
+    # What is mounted is the checked place and not the name; what the job gets over it is our own folder.
+    assert plan.staged == ((Mount("/srv/tree", writable=False), PLACES.staged("job-1", "lower")),)
+    assert plan.overlay is not None
+    assert plan.overlay[0] == PLACES.staged("job-1", "tree")
+    assert dict(each.split("=") for each in plan.overlay[1].split(",")) == {
+        "redirect_dir": "nofollow",
+        "metacopy": "off",
+        "lowerdir": "/run/exeat/warden/mounts/job-1.lower",
+        "upperdir": "/run/exeat/warden/jobs/job-1/rootfs",
+        "workdir": "/run/exeat/warden/jobs/job-1/scratch",
+    }
+    with pytest.raises(SpecError, match="no cgroup keeps jobs from devices"):
+        oci.plan(job, uid=1000, host=replace(HOST, cgroups=False), places=PLACES)
+
+
 def rules(kind: Profile, name: str) -> list[dict[str, Any]]:
     return [rule for rule in seccomp.profile(kind, "x86_64")["syscalls"] if name in rule["names"]]
 
