@@ -87,7 +87,8 @@ class Spare:
     """
 
     def __init__(self, folder: Path, size: int, io: Io) -> None:
-        self._path = folder / "spare.tmp"
+        # A name of its own: the thread of a store that was closed may still be about to give its file up.
+        self._path = folder / f"spare-{os.urandom(8).hex()}.tmp"
         self._size = size
         self._io = io
         self._lock = threading.Lock()  # of the three below

@@ -260,9 +260,9 @@ def test_the_next_segment_is_taken_from_a_spare(tmp_path: Path) -> None:
     assert turned >= 2
     assert records_of(tmp_path / "l") == [data for batch in groups for data in batch]
     store.close()
-    assert (tmp_path / "l" / "seg" / "spare.tmp").exists()
+    assert list((tmp_path / "l" / "seg").glob("*.tmp"))
     Store.open(tmp_path / "l", 2, segment_bytes=65536).close()
-    assert not (tmp_path / "l" / "seg" / "spare.tmp").exists()
+    assert not list((tmp_path / "l" / "seg").glob("*.tmp"))
     assert verify(tmp_path / "l").ok
 
 
@@ -273,6 +273,27 @@ def test_a_spare_that_comes_too_late_is_given_up(tmp_path: Path) -> None:
     spare.begin()
     assert spare.take() is None
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_spare_that_is_given_up_is_not_the_one_of_the_next_store(tmp_path: Path) -> None:
+    """The disk failed, and the store was opened anew while the thread of the old one still wrote."""
+    following = Spare(tmp_path, 4096, os)
+
+    class Slow(Counted):
+        def fsync(self, fd: int) -> None:
+            os.fsync(fd)
+            former.close()
+            for leftover in tmp_path.glob("*.tmp"):  # as `open` does
+                leftover.unlink()
+            following.make()
+
+    former = Spare(tmp_path, 4096, Slow())
+    former.make()
+    made = following.take()
+    assert made is not None
+    assert made.path.stat().st_ino == os.fstat(made.fd).st_ino
+    assert list(tmp_path.iterdir()) == [made.path]
+    os.close(made.fd)
 
 
 def test_a_reader_leaves_zeros_ahead_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
