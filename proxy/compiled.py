@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from exeat.proxy.ends import End
     from exeat.proxy.gate import Gate
 
+_NOTHING: Final = (0, 0)
 _OVER: Final = {1: "eof", 2: "reset"}
 
 
@@ -37,12 +38,19 @@ class CorePoller:
 class CompiledRelay(Tunnel):
     """A tunnel, as `relay.Relay`."""
 
-    __slots__ = ("_core", "_gate", "_on_end", "client", "ended", "upstream")
+    __slots__ = ("_before", "_core", "_gate", "_on_end", "client", "ended", "upstream")
 
     def __init__(
-        self, core: Core, client: End, upstream: End, gate: Gate, on_end: Callable[[str], None]
+        self,
+        core: Core,
+        client: End,
+        upstream: End,
+        gate: Gate,
+        on_end: Callable[[str], None],
+        before: tuple[int, int] = _NOTHING,
     ) -> None:
-        self._core = core
+        """`before`: bytes (out, in) that another relay has moved."""
+        self._core, self._before = core, before
         self._on_end: Callable[[str], None] | None = on_end
         self.client, self.upstream = client, upstream
         self._gate = gate
@@ -52,21 +60,22 @@ class CompiledRelay(Tunnel):
         client, upstream, gate = self.client, self.upstream, self._gate
         client.heard_by(self._heard)
         upstream.heard_by(_unheard)
-        self.attach(
-            self._core,
-            client.fd,
-            client.known,
-            upstream.fd,
-            upstream.known,
-            gate.reserved,
-            gate.asks_at,
-            first,
-        )
+        ends = client.fd, client.known, upstream.fd, upstream.known
+        self.attach(self._core, *ends, *self._may_take(), first)
         gate.meter = self
+
+    def _may_take(self) -> tuple[int, int]:
+        """How many bytes the core may take, and after how many it asks."""
+        before = sum(self._before)
+        return self._gate.reserved - before, max(0, self._gate.asks_at - before)
+
+    @property
+    def taken(self) -> int:
+        return super().taken + sum(self._before)
 
     def counts(self) -> tuple[int, int]:
         out, back, _, _ = self.books()
-        return out, back
+        return self._before[0] + out, self._before[1] + back
 
     def undelivered(self, way: int) -> int:
         return self.books()[2 + way]
@@ -74,7 +83,7 @@ class CompiledRelay(Tunnel):
     def kick(self) -> None:
         """Go on after something other than a socket changed, such as the reservation."""
         if not self.ended:
-            self.allow(self._gate.reserved, self._gate.asks_at)
+            self.allow(*self._may_take())
 
     def end(self, reason: str) -> None:
         """Stop moving bytes. What to do with the sockets is up to the owner's `on_end`."""
@@ -98,7 +107,7 @@ class CompiledRelay(Tunnel):
             self.end(_OVER[self.over])
         else:
             self._gate.check()
-            self.allow(self._gate.reserved, self._gate.asks_at)
+            self.allow(*self._may_take())
 
 
 def _unheard(_events: int) -> None:

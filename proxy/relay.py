@@ -322,6 +322,17 @@ class Relay:
         self.down.drop()
         on_end(reason)
 
+    def let_go(self) -> bool:
+        """Leave both ends to another relay: if nobody looks, no bytes are under way and none has ended."""
+        both = self.up, self.down
+        if self.ended or any(way.eof or way.undelivered or way.intake is not None for way in both):
+            return False
+        self._on_end = None
+        self.ended = True
+        for way in both:
+            way.drop()
+        return True
+
     def _on_client(self, events: int) -> None:
         self._event(self.client, events)
 

@@ -73,6 +73,15 @@ class Relays:
             return CompiledRelay(self._core, client, upstream, gate, on_end)
         return self.watchable(client, upstream, gate, on_end)
 
+    def settled(self, relay: Relay, gate: Gate, on_end: Callable[[str], None]) -> Relaying:
+        """What moves the bytes of `relay` from now on: the core, if there is one and it lets go."""
+        if self._core is None or not relay.let_go():
+            return relay
+        ends, before = (relay.client, relay.upstream), relay.counts()
+        taken_over = CompiledRelay(self._core, *ends, gate, on_end, before)
+        taken_over.start()
+        return taken_over
+
     def watchable(self, client: End, upstream: End, gate: Gate, on_end: Callable[[str], None]) -> Relay:
         """The same for one whose bytes are looked at, and so come through Python."""
         return Relay(self._reactor, self.pipes, client, upstream, gate, on_end)

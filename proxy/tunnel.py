@@ -17,6 +17,7 @@ from exeat.proxy import refusal, stream, tcpinfo
 from exeat.proxy.account import Account
 from exeat.proxy.exchange import Before, Exchange
 from exeat.proxy.first_bytes import FirstBytes, FirstBytesJudge, TunnelError
+from exeat.proxy.relay import Relay
 from exeat.proxy.relaying import DOWN, UP, StopRelay
 from exeat.proxy.tcpinfo import KernelCount
 from exeat.proxy.tunnel_requests import TunnelRequests
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from exeat.policy.model import Decision, Request
     from exeat.proxy.ends import End
     from exeat.proxy.flow import Flow
-    from exeat.proxy.relay import Relay
     from exeat.proxy.relaying import Relaying
 
 SETTLE_S: Final = 2.0
@@ -178,6 +178,12 @@ class Tunnel:
 
     def first_bytes_judged(self) -> None:
         self._first_bytes_until = NEVER
+        self._gateway.reactor.call_soon(self._hand_over)
+
+    def _hand_over(self) -> None:
+        """Once nobody looks at the bytes any more; tried again for one that is busy."""
+        if isinstance(self.relay, Relay) and isinstance(self._watch, FirstBytesJudge):
+            self.relay = self._gateway.relays.settled(self.relay, self.account.gate, self._relay_ended)
 
     # -- what the account asks
 
@@ -198,6 +204,7 @@ class Tunnel:
         if relay is None or self.ended:
             return
         self.account.charge()
+        self._hand_over()
         if now - relay.activity > self._idle_s:
             self.end("idle")
         elif now > self._first_bytes_until:

@@ -25,6 +25,7 @@ if __name__ == "__main__":  # before anything imports the module that was instal
 from exeat.ledger.reactor import Reactor
 from exeat.proxy.ends import End, reset_on_close
 from exeat.proxy.gate import Gate
+from exeat.proxy.relay import Relay
 from exeat.proxy.relaying import DOWN, UP, StopRelay
 from exeat.proxy.relays import COMPILED, Relays, poller
 
@@ -108,6 +109,7 @@ class Run:
         self.asked: list[int] = []
         self.gate = Gate(self.asked.append)
         self.reasons: list[str] = []
+        self.relays = relays
         ends = End(reactor, mine), End(reactor, other)
         watched = [way for way in (UP, DOWN) if dice.random() < 0.3]
         self.looks = bool(watched)
@@ -142,6 +144,8 @@ class Run:
                 peer.abort()
             case _:
                 self.relay.end("cut")
+        if isinstance(self.relay, Relay) and dice.random() < 0.2:
+            self.relay = self.relays.settled(self.relay, self.gate, self.reasons.append)
         self.check()
 
     def answer(self) -> None:

@@ -16,6 +16,7 @@ from exeat.ledger.reactor import Reactor
 from exeat.proxy import tcpinfo
 from exeat.proxy.ends import End, reset_on_close
 from exeat.proxy.gate import Gate
+from exeat.proxy.relay import Relay
 from exeat.proxy.relaying import DOWN, UP, StopRelay
 from exeat.proxy.relays import BUILT, COMPILED, PYTHON, Relays, poller
 
@@ -65,6 +66,12 @@ class Bench:
         """Before it starts: have somebody look at what passes."""
         self.relay = relay = self.relays.watchable(*self.ends, self.gate, self.ended.append)
         relay.watch(way, intake)
+
+    def settle(self) -> Relaying:
+        """Nobody looks any more, as far as the test knows."""
+        if isinstance(self.relay, Relay):
+            self.relay = self.relays.settled(self.relay, self.gate, self.ended.append)
+        return self.relay
 
     def _failed(self, error: BaseException) -> None:
         self.failures.append(error)
@@ -350,6 +357,33 @@ def test_an_intake_holds_bytes_back_until_it_is_done(bench: Bench) -> None:
     assert bench.origin.recv(100) == b"wait done."
     bench.client.sendall(b"free!")
     bench.run(lambda: bench.counts()[0] == 15)
+
+
+def test_when_nobody_looks_any_more_it_goes_on_in_the_fastest_way(bench: Bench) -> None:
+    looking = Upper()
+    bench.watch(UP, looking)
+    bench.start()
+    bench.client.sendall(b"wait")
+    bench.run(lambda: bool(looking._kept))
+    watched = bench.relay
+    assert isinstance(watched, Relay)
+    assert bench.settle() is watched  # somebody holds bytes
+    bench.client.sendall(b"d.")
+    bench.run(lambda: bench.counts()[0] == 6)
+    assert bench.settle().counts() == (6, 0)
+    assert (bench.relay is watched) == (bench.relays.kind == PYTHON)
+    taken = bench.gate.taken
+    assert taken == 6
+    bench.client.sendall(b"x" * 100_000)  # more than was reserved at first
+    reader = Side(lambda: read_exactly(bench.origin, 100_006))
+    bench.origin.sendall(b"back")
+    bench.run(lambda: bench.counts() == (100_006, 4))
+    reader.join(5)
+    assert bench.gate.taken == 100_010
+    for sock in (bench.client, bench.origin):
+        sock.shutdown(socket.SHUT_WR)
+    assert bench.run_to_end() == "eof"
+    assert bench.kernel() == (100_006, 4, 100_006, 4)
 
 
 @pytest.mark.parametrize("how", ["bang", "end"])
