@@ -46,6 +46,9 @@ _VERSION: Final = 3
 _BATCH: Final = 50_000
 _REMEMBERED: Final = 65_536  # of `who`
 _AT_ONCE: Final = 500  # values in one statement
+# Of bytes or a count in one record (70 TB). More than that is no measurement, and sums of 64 bits with a sign
+# must hold it 100,000 times; the record itself keeps what it says.
+_MOST: Final = 1 << 46
 # Their encoding tells one row of `who` from another, in the order of the records' layout.
 _WHO_FIELDS: Final = (
     *("job", "project", "agent", "dest", "decision", "reason_code", "rule_id", "lease_id"),
@@ -223,6 +226,8 @@ class Index:
                     who = before[1] if kind == Kind.ORPHAN else who
                 if kind != Kind.CLOSE:  # an orphaned flow may still be closed
                     self._flows[flow] = (seq, who)
+            if out | into | times > _MOST:
+                out, into, times = min(out, _MOST), min(into, _MOST), min(times, _MOST)
             rows[seq] = _Row(seq, t, kind, who, out, into, times)
         return rows, ended, touched, t
 

@@ -387,3 +387,30 @@ def test_any_format_goes_to_a_file(store: Store, tmp_path: Path, capsys: pytest.
     assert main(["--state-dir", state, "ledger", "query", "--format", "json", "--out", str(out)]) == 0
     assert json.loads(out.read_text()) == wanted
     assert capsys.readouterr().out == ""
+
+
+def test_counts_that_nobody_measured_do_not_end_all_questions(
+    store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A gateway that was taken over may write any number of 64 bits."""
+    most = 2**64 - 1
+    state = str(store.directory.parent.parent)
+
+    def exeat(*argv: str) -> int:
+        return main(["--state-dir", state, "ledger", *argv])
+
+    lies = {"project": "p9", "dest": Dest("a.example.org", 443), "decision": "deny"}
+    for number in range(50, 53):
+        store.append([of(Kind.DENY, None, most, count=most, **lies)] * 2, 1)
+        store.append([of(Kind.OPEN, number, reserved=most, project="p9")], 1)
+        store.append([of(Kind.CLOSE, number, bytes_out=most, bytes_in=most, project="p9")], 1)
+    for argv in (["--sum", "project"], ["--sum", "job"], ["--sum", "hour"], ["--format", "csv"]):
+        assert exeat("query", *argv) == 0
+        assert "Error" not in capsys.readouterr().err
+    assert exeat("query", "--sum", "project", "--json") == 0
+    rows = {row["project"]: row for row in json.loads(capsys.readouterr().out)}
+    assert (rows["p1"]["bytes_out"], rows["p1"]["bytes_in"]) == (30, 300)
+    assert rows["p9"]["flows"] == 3
+    assert rows["p9"]["bytes_out"] > 10**14
+    assert exeat("review", "--day", "2026-09-21", "--json") == 0
+    assert exeat("tail") == 0
