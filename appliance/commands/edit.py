@@ -16,6 +16,7 @@ from exeat.appliance.edits.merge import finish, merge
 from exeat.appliance.edits.review import as_row, as_text, review
 from exeat.appliance.edits.tree import EditError, Kind, Tree
 from exeat.appliance.errors import RefusedError, UsageError
+from exeat.appliance.plain import plain
 
 if TYPE_CHECKING:
     import argparse
@@ -79,7 +80,7 @@ def _merge(args: argparse.Namespace) -> int:
         if_clean=args.if_clean,
         person=args.person or "",
     )
-    print(json.dumps(done) if args.json else f"{done['changes']} changes are in {done['folder']}")
+    print(json.dumps(done) if args.json else f"{done['changes']} changes are in {plain(done['folder'])}")
     return 0
 
 
@@ -166,7 +167,7 @@ def _edits(args: argparse.Namespace) -> int:
         return 0
     for row in rows:
         age = max(0, time.time_ns() // 1_000_000 - int(str(row["began_ms"]))) // 60_000
-        print(f"{row['job']:<31} {age:>6} min  {row['folder']}")
+        print(f"{row['job']:<31} {age:>6} min  {plain(str(row['folder']))}")
     return 0
 
 

@@ -109,7 +109,7 @@ def _merge_if_clean(args: argparse.Namespace, task: str) -> None:
     """Says on standard error what it did; the exit code is the job's."""
     try:
         done = edit.merge_edit(load_config(args), task, if_clean=True, person=args.person or "")
-        print(f"exeat: {done['changes']} changes are in {done['folder']}", file=sys.stderr)
+        print(f"exeat: {done['changes']} changes are in {plain(done['folder'])}", file=sys.stderr)
     except RefusedError as error:
         print(f"exeat: not merged: {error}: exeat job diff {task}", file=sys.stderr)
 

@@ -32,7 +32,7 @@ class Edits:
         """Which job `job` (its name, or a task's id) is; with `what`, the record of that, durable."""
         name = str(message.get("job"))
         task = self._scheduler.find(name)
-        name = task.job if task is not None else name
+        name = (task.job or task.id) if task is not None else name  # one that waits has changed nothing
         job = self._jobs.all.get(name)
         if job is not None and not job.ended.is_set():
             raise RefusedError("job.running", f"job {name} still runs")

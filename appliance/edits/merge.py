@@ -29,6 +29,7 @@ _JOURNAL: Final = STAGE + b"/journal"
 _BACK: Final = STAGE + b"/back"  # is there from when the steps are being undone
 _CHUNK: Final = 1 << 20
 _MODE: Final = 0o7777
+_NO_TRAP: Final = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _STEPS: Final = {"take": 4, "swap": 4, "put": 0, "folder": 0, "mode": 2}  # and how many numbers `old` has
 _MAX_JOURNAL: Final = 64 << 20
 
@@ -285,9 +286,7 @@ def _sync(lower: Tree, steps: list[Step]) -> None:
 def _write(lower: Tree, path: bytes, data: bytes) -> None:
     """A whole file, durable, or none."""
     with lower.at(path) as (folder, name):
-        fd = os.open(
-            name + b".part", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600, dir_fd=folder
-        )
+        fd = os.open(name + b".part", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | _NO_TRAP, 0o600, dir_fd=folder)
         with open(fd, "wb") as file:
             file.write(data)
             file.flush()

@@ -194,11 +194,15 @@ def test_one_of_each(place: Place) -> None:
     assert digest != digest_of(place.changes())
 
 
+STRIDE = 2  # 1 tries them all
 CALLS = ("mkdir", "rename", "link", "unlink", "symlink", "fchmod", "fsync", "rmdir")
 
 
-def _merge_until(place: Place, most: int, *, again: bool = False) -> int:
-    """Merge in a process of its own that is killed before its call number `most`; how many it made."""
+def _merge_until(place: Place, most: int, *, again: bool = False, fails: int = -1) -> int:
+    """Merge in a process of its own that is killed before its call number `most`; how many it made.
+
+    Number `fails` fails, as on a full disk. `again`: only finish what was begun.
+    """
     reader, writer = os.pipe()
     child = os.fork()
     if not child:
@@ -211,6 +215,8 @@ def _merge_until(place: Place, most: int, *, again: bool = False) -> int:
                     os._exit(9)
                 made += 1
                 os.write(writer, b".")
+                if made - 1 == fails:
+                    raise OSError(28, "No space left on device")
                 return call(*words, **more)
 
             return work
@@ -240,15 +246,17 @@ def test_killed_anywhere_it_is_all_or_nothing() -> None:
     total = _merge_until(place, -1)
     assert seen(place.lower) == after
     ends = set()
-    for most in range(0, total, 2):
+    dice = random.Random(1)
+    for most in range(0, total, STRIDE):
         shutil.rmtree(place.lower)
         subprocess.run(["cp", "-a", str(saved), str(place.lower)], check=True)
-        _merge_until(place, most)
-        _merge_until(place, most // 3, again=True)  # the recovery is killed, too
+        fails = dice.choice((-1, dice.randrange(most + 1)))
+        _merge_until(place, most, fails=fails)
+        _merge_until(place, dice.randrange(total), again=True)  # the recovery is killed, too
         with _open(place) as (_, lower):
             finish(lower)
         found = seen(place.lower)
-        assert found in (before, after), most
+        assert found in (before, after), (most, fails)
         ends.add(found == after)
     assert ends == {True, False}
     shutil.rmtree(place.base)
