@@ -138,6 +138,7 @@ class Streaming:
         self._taps: dict[Path, Tap] = {}
         self._sink: Sink | None = None
         self._failures = 0
+        self._noted = True  # that it fails; at the start perhaps, by the one before us
         self._looked = time.monotonic()
 
     def run(self) -> None:
@@ -163,15 +164,17 @@ class Streaming:
                 path = self._folder / f"{self._stream.name}.{directory.name}"
                 self._taps[directory] = Tap(directory, path, from_start=self._stream.begin == "start")
             more |= self._taps[directory].pump(self._stream.filter(), self._sink)
-        if self._failures:
-            self._failures = 0
+        if self._noted:
             self._note.unlink(missing_ok=True)
+        if self._failures:
             print(f"exeat: stream {self._stream.name}: goes on", file=sys.stderr, flush=True)
+        self._failures, self._noted = 0, False
         return more
 
     def _failed(self, error: Exception) -> float:
         pause = _PAUSE_S[min(self._failures, len(_PAUSE_S) - 1)]
         self._failures += 1
+        self._noted = True
         said = printable(str(error) or type(error).__name__)
         if self._failures == 1:
             print(f"exeat: stream {self._stream.name}: {said}", file=sys.stderr, flush=True)

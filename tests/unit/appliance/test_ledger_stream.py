@@ -248,7 +248,10 @@ def test_killed_at_any_time_it_sends_everything_at_least_once(world: World) -> N
     assert process.wait(PATIENCE_S) == 0
 
 
-def test_a_sink_that_fails_is_shown_until_it_works(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_sink_that_fails_is_shown_until_it_works(
+    world: World, capsys: pytest.CaptureFixture[str], restarted: bool
+) -> None:
     world.configure(f"file:{world.base}/missing/out.jsonl", begin="start")
     world.grow(4)
     streaming = world.streaming()
@@ -259,6 +262,8 @@ def test_a_sink_that_fails_is_shown_until_it_works(world: World, capsys: pytest.
     assert (row["next"], row["waiting"]) == (0, 4)
     assert "No such file" in row["failed"]
     (world.base / "missing").mkdir()
+    if restarted:
+        streaming = world.streaming()
     streaming.turn()
     assert world.run("stream") == 0
     assert "0 records behind" in capsys.readouterr().out
