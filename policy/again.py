@@ -28,8 +28,9 @@ _OF_POLICY: Final = (
     *("rule.", "posture.", "meta.", "ceiling.", "budget.", "sni.", "address.", "ip_literal."),
     *("lease.active", "policy.expired", "kill"),
 )
-_LED: Final = ("rule.deny", "address.not_public", "meta.")  # may be about what a name led to
-_PLACES: Final = ("10.0.0.1", "127.0.0.1", "169.254.169.254", "169.254.1.1", "224.0.0.1")  # one of each kind
+_LED: Final = ("rule.", "lease.active", "address.not_public", "meta.")  # may be for what a name led to
+# One of each kind; the first is the mildest.
+_PLACES: Final = ("10.0.0.1", "127.0.0.1", "169.254.169.254", "169.254.1.1", "224.0.0.1")
 _ALL: Final = 1 << 60
 # The longest that a flow is decided before it is recorded: a person is waited for (55 s), and a dial.
 _LATE_MS: Final = 60_000
@@ -125,15 +126,19 @@ def _ports(snapshot: Snapshot, recorded: Recorded) -> Iterator[_Guess]:
 
 
 def _led(snapshot: Snapshot, recorded: Recorded) -> Iterator[_Guess]:
-    """Places a name may have led to, beside the one that is recorded: one of each kind that is refused."""
+    """Places a name may have led to, beside the one that is recorded: one of each kind that matters."""
     policy = snapshot.policy_for(recorded.request.subject)
-    refused = recorded.verdict is Verdict.DENY and recorded.reason.startswith(_LED)
-    if not refused or policy is None or not isinstance(recorded.request.host, str):
+    if policy is None or not recorded.reason.startswith(_LED) or not isinstance(recorded.request.host, str):
         return
-    nets = [scope.net for rule in policy.document.rules if rule.id == recorded.rule for scope in rule.to]
-    named = [Address(net.family, net.value) for net in nets if net is not None]
-    doors = [host for host, _ in policy.meta.control if isinstance(host, Address)]
-    for address in (*named, *map(parse_address, _PLACES), *sorted({*policy.meta.host_local, *doors})):
+    places = [parse_address(text) for text in _PLACES]
+    if recorded.verdict is Verdict.DENY:
+        nets = [scope.net for rule in policy.document.rules if rule.id == recorded.rule for scope in rule.to]
+        named = [Address(net.family, net.value) for net in nets if net is not None]
+        doors = {host for host, _ in policy.meta.control if isinstance(host, Address)}
+        places = [*named, *places, *sorted({*policy.meta.host_local, *doors})]
+    else:
+        del places[1:]  # what is not public leaves the decision to those that say `private`
+    for address in places:
         yield f"the name led to an address such as {format_address(address)}", {"led": address}
 
 
