@@ -11,6 +11,7 @@ from tests.support.direct_world import NAME, in_direct_world
 from tests.support.host_world import OUT4
 from tests.support.running import wait_for
 
+from exeat.ledger.reader import read_records
 from exeat.ledger.records import Kind
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ def test_a_lease_opens_counts_and_ends_with_whatever_ends_it() -> None:
         (opened,) = world.of_kind(Kind.OPEN)
         assert (opened.reserved, opened.lease_id, opened.agent) == (1 << 20, lease, "host")
         assert opened.policy_digest
+        seq = next(n for n, r in read_records(world.made.base / "state" / "ledger") if r == opened)
+        assert world.json("ledger", "why", str(seq))["result"] == "same"
         with talking(world, OUT4, 22) as process:
             (shown,) = wait_for(lambda: [r for r in world.call("flow.ls")["flows"] if r["bytes_in"] > 100])
             assert (shown["flow"], shown["lease"], shown["proto"]) == (row["flow"], lease, "tcp")

@@ -168,6 +168,9 @@ def test_a_policy_of_its_own_holds_for_this_job_alone(running: Running, tmp_path
     assert lines["plain.example.org"]["rule_id"] == "plain"
     assert lines["index.example.org"]["refused"] == {"posture.default_deny": 1}
     assert "exeat lease request --project own index.example.org:80" in lines["index.example.org"]["next"]
+    decided = [r for r in running.records() if r.get("project") == "own" and r["kind"] in ("open", "deny")]
+    explained = [running.json("ledger", "why", str(record["seq"])) for record in decided]
+    assert [said["now"]["reason"] for said in explained] == ["rule.allow", "posture.default_deny"]
 
 
 @pytest.mark.parametrize(
