@@ -14,6 +14,7 @@ import os
 import sqlite3
 import sys
 import time
+import traceback
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -99,6 +100,8 @@ class Direct:
                 await self.turn()
             except (RefusedError, sqlite3.Error) as error:
                 print(f"control: direct leases: {error}", file=sys.stderr, flush=True)
+            except Exception:  # a bug must not leave pinholes open that a revocation or the kill switch ends
+                traceback.print_exc()
 
     async def turn(self) -> None:
         """Bring the pinholes to what leases and policies say now. Raises RefusedError, sqlite3.Error."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from exeat.appliance.control.direct import Direct
 from exeat.appliance.control.direct_flow import DirectFlow, Terms
 from exeat.appliance.control.direct_judge import SILENT, DirectJudge
 from exeat.appliance.control.direct_places import MAX_PLACES, places
@@ -14,6 +16,9 @@ from exeat.appliance.errors import RefusedError
 from exeat.policy.leases import Lease
 from exeat.policy.model import Address
 from exeat.policy.scopes import parse_ports, parse_scope
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 LABELS = ("p/host", "p/box", "q/host")
 
@@ -93,3 +98,38 @@ def test_what_is_kept_of_a_flow_is_all_that_settling_it_needs() -> None:
     terms = flow(7).terms
     assert Terms.load(terms.dump()) == terms
     assert terms.place.text == "a.org:22/tcp"
+
+
+def test_a_bug_in_one_turn_does_not_end_all_turns(tmp_path: Path) -> None:
+    async def body() -> None:
+        turns, again = 0, asyncio.Event()
+
+        def for_gateway() -> list[Lease]:
+            nonlocal turns
+            turns += 1
+            if turns == 1:
+                direct.changed()
+                raise KeyError("a bug")
+            again.set()
+            return []
+
+        async def call(*_: Any, **__: Any) -> Any:
+            return {"pinholes": []}, []
+
+        routing = SimpleNamespace(members=[SimpleNamespace(label="p/host")])
+        config: Any = SimpleNamespace(node=SimpleNamespace(name="n1"), routing=routing, run_dir=tmp_path)
+        store: Any = SimpleNamespace(last_direct=0, load_direct=list)
+        leases: Any = SimpleNamespace(for_gateway=for_gateway)
+        warden: Any = SimpleNamespace(call=call)
+        nothing: Any = lambda *_: None  # noqa: E731
+        direct = Direct(
+            config, store, nothing, leases, warden,
+            tell=nothing, stops=nothing, announce=nothing, spawn=nothing,
+        )  # fmt: skip
+        direct.changed()
+        async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+            running = group.create_task(direct.run())
+            await again.wait()
+            running.cancel()
+
+    asyncio.run(body())
