@@ -207,18 +207,21 @@ class Control:
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(TICK_S)
-            if self._clock.tick():
-                self._publish()
-            await self._evidence.pay()
-            await self.leases.tick()
-            addresses = host_addresses()
-            if addresses != self._host_local:
-                self._host_local = addresses
-                record = self._evidence.place(self._place())
-                self._publish()
-                await self._evidence.owe(record)
-            if time.monotonic() - self._published > FRESH_MS / 3000:
-                self._publish()
+            await _guarded(self._look())  # what fails now, on a full disk perhaps, is tried again
+
+    async def _look(self) -> None:
+        if self._clock.tick():
+            self._publish()
+        await self._evidence.pay()
+        await self.leases.tick()
+        addresses = host_addresses()
+        if addresses != self._host_local:
+            self._host_local = addresses
+            record = self._evidence.place(self._place())
+            self._publish()
+            await self._evidence.owe(record)
+        if time.monotonic() - self._published > FRESH_MS / 3000:
+            self._publish()
 
     # -- the snapshot
 
