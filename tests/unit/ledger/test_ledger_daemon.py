@@ -229,11 +229,20 @@ def test_the_next_segment_is_made_while_this_one_is_written(tmp_path: Path) -> N
     with running(tmp_path, segment_bytes=65536) as daemon, Peer(daemon) as peer:
         folder = daemon.settings.directory / "seg"
         wait_for((daemon.settings.directory / "checkpoint").exists, "the publisher is there")
-        spare, made = folder / "spare.tmp", set[int]()
+        made = set[int]()
+
+        def spares() -> list[int]:
+            """The inodes of those that are as large as a segment."""
+            found = []
+            for path in folder.glob("spare-*.tmp"):
+                with suppress(FileNotFoundError):  # taken in this moment
+                    found += [path.stat().st_ino] * (path.stat().st_size == 65536)
+            return found
+
         for number in range(5):
             peer.ask(*[deny(n) for n in range(100)])
-            wait_for(lambda: spare.exists() and spare.stat().st_size == 65536, "a spare")
-            made.add(spare.stat().st_ino)
+            wait_for(spares, "a spare")
+            made.update(spares())
             before = folder / f"{number + 1:012d}.seg"
             while not before.exists():
                 peer.ask(*[deny(n) for n in range(20)])
