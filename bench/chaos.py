@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from tests.support.running import Running, wait_for
+from tests.support.trees import small_tree
 
 from exeat.appliance import config as configuration
 from exeat.appliance.client import Client
@@ -50,6 +51,8 @@ SCRIPTS: Final = (
     "sleep 0.5",
 )
 
+IN_TREE: Final = "read x </etc/mine; (while :; do :; done) & head -c 30000000 /dev/zero >/work/x"
+
 
 class Chaos:
     """One appliance, its load, and who kills."""
@@ -58,6 +61,7 @@ class Chaos:
         self._running, self._chance = running, chance
         self._config = configuration.load(running.lab.config)
         self._run = running.lab.appliance_run / "warden"
+        self._tree = small_tree(running.lab.job / "tree")
         self._stop = threading.Event()
         self.killed: Counter[str] = Counter()
         self.exits: Counter[int] = Counter()
@@ -81,8 +85,9 @@ class Chaos:
 
     def _run_jobs(self) -> None:
         while not self._stop.is_set():
-            script = self._chance.choice(SCRIPTS)
-            words = ("run", "--quiet", "--project", plan.PROJECT, "--", "sh", "-c", script)
+            script = self._chance.choice((*SCRIPTS, IN_TREE))
+            tree = ("--root", str(self._tree)) if script == IN_TREE else ()
+            words = ("run", "--quiet", "--project", plan.PROJECT, *tree, "--", "sh", "-c", script)
             done = subprocess.run(
                 self._running.command(*words), stdin=subprocess.DEVNULL, capture_output=True, check=False
             )

@@ -137,10 +137,7 @@ class Jobs:
             job.code, job.reason = _CODE_LOST, error.code if isinstance(error, RefusedError) else LOST
             await self._settle(job, str(error))
             self.all.pop(job.name, None)
-            if job.reason == "unavailable":  # what it made goes when it is back; nobody waits for that
-                self._spawn(self._remove(job))
-            else:
-                await self._remove(job)
+            await self._remove(job)
             raise
         self._save(job)
         self._spawn(self._watch(job))
@@ -359,13 +356,19 @@ class Jobs:
             await self._clear(name)
 
     async def _clear(self, name: str) -> None:
-        """Have the warden take down what is there of a job; what is not there is fine.
+        """Have the warden take down what is there of a job; what is not there is fine."""
+        if not await self._cleared(name):
+            self._spawn(self._clear_later(name))
 
-        A warden that is being restarted is waited for: nobody else would look again.
-        """
-        for verb in ("job.kill", "job.remove", "jail.destroy"):
-            while not await self._done(verb, name):  # noqa: ASYNC110 - what is awaited is another process
-                await asyncio.sleep(0.1)
+    async def _clear_later(self, name: str) -> None:
+        """Once there is a warden again: nobody else would look."""
+        while True:
+            await asyncio.sleep(0.1)
+            if await self._cleared(name):
+                return
+
+    async def _cleared(self, name: str) -> bool:
+        return all([await self._done(verb, name) for verb in ("job.kill", "job.remove", "jail.destroy")])
 
     async def _done(self, verb: str, name: str) -> bool:
         """False while there is no warden to do it."""

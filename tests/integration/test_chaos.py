@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from bench.chaos import unsettled
+from tests.support.running import Running
 
 REPO = Path(__file__).resolve().parents[2]
 
@@ -27,6 +28,21 @@ def test_nothing_is_left_of_jobs_whatever_is_killed() -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "none  processes: 0" in done.stdout
+
+
+@pytest.mark.root
+def test_who_waits_for_a_job_hears_of_its_end_when_the_appliance_stops() -> None:
+    """The warden, which would take the job down, is gone by then."""
+    running = Running("stop")
+    try:
+        job = running.job("sh", "-c", "echo up; sleep 600", options=["--quiet"])
+        assert job.stdout is not None
+        assert job.stdout.readline() == "up\n"
+        running.stop()
+        job.communicate(timeout=15)
+        assert job.returncode == 137
+    finally:
+        running.close()
 
 
 def test_a_job_has_one_end() -> None:
