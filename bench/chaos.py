@@ -129,12 +129,13 @@ class Chaos:
                         yield int(entry.name), words
 
     def over(self) -> bool:
-        """Is no job running, and no task waiting?"""
-        if not self._running.healed():
-            return False
+        """Is everything up again, no job running, and no task waiting?"""
         with contextlib.suppress(NotReachableError, RefusedError):
+            status = self._call("status")
+            if status["down"] or len(status["gateway"]) < 2 or status["jobs"]:
+                return False
             states = {row["id"]: row["state"] for row in self._call("task.ls", all=True)["tasks"]}
-            return not self._call("status")["jobs"] and all(states[task] in OVER for task in self.tasks)
+            return all(states[task] in OVER for task in self.tasks)
         return False
 
     def sockets(self, process: str) -> int:
