@@ -7,6 +7,7 @@ import signal
 import socket
 import struct
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -241,7 +242,7 @@ def test_the_next_segment_is_made_while_this_one_is_written(tmp_path: Path) -> N
 
         for number in range(5):
             peer.ask(*[deny(n) for n in range(100)])
-            wait_for(spares, "a spare")
+            wait_for(lambda: bool(spares()), "a spare")
             made.update(spares())
             before = folder / f"{number + 1:012d}.seg"
             while not before.exists():
