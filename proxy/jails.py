@@ -34,7 +34,7 @@ class Jail:
     udp: dict[str, UdpPort] = field(default_factory=dict)  # for associations
     flows: set[Flow | UdpFlow] = field(default_factory=set)
     parked: int = 0
-    closing: int = 0  # close records not yet durable, and one for all its sums of refusals
+    closing: int = 0  # closes and refusals not yet durable, and one for all its sums of refusals
     refusals: Book | None = None
     removed: bool = False
 

@@ -124,6 +124,7 @@ class Refusals:
         if book is None:
             book = jail.refusals = Book(TokenBucket(RATE, BURST, self._now()))
         if book.bucket.take(self._now()):
+            jail.closing += 1
             self._ledger.append([evidence.deny(reason)], partial(self._noted, jail, book, evidence, reason))
         else:
             self._add(jail, book, evidence, reason)
@@ -131,6 +132,9 @@ class Refusals:
     def _noted(self, jail: Jail, book: Book, evidence: Evidence, reason: str, durable: bool) -> None:
         if not durable:
             self._add(jail, book, evidence, reason)
+        jail.closing -= 1
+        if not jail.closing:
+            self._settled(jail)
 
     def _add(self, jail: Jail, book: Book, evidence: Evidence, reason: str) -> None:
         decision = evidence.decision

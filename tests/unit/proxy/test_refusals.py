@@ -109,6 +109,17 @@ def test_many_destinations_are_one_sum_that_names_the_most_frequent() -> None:
     assert many.duration_ms >= 0
 
 
+def test_a_jail_has_not_ended_before_its_last_refusal_is_durable() -> None:
+    door = Door()
+    door.refuse()
+    assert not door.jail.quiet
+    door.ledger.answer(durable=False)
+    assert not door.jail.quiet  # it is in a sum now
+    door.flush()
+    assert door.jail.quiet
+    assert total(door.records()) == 1
+
+
 def test_a_jail_whose_sums_are_not_durable_has_not_ended() -> None:
     door = Door()
     for _ in range(int(BURST) + 1):
