@@ -1,33 +1,10 @@
-"""A share of the chaos bench: processes are killed at random under load, and nothing is left behind."""
+"""What the chaos bench leans on. The bench itself is for people: what it kills, and when, is chance."""
 
 from __future__ import annotations
-
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from bench.chaos import unsettled
 from tests.support.running import Running
-
-REPO = Path(__file__).resolve().parents[2]
-
-
-@pytest.mark.root
-@pytest.mark.slow
-def test_nothing_is_left_of_jobs_whatever_is_killed() -> None:
-    # In a process of its own: it ends with all its threads, whatever becomes of them.
-    done = subprocess.run(
-        [sys.executable, "-m", "bench.chaos", "--minutes", "0.12"],
-        env={**os.environ, "PYTHONPATH": str(REPO)},
-        capture_output=True,
-        text=True,
-        timeout=400,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "none  processes: 0" in done.stdout
 
 
 @pytest.mark.root
