@@ -7,9 +7,11 @@ trust neither the folder nor its owner, only the digest on the ledger.
 from __future__ import annotations
 
 import hashlib
+import os
 from typing import TYPE_CHECKING
 
-from exeat.ledger.small_files import replace, sync_folder
+from exeat.ledger.files import sync_dir
+from exeat.ledger.small_files import replace
 from exeat.policy.document import Document, PolicyError
 
 if TYPE_CHECKING:
@@ -31,7 +33,7 @@ class Documents:
         path, text = self._path(document.digest), document.to_canonical_json()
         if not self._folder.is_dir():
             self._folder.mkdir(mode=0o700)
-            sync_folder(self._folder.parent)
+            sync_dir(os, self._folder.parent)
         if not path.is_file() or path.read_bytes() != text.encode():
             replace(path, text, 0o600)
 

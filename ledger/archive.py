@@ -24,6 +24,7 @@ from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple
 
 from exeat.ledger import keys, note, proofs, segment, tiles
 from exeat.ledger.bundle import signed
+from exeat.ledger.files import sync_dir
 from exeat.ledger.manifest import Manifest, open_manifest
 from exeat.ledger.reader import find_segments, gone
 from exeat.ledger.small_files import read_small
@@ -196,11 +197,7 @@ def put(path: Path, content: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.rename(path)
-    fd = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    sync_dir(os, path.parent)
 
 
 def _check(

@@ -39,6 +39,13 @@ def write_at(io: Io, fd: int, data: bytes, offset: int) -> None:
         written += more
 
 
+def write_all(fd: int, data: bytes) -> None:
+    """All of `data`, where `fd` stands: into a file, or a pipe that takes its time. Raises OSError."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
 def sync_dir(io: Io, directory: Path) -> None:
     """Make the names in a folder durable. Raises OSError."""
     fd = io.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

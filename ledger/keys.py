@@ -24,6 +24,7 @@ import os
 from typing import TYPE_CHECKING
 
 from exeat.ledger import succession
+from exeat.ledger.files import sync_dir
 from exeat.ledger.note import NoteError, Signer, Verifier, check_name, parse_signer, parse_vkey
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def ensure(directory: Path, origin: str) -> None:
     folder.mkdir(mode=0o750, exist_ok=True)
     _write(folder / "log.vkey", str(new.verifier), 0o444)
     _write(folder / "log.key", str(new), 0o400)  # last: with it the key counts as made
-    _sync(folder)
+    sync_dir(os, folder)
 
 
 def signer(directory: Path) -> Signer:
@@ -126,7 +127,7 @@ def prepare(directory: Path, until_s: int, *, lost: bool = False) -> Verifier:
         new = Signer(former.name, os.urandom(32))
         _write(folder / "next.note", succession.make(former, new, until_s)[:-1], 0o444)
         _write(folder / "next.key", str(new), 0o400)
-        _sync(folder)
+        sync_dir(os, folder)
     return new.verifier
 
 
@@ -155,9 +156,9 @@ def install(directory: Path) -> None:
         _write(folder / "log.chain", succession.join([*so_far, statement])[:-1], 0o444)
     if (folder / "log.key").exists():
         _write(folder / "old.key", _read(folder / "log.key"), 0o400)
-    _sync(folder)
+    sync_dir(os, folder)
     (folder / "next.key").rename(folder / "log.key")
-    _sync(folder)
+    sync_dir(os, folder)
     settle(directory)
 
 
@@ -173,7 +174,7 @@ def settle(directory: Path) -> None:
         if statements and statements[-1].new == current:
             _write(folder / "log.vkey", str(current), 0o444)
         (folder / "next.note").unlink()
-        _sync(folder)
+        sync_dir(os, folder)
 
 
 def overlap_ended(directory: Path, now_s: float) -> bool:
@@ -185,7 +186,7 @@ def retire(directory: Path) -> None:
     """Destroy the former key. Raises OSError."""
     folder = directory / "keys"
     (folder / "old.key").unlink(missing_ok=True)
-    _sync(folder)
+    sync_dir(os, folder)
 
 
 # --- files
@@ -197,14 +198,6 @@ def _locked(folder: Path) -> Iterator[None]:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
         yield
-    finally:
-        os.close(fd)
-
-
-def _sync(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
     finally:
         os.close(fd)
 

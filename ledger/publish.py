@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Final
 
 from exeat.ledger import keys, note, tiles
 from exeat.ledger.clock import Wary
+from exeat.ledger.files import sync_dir
 from exeat.ledger.keys import KeyMissingError
 from exeat.ledger.merkle import leaf_hash
 from exeat.ledger.published import read_checkpoint, tile_loader
@@ -161,11 +162,7 @@ class Publisher:
             file.flush()
             os.fsync(file.fileno())
         temporary.rename(path)
-        fd = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        sync_dir(os, self._directory)
         self._signed = checkpoint
 
 

@@ -7,6 +7,7 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
+from exeat.ledger.files import sync_dir
 from exeat.ledger.records import printable
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ def replace(path: Path, content: str | bytes, mode: int = 0o640) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.rename(path)
-    sync_folder(path.parent)
+    sync_dir(os, path.parent)
 
 
 def read_small(path: Path, most: int) -> bytes:
@@ -47,12 +48,3 @@ def read_said(path: Path) -> str:
         return printable(read_small(path, 4096).decode("utf-8", "replace").strip())
     except FileNotFoundError:
         return ""
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in `folder` durable. Raises OSError."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

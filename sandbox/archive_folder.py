@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from exeat.ledger.files import write_all
 from exeat.sandbox.archive_frames import File, Folder, HardLink, SymbolicLink
 from exeat.sandbox.archive_inside import ArchiveError, shown
 
@@ -60,7 +61,7 @@ class NewFolder:
         """Raises OSError."""
         match event:
             case bytes():
-                _write_all(self._file, event)
+                write_all(self._file, event)
                 return
             case Folder(parts):
                 self._enter(parts)
@@ -120,9 +121,3 @@ class NewFolder:
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
-
-
-def _write_all(fd: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]

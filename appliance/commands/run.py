@@ -16,6 +16,7 @@ from exeat.appliance.client import Client, load_config
 from exeat.appliance.errors import NotReachableError, RefusedError, UsageError
 from exeat.appliance.limits import TIME, parse_limits
 from exeat.appliance.template import load as load_template
+from exeat.ledger.files import write_all
 from exeat.policy.errors import UnitError
 from exeat.policy.units import parse_duration
 from exeat.sandbox.forwarder import forwarded
@@ -295,7 +296,7 @@ def _pump_stdin(into: int) -> None:
     source = sys.stdin.fileno() if sys.stdin is not None else -1
     try:
         while source >= 0 and (data := os.read(source, _CHUNK)):
-            _write_all(into, data)
+            write_all(into, data)
     except OSError:
         pass  # the job closed its input
     os.close(into)
@@ -313,13 +314,7 @@ def _pump_output(pipes: _Pipes) -> None:
                     os.close(key.fd)
                     continue
                 with contextlib.suppress(BrokenPipeError):
-                    _write_all(key.data, data)
-
-
-def _write_all(fd: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]
+                    write_all(key.data, data)
 
 
 def _print_summary(config: Config, job: str, *, as_json: bool) -> None:

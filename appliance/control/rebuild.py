@@ -17,6 +17,7 @@ from exeat.appliance.control.evidence import Evidence
 from exeat.appliance.control.jobs import Job
 from exeat.appliance.control.kill import Stop
 from exeat.appliance.control.store import DamagedError, Store
+from exeat.ledger.files import sync_dir
 from exeat.ledger.reader import ReaderError, dropped_before, find_ledgers, read_records
 from exeat.ledger.records import Kind
 from exeat.policy.snapshot import EVERYONE
@@ -115,8 +116,4 @@ def _put_in_place(ready: Path, path: Path) -> None:
         if part.exists():
             part.rename(path.with_name(aside + ending))
     ready.rename(path)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync_dir(os, path.parent)

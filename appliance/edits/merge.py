@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from exeat.appliance.edits.changes import STAGE, Action
 from exeat.appliance.edits.tree import EditError, Kind, Tree, rights_of
+from exeat.ledger.files import write_all
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -167,9 +168,7 @@ def _copy(source: int, target: int) -> str:
     state = hashlib.sha256()
     while data := os.read(source, _CHUNK):
         state.update(data)
-        view = memoryview(data)
-        while view:
-            view = view[os.write(target, view) :]
+        write_all(target, data)
     return state.hexdigest()
 
 
