@@ -16,6 +16,7 @@ from exeat.appliance.edits.merge import finish, merge
 from exeat.appliance.edits.review import as_row, as_text, review
 from exeat.appliance.edits.tree import EditError, Kind, Tree
 from exeat.appliance.errors import RefusedError, UsageError
+from exeat.appliance.parsers import add_verb
 from exeat.appliance.plain import plain
 
 if TYPE_CHECKING:
@@ -32,26 +33,19 @@ _NAMED = 20  # reasons that are said
 
 def register(verbs: Any) -> None:
     """Below `exeat job`."""
-    diff = _verb(verbs, "diff", "what it changed in the folder it edited", _diff)
+    diff = add_verb(verbs, "diff", "what it changed in the folder it edited", _diff)
     diff.add_argument("job", metavar="ID", help="of a task or a job")
-    into = _verb(verbs, "merge", "bring that into the folder: all of it or nothing", _merge)
+    into = add_verb(verbs, "merge", "bring that into the folder: all of it or nothing", _merge)
     into.add_argument("job", metavar="ID", help="of a task or a job")
     into.add_argument(
         "--allow", action="append", default=[], choices=sorted(FLAGS), help="merge what is flagged so, too"
     )
     into.add_argument("--if-clean", action="store_true", help="only if no person has to look at it")
-    drop = _verb(verbs, "drop", "forget what it changed", _drop)
+    drop = add_verb(verbs, "drop", "forget what it changed", _drop)
     drop.add_argument("job", metavar="ID", help="of a task or a job")
     for parser in (into, drop):
         parser.add_argument("--as", dest="person", metavar="NAME", help="the person who decides")
-    _verb(verbs, "edits", "what waits to be merged or dropped", _edits)
-
-
-def _verb(verbs: Any, name: str, text: str, handler: Any) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = verbs.add_parser(name, help=text)
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.set_defaults(handler=handler)
-    return parser
+    add_verb(verbs, "edits", "what waits to be merged or dropped", _edits)
 
 
 def _diff(args: argparse.Namespace) -> int:

@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from exeat.appliance.client import Client, load_config
+from exeat.appliance.parsers import add_verb
 from exeat.appliance.summary import human
 
 if TYPE_CHECKING:
@@ -19,11 +20,11 @@ SHOWN = 12  # digits of an id: enough to be unique among some thousands
 def register(commands: Any) -> None:
     parser = commands.add_parser("flow", help="list, watch and cut live flows")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    listing = _verb(verbs, "ls", "live flows, and those that wait", _ls)
+    listing = add_verb(verbs, "ls", "live flows, and those that wait", _ls)
     listing.add_argument("--project", metavar="P", help="of this project only")
-    tail = _verb(verbs, "tail", "what is opened, closed and refused, until ctrl-c", _tail)
+    tail = add_verb(verbs, "tail", "what is opened, closed and refused, until ctrl-c", _tail)
     tail.add_argument("--project", metavar="P", help="of this project only")
-    cut = _verb(verbs, "cut", "end live flows now; policy is not changed: see exeat kill", _cut)
+    cut = add_verb(verbs, "cut", "end live flows now; policy is not changed: see exeat kill", _cut)
     what = cut.add_mutually_exclusive_group(required=True)
     what.add_argument("flow", metavar="ID", nargs="?", help="a flow, or as much of its id as no other has")
     what.add_argument("--project", metavar="P", help="all of this project")
@@ -31,13 +32,6 @@ def register(commands: Any) -> None:
     what.add_argument("--lease", metavar="L", help="all that this lease lets through")
     cut.add_argument("--reason", default="", metavar="TEXT", help="kept on the ledger")
     cut.add_argument("--as", dest="person", metavar="NAME", help="the person who decides (default: root)")
-
-
-def _verb(verbs: Any, name: str, text: str, handler: Any) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = verbs.add_parser(name, help=text)
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.set_defaults(handler=handler)
-    return parser
 
 
 def _ls(args: argparse.Namespace) -> int:

@@ -12,6 +12,7 @@ from exeat.appliance.client import Client, load_config
 from exeat.appliance.commands import edit
 from exeat.appliance.commands.run import job_options, request_of
 from exeat.appliance.errors import RefusedError, UsageError
+from exeat.appliance.parsers import add_verb
 from exeat.appliance.plain import PlainBytes, plain
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ _READ = 65536
 def register(commands: Any) -> None:
     parser = commands.add_parser("job", help="submit work for later, list it, read what it said")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    submit = _verb(verbs, "submit", "put a command into the queue", _submit)
+    submit = add_verb(verbs, "submit", "put a command into the queue", _submit)
     job_options(submit)
     submit.add_argument("--priority", type=int, default=0, metavar="N", help="-100 to 100; more goes first")
     submit.add_argument("--group", metavar="G", help="counts against this group's limit of the node")
@@ -50,24 +51,17 @@ def register(commands: Any) -> None:
     submit.add_argument("--as", dest="person", metavar="NAME", help="the person who submits")
     submit.add_argument("cmd", nargs="+", metavar="CMD", help="the command, after `--`")
     submit.set_defaults(policy=None, hold=None)
-    listing = _verb(verbs, "ls", "what waits and why, and what runs", _ls)
+    listing = add_verb(verbs, "ls", "what waits and why, and what runs", _ls)
     listing.add_argument("--project", metavar="P", help="of this project only")
     listing.add_argument("--all", action="store_true", help="what is over, too")
-    _one(_verb(verbs, "show", "one, whole", _show))
-    logs = _one(_verb(verbs, "logs", "what it wrote", _logs))
+    _one(add_verb(verbs, "show", "one, whole", _show))
+    logs = _one(add_verb(verbs, "logs", "what it wrote", _logs))
     logs.add_argument("--err", action="store_true", help="to standard error instead of standard output")
     logs.add_argument("-f", "--follow", action="store_true", help="go on until it is over")
-    cancel = _one(_verb(verbs, "cancel", "take it out of the queue, or end it", _cancel))
+    cancel = _one(add_verb(verbs, "cancel", "take it out of the queue, or end it", _cancel))
     cancel.add_argument("--as", dest="person", metavar="NAME", help="the person who decides")
-    _one(_verb(verbs, "wait", "until it is over; exit as it did", _wait))
+    _one(add_verb(verbs, "wait", "until it is over; exit as it did", _wait))
     edit.register(verbs)
-
-
-def _verb(verbs: Any, name: str, text: str, handler: Any) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = verbs.add_parser(name, help=text)
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.set_defaults(handler=handler)
-    return parser
 
 
 def _one(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:

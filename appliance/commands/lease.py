@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from exeat.appliance.client import Client, load_config
 from exeat.appliance.errors import UsageError
+from exeat.appliance.parsers import add_verb
 from exeat.policy.errors import UnitError
 from exeat.policy.units import parse_duration, parse_size
 
@@ -18,11 +19,11 @@ if TYPE_CHECKING:
 def register(commands: Any) -> None:
     parser = commands.add_parser("lease", help="list, ask for, approve and revoke leases")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    listing = _verb(verbs, "ls", "pending and active leases", _ls)
+    listing = add_verb(verbs, "ls", "pending and active leases", _ls)
     listing.add_argument("--project", metavar="P", help="of this project only")
     listing.add_argument("--all", action="store_true", help="ended ones too")
-    _with_lease(_verb(verbs, "show", "one lease, whole", _show))
-    request = _verb(verbs, "request", "ask for a lease", _request)
+    _with_lease(add_verb(verbs, "show", "one lease, whole", _show))
+    request = add_verb(verbs, "request", "ask for a lease", _request)
     request.add_argument("to", metavar="HOST[:PORT]")
     request.add_argument("--project", metavar="P")
     request.add_argument("--udp", action="store_true", help="datagrams instead of TCP connections")
@@ -35,7 +36,7 @@ def register(commands: Any) -> None:
     request.add_argument("--agent", metavar="A", help="for this agent of the project only")
     request.add_argument("--records", action="store_true", help="lookups of TXT, MX and the like too")
     request.add_argument("--as", dest="person", metavar="NAME", help="the person who asks")
-    approve = _deciding(_verb(verbs, "approve", "let a pending request through", _approve))
+    approve = _deciding(add_verb(verbs, "approve", "let a pending request through", _approve))
     approve.add_argument("--ttl", metavar="TIME", help="shorter than was asked for")
     approve.add_argument("--to", action="append", metavar="SCOPE", help="narrower than was asked for")
     approve.add_argument("--no-raw", action="store_true", help="without the raw bytes that were asked for")
@@ -43,17 +44,10 @@ def register(commands: Any) -> None:
     approve.add_argument("--no-direct", action="store_true", help="through the proxy only")
     approve.add_argument("--bytes", metavar="SIZE", help="fewer than was asked for")
     approve.add_argument("--no-records", action="store_true", help="without the lookups that were asked for")
-    _deciding(_verb(verbs, "deny", "refuse a pending request for good", _deny))
-    _deciding(_verb(verbs, "renew", "extend an active lease, up to its limit", _renew))
-    revoke = _deciding(_verb(verbs, "revoke", "end a lease and its flows now", _revoke))
+    _deciding(add_verb(verbs, "deny", "refuse a pending request for good", _deny))
+    _deciding(add_verb(verbs, "renew", "extend an active lease, up to its limit", _renew))
+    revoke = _deciding(add_verb(verbs, "revoke", "end a lease and its flows now", _revoke))
     revoke.add_argument("--prefix", action="store_true", help="every lease whose id begins so")
-
-
-def _verb(verbs: Any, name: str, text: str, handler: Any) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = verbs.add_parser(name, help=text)
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.set_defaults(handler=handler)
-    return parser
 
 
 def _with_lease(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
