@@ -177,10 +177,11 @@ class Scheduler:
 
     async def _ask(self) -> None:
         """Request what the tasks lack that would start otherwise; end those that will never get it."""
-        if len(self._world().running) >= self._rules.slots:
+        world = self._world()
+        if len(world.running) >= self._rules.slots:
             return
         for task in [task for task in queued(self._tasks.values()) if task.needs]:
-            wait = explain(task, self._world())
+            wait = explain(task, world)
             if wait is not None and wait.code == "lease":
                 await self._ask_for(task)
 
@@ -342,8 +343,9 @@ class Scheduler:
 
     async def _ls(self, message: Message, _fds: list[int]) -> dict[str, Any]:
         project, everything = message.get("project"), message.get("all") is True
+        world = self._world()
         rows = [
-            self._row(task)
+            self._row(task, world)
             for task in self._tasks.values()
             if project in (None, task.project) and (everything or task.state not in OVER)
         ]
@@ -363,14 +365,10 @@ class Scheduler:
                 await self._jobs.end(job, "killed")
         return {"task": self._row(task)}
 
-    def _row(self, task: Task) -> dict[str, Any]:
-        """With why it waits, if it does."""
-        wait = explain(task, self._world_of(task)) if task.state is State.QUEUED else None
+    def _row(self, task: Task, world: World | None = None) -> dict[str, Any]:
+        """With why it waits, if it does: for one that was not submitted yet, why it would."""
+        wait = explain(task, world or self._world()) if task.state is State.QUEUED else None
         return {**asdict(task), "waits": None if wait is None else wait._asdict()}
-
-    def _world_of(self, task: Task) -> World:
-        """The present moment as it would be with this task, for one that was not submitted yet."""
-        return self._world()._replace(tasks={**self._tasks, task.id: task})
 
 
 def _agent(task: Task) -> str:
