@@ -10,9 +10,13 @@ the other side). The kernel's is read here from TCP_INFO and the queue sizes:
 that connected (an accepted one does not count it), plus 1 for an acknowledged FIN. SIOCOUTQ is
 what has not been acknowledged (an unacknowledged FIN among it), so the FIN is in the sum exactly
 when it was sent. `tcpi_bytes_received` counts payload that arrived in order, plus 1 for the
-peer's FIN; SIOCINQ is what nobody has read yet. After a settled end both queues are empty; after
-a cut they are what was still on its way. (include/uapi/linux/tcp.h, net/ipv4/tcp.c; the tests
-measure it.)
+peer's FIN; SIOCINQ is what nobody has read yet, without the FIN. After a settled end both queues
+are empty; after a cut they are what was still on its way. (include/uapi/linux/tcp.h,
+net/ipv4/tcp.c; the tests measure it.)
+
+Whether the peer's FIN came is asked of the kernel where no read has met it: many flows are cut
+while one waits behind bytes, or behind a reservation. The state tells, until a reset has made it
+CLOSE; then TCP_INQ does, which counts a FIN that SIOCINQ leaves out.
 
 The queues need no asking where TCP_INFO itself, filled in under the socket's lock, says that they
 are empty: nothing sent and not acknowledged, nothing unsent, and the end of the stream read. Of a
@@ -36,6 +40,7 @@ _SIOCINQ: Final = 0x541B
 _SIOCOUTQ: Final = 0x5411
 _SO_COOKIE: Final = 57
 _CLOSED: Final = 7  # TCP_CLOSE of include/net/tcp_states.h
+_TCP_INQ: Final = 36  # the option, and the control message it asks for
 _LOOKS: Final = 32
 
 
@@ -58,12 +63,12 @@ class KernelCount(NamedTuple):
 
 
 def kernel_count(
-    sock: socket.SocketType, *, connected: bool, fin_sent: bool, fin_received: bool | None
+    sock: socket.SocketType, *, connected: bool, fin_sent: bool, fin_received: bool
 ) -> KernelCount | None:
     """None for a socket that has no such counts (a Unix socket, or one already closed).
 
     `connected` says that we dialled it. `fin_sent`: we shut our side down; `fin_received`: a read
-    has returned the peer's end of stream, None when nobody read that far: then the state says so.
+    has returned the peer's end of stream. If none has, it may have come all the same.
     """
     try:
         info = _info(sock)
@@ -74,10 +79,10 @@ def kernel_count(
             state, _, retrans, acked, received, segs_out, segs_in, _ = info
         elif state == _CLOSED:
             unacked = _queue(sock, _SIOCOUTQ)
+        if not fin_received:
+            fin_received = _holds_fin(sock, unread) if state == _CLOSED else state in _PEER_ENDED
     except (OSError, struct.error):
         return None
-    if fin_received is None:
-        fin_received = state in _PEER_ENDED or (state == _CLOSED and fin_sent)
     sent = acked + unacked - connected - fin_sent
     arrived = received - unread - fin_received
     return KernelCount(max(0, sent), max(0, arrived), unacked, segs_out, segs_in, retrans)
@@ -91,6 +96,23 @@ def _steady(sock: socket.SocketType, info: tuple[int, ...]) -> tuple[tuple[int, 
         if before[3:5] == info[3:5]:
             break
     return info, unacked, unread
+
+
+def _holds_fin(sock: socket.SocketType, unread: int) -> bool:
+    """Whether the peer of a closed socket had ended its stream, before a reset or without one.
+
+    A look at the queue succeeds wherever a FIN has come, and then counts it (tcp_inq_hint in
+    net/ipv4/tcp.c); without one it meets the reset's error, or counts `unread` and no more.
+    """
+    sock.setsockopt(socket.IPPROTO_TCP, _TCP_INQ, 1)
+    try:
+        _, said, _, _ = sock.recvmsg(1, socket.CMSG_SPACE(_INT.size), socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except OSError:
+        return False
+    counts = [
+        _INT.unpack(data)[0] for level, kind, data in said if (level, kind) == (socket.IPPROTO_TCP, _TCP_INQ)
+    ]
+    return counts == [unread + 1]
 
 
 def _info(sock: socket.SocketType) -> tuple[int, ...]:

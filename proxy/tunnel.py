@@ -307,12 +307,11 @@ class Tunnel:
         relay = self.relay
         if relay is None:
             return None, None
-        heard_all = relay.down_ended or not isinstance(self._watch, Exchange)
         upstream = tcpinfo.kernel_count(
             self._upstream.sock,
             connected=True,
             fin_sent=relay.up_told,
-            fin_received=relay.down_ended if heard_all else None,
+            fin_received=relay.down_ended,
         )
         # What we read and did not pass on was not delivered: neither book counts it.
         if upstream is not None:
@@ -325,12 +324,11 @@ class Tunnel:
         relay = self.relay
         if relay is None:
             return None
-        unread = isinstance(self._watch, Exchange) and not relay.up_ended
         client = tcpinfo.kernel_count(
             self.flow.client.sock,
             connected=False,
             fin_sent=relay.down_told,
-            fin_received=None if unread else relay.up_ended,
+            fin_received=relay.up_ended,
         )
         if client is None:
             return None
