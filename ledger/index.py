@@ -288,10 +288,10 @@ def _decoded(data: bytes) -> Outline:
     )
 
 
-def open_index(directory: Path, *, anew: bool = False) -> Index:
-    """The index kept beside the ledger, caught up; made anew if it cannot be used (or if wished), in memory
-    if there is no room or right to keep it. Raises OSError, ReaderError."""
-    path = directory / "derived" / "index.sqlite"
+def open_index(directory: Path, *, anew: bool = False, path: Path | None = None) -> Index:
+    """The index kept beside the ledger (or in the file `path`), caught up; made anew if it cannot be used (or
+    if wished), in memory if there is no room or right to keep it. Raises OSError, ReaderError."""
+    path = path or directory / "derived" / "index.sqlite"
     try:
         path.parent.mkdir(mode=0o750, exist_ok=True)
         with _alone(path.with_suffix(".lock")):

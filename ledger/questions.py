@@ -47,10 +47,19 @@ def why_by_rows(question: Question, keys: Sequence[str]) -> str:
     return ", ".join(sorted(unknown))
 
 
-def entries(index: Index, question: Question, limit: int) -> list[tuple[Any, ...]]:
-    """The newest `limit` rows that answer, oldest first, in the columns of `ROW`; time in milliseconds."""
+def entries(
+    index: Index, question: Question, limit: int, *, kinds: Sequence[Kind] = (), before: int | None = None
+) -> list[tuple[Any, ...]]:
+    """The newest `limit` rows that answer, oldest first, in the columns of `ROW`; time in milliseconds.
+
+    Only of these `kinds` (none: of all), and only records numbered less than `before`.
+    """
     who, values = _names(question)
     when, moments = _span(question.since, question.until)
+    if kinds:
+        when += f" and kind in ({', '.join(str(int(kind)) for kind in kinds)})"
+    if before is not None:
+        when, moments = f"{when} and entry.seq < ?", [*moments, before]
     columns = ", ".join(f"about.{name}" for name in WHO[:-1])
     found = index.db.execute(
         f"select entry.seq, t, kind, {columns}, bytes_out, bytes_in, count"  # noqa: S608 - names are ours

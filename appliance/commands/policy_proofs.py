@@ -189,12 +189,13 @@ def observations(folder: Path) -> Iterator[Observation]:
     one = (folder / "seg").is_dir()
     records = (decode(data) for _, data in read(folder)) if one else (r for _, r in read_records(folder))
     for record in records:
-        seen = _observation(record)
+        seen = observation(record)
         if seen is not None:
             yield seen
 
 
-def _observation(record: Record) -> Observation | None:
+def observation(record: Record) -> Observation | None:
+    """The decision a record tells of, if it is one that a policy could change."""
     dest = record.dest
     if record.kind not in (Kind.OPEN, Kind.DENY, Kind.DNS) or dest is None or not dest.host:
         return None

@@ -1,0 +1,1 @@
+"""The console process: the API and the pages for people."""

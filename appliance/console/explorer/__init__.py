@@ -1,0 +1,1 @@
+"""Questions to the ledger and trials of policies, answered by niced processes of their own."""
