@@ -12,8 +12,9 @@ from bench.ledger_parts import DAY_MS, PER_FLOW, Goal, flows, quantile, rates, t
 
 from exeat.ledger import bundle, index, keys, questions
 from exeat.ledger.merkle import Frontier
+from exeat.ledger.packing import Packing
 from exeat.ledger.publish import Publisher
-from exeat.ledger.reader import read
+from exeat.ledger.reader import find_segments, first_record, read
 from exeat.ledger.reconcile import reconcile
 from exeat.ledger.segment import OVERHEAD as FRAME
 from exeat.ledger.since import gists_since
@@ -54,6 +55,12 @@ def build(base: Path, count: int) -> Store:
     return store
 
 
+def _pack(directory: Path, size: int) -> None:
+    packing = Packing(directory)
+    while packing.step(size):
+        pass
+
+
 def reading_goals(base: Path, *, short: bool) -> Iterator[Goal]:
     count = 150_000 if short else 1_000_000
     store = build(base / "ledger", count)
@@ -61,7 +68,11 @@ def reading_goals(base: Path, *, short: bool) -> Iterator[Goal]:
     size, directory = store.size, store.directory
     data = [part for _, part in read(directory)]
     stored = sum(map(len, data)) / size + FRAME
-    yield Goal("stored bytes a record of a flow, frame included", stored, "B", 170)
+    yield Goal("bytes a record of a flow in the newest segment, with frame", stored, "B")
+    yield from rates("packing sealed segments, records a second", size, lambda: _pack(directory, size))
+    *sealed, newest = find_segments(directory)
+    stored = sum(path.stat().st_size for path in sealed) / first_record(newest)
+    yield Goal("stored bytes a record of a flow, sealed and packed", stored, "B", 170)
     yield Goal("   for a whole flow: open, reserve, close", stored * PER_FLOW, "B")
     yield from rates("RFC 6962 tree alone, records a second", size, lambda: Frontier().extend(data))
     data.clear()
@@ -100,6 +111,7 @@ def question_goals(base: Path, *, short: bool) -> Iterator[Goal]:
     )
     found[0].close()
     size, directory = found[0].size, found[0].directory
+    _pack(directory, size)
     yield from rates(
         "index made from nothing, records a second", size, lambda: index.open_index(directory).close()
     )

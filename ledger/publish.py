@@ -29,6 +29,7 @@ from exeat.ledger.clock import Wary
 from exeat.ledger.files import sync_dir
 from exeat.ledger.keys import KeyMissingError
 from exeat.ledger.merkle import leaf_hash
+from exeat.ledger.packing import Packing
 from exeat.ledger.published import read_checkpoint, tile_loader
 from exeat.ledger.reader import Follower, dropped_before, segment_of
 from exeat.ledger.retention import Rules, leaves, propose
@@ -236,12 +237,15 @@ def _in_child(directory: Path, pipe: int, rules: Rules) -> None:
 
 
 def follow(directory: Path, pipe: int, rules: Rules) -> None:
-    """Publish what comes through `pipe`, the newest if several wait, until its end."""
+    """Publish what comes through `pipe`, the newest if several wait, until its end; pack in between."""
     publisher: Publisher | None = None
+    packing = Packing(directory)
     looked, now = -_LOOK_S, Wary()
     given_up, said, lock = False, "", -1
     hangup = select.poll()
     hangup.register(pipe, 0)  # its end is reported all the same
+    waiting = select.poll()
+    waiting.register(pipe, select.POLLIN)
     while data := os.read(pipe, 1024 * MESSAGE.size):
         if given_up:
             continue
@@ -254,6 +258,8 @@ def follow(directory: Path, pipe: int, rules: Rules) -> None:
                 looked = time.monotonic()
                 _propose(directory, rules, now)
             hangup.poll(_REST_MS)
+            while packing.step(publisher.signed) and not waiting.poll(0):
+                pass
         except KeyMissingError as error:  # a new one may be made
             if str(error) != said:
                 said = str(error)

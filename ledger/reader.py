@@ -91,9 +91,8 @@ def segment_of(directory: Path, seq: int) -> int:
     """The index of the segment that holds record `seq`, or will. Raises ReaderError."""
     index = _last_segment(directory)
     while index:
-        with (directory / "seg" / f"{index:012d}.seg").open("rb") as file:
-            if segment.first_seq(file.read(16)) <= seq:
-                break
+        if first_record(directory / "seg" / f"{index:012d}.seg") <= seq:
+            break
         index -= 1
     return index
 
@@ -137,6 +136,17 @@ def gone(path: Path) -> bool:
     return _dropped_end(path) > 0
 
 
+def first_record(path: Path) -> int:
+    """The number of the first record of a segment, or of the one it will have. Raises OSError."""
+    with path.open("rb") as file:
+        return segment.first_seq(file.read(16))
+
+
+def is_plain(path: Path) -> bool:
+    """Whether a segment has records that stand there as they were written. Raises OSError."""
+    return _second_frame(path)[16:] == segment.RECORD
+
+
 def dropped_before(directory: Path) -> int:
     """The number of the oldest record that is still there; all before it were dropped. Raises OSError."""
     number = index = 0
@@ -147,13 +157,17 @@ def dropped_before(directory: Path) -> int:
 
 def _dropped_end(path: Path) -> int:
     """The number behind the last record of a segment that has none of its records any more; else 0."""
+    follows = _second_frame(path)
+    end = segment.first_seq(follows) if follows[16:] == segment.SEAL else 0
+    return end if end > first_record(path) else 0
+
+
+def _second_frame(path: Path) -> bytes:
+    """The first 17 bytes, up to its kind, of the frame behind a segment's head."""
     with path.open("rb") as file:
         head = file.read(16)
-        begin = segment.first_seq(head)
         file.seek(16 + int.from_bytes(head[:4], "big"))
-        follows = file.read(17)
-    end = segment.first_seq(follows) if len(follows) == 17 and follows[16:] == segment.SEAL else 0
-    return end if end > begin else 0
+        return file.read(17)
 
 
 def _last_segment(directory: Path) -> int:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from exeat.ledger import keys, note, segment, tiles
 from exeat.ledger.merkle import HASH, leaf_hash
 from exeat.ledger.published import read_checkpoint, tile_loader
-from exeat.ledger.reader import begun_ns, dropped_before, find_segments, gone
+from exeat.ledger.reader import begun_ns, dropped_before, find_segments, first_record, gone
 from exeat.ledger.records import Kind
 from exeat.ledger.small_files import replace
 from exeat.ledger.tiles import TileError, Tree
@@ -109,6 +109,14 @@ def propose(directory: Path, rules: Rules, now_ns: int) -> int:
     return size
 
 
+def proposed(directory: Path) -> int:
+    """The segment below which all may be dropped at any moment; 0: none is. Raises OSError."""
+    try:
+        return _read(directory / "retention")[0]
+    except FileNotFoundError:
+        return 0
+
+
 def _check(path: Path, size: int, tree: Tree) -> int:
     """Every record of a segment against the signed tree; the number behind the last."""
     sealed = False
@@ -182,7 +190,7 @@ class Dropping:
             raise RetentionError("what should go does not fit these segments")
         if oldest is None or oldest >= size:
             return index, size, root
-        while index and _begin(paths[index]) > oldest:
+        while index and first_record(paths[index]) > oldest:
             index -= 1
         return index, *_where(paths[index])
 
@@ -204,11 +212,6 @@ def _where(path: Path) -> tuple[int, bytes]:
     if head is None:
         raise RetentionError(f"{path} has no head")
     return head.seq, segment.parse_head(head).frontier.root()
-
-
-def _begin(path: Path) -> int:
-    with path.open("rb") as file:
-        return segment.first_seq(file.read(16))
 
 
 def _read(path: Path) -> tuple[int, int, bytes]:

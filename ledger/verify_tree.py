@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 _PREFIX: Final = struct.Struct(">IIQ")
 _FRAME: Final = struct.Struct(">IIQc")  # a frame up to its payload
 _COMMIT: Final = 49  # bytes of a commit's body
+_MAX_PLAIN: Final = 1 << 24  # bytes that are packed in one frame
 Book = Callable[[int, bytes], None]
 Head = tuple[int, bytes]  # size, root
 
@@ -72,6 +73,7 @@ class Chain:
         if not self._sealed:
             raise BrokenError(self.size, "the segment before this one was never sealed")
         at, pending = self._head(data), list[bytes]()
+        data = _unpacked(data, at)
         self._sealed = False
         if self.size == self.dropped[0] and not last and self._gone(data, at):
             return
@@ -209,6 +211,22 @@ def is_dropped(data: bytes) -> bool:
     head = _frame(data, 0)
     seal = _frame(data, head[3]) if head is not None else None
     return head is not None and seal is not None and seal[1] == b"S" and seal[0] > head[0]
+
+
+def _unpacked(data: bytes, at: int) -> bytes:
+    """The segment with its packed frames, if there are any behind the head at `at`, as they were."""
+    parts = [data[:at]]
+    while (frame := _frame(data, at)) is not None and frame[1] == b"Z":
+        stream = zlib.decompressobj()
+        try:
+            plain = stream.decompress(frame[2], _MAX_PLAIN)
+        except zlib.error:
+            break
+        if not stream.eof or stream.unused_data or plain[8:16] != frame[0].to_bytes(8, "big"):
+            break
+        parts.append(plain)
+        at = frame[3]
+    return b"".join((*parts, data[at:])) if len(parts) > 1 else data
 
 
 def _skim(data: bytes, at: int, number: int, pending: list[bytes]) -> int:

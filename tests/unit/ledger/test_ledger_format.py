@@ -20,7 +20,7 @@ from sigstore._internal.rekor.checkpoint import LogCheckpoint, SignedNote
 from tests.support.ledgers import deny
 from tests.support.witnesses import Ledger
 
-from exeat.ledger import proofs, retention
+from exeat.ledger import proofs, retention, segment
 from exeat.ledger.merkle import leaf_hash
 from exeat.ledger.published import tile_loader
 from exeat.ledger.tiles import Tree
@@ -57,10 +57,24 @@ def frames(data: bytes) -> Iterator[tuple[int, str, bytes]]:
     assert not data[at:].strip(b"\0")
 
 
+def unpacked(data: bytes) -> bytes:
+    """A segment with its packed frames as they were."""
+    parts = []
+    for seq, kind, payload in frames(data):
+        if kind == "Z":
+            parts.append(zlib.decompress(payload))
+            assert next(frames(parts[-1]))[0] == seq
+        else:
+            body = kind.encode() + payload
+            counted, number = len(body).to_bytes(4, "big"), seq.to_bytes(8, "big")
+            parts.append(counted + zlib.crc32(counted + number + body).to_bytes(4, "big") + number + body)
+    return b"".join(parts)
+
+
 def read_ledger(segments: list[bytes]) -> Found:
     origin, records, roots = "", [], []
     for data in segments:
-        for number, (seq, kind, payload) in enumerate(frames(data)):
+        for number, (seq, kind, payload) in enumerate(frames(unpacked(data))):
             assert (kind == "H") == (number == 0)
             assert seq == len(records)
             if kind == "H":
@@ -180,6 +194,15 @@ def test_a_real_ledger(ledger: Ledger) -> None:
     vkey = (ledger.directory / "keys" / "log.vkey").read_text().strip()
     text = (ledger.directory / "checkpoint").read_text()
     assert checked(text, vkey) == (found.origin, len(found.records), tree_root(found.records))
+
+
+def test_packed_segments(ledger: Ledger) -> None:
+    """The same bytes come out, and another reader unpacks what exeat packed."""
+    for path in sorted((ledger.directory / "seg").glob("*.seg"))[:-1]:
+        data = path.read_bytes()
+        packed = segment.pack(data)
+        assert [kind for _, kind, _ in frames(packed)] == ["H", "Z", "S"]
+        assert unpacked(packed) == data.rstrip(b"\0") == unpacked(data)
 
 
 def test_a_tile_is_where_the_page_says(ledger: Ledger) -> None:
