@@ -12,18 +12,16 @@ with `resume` and send again what they have no answer for.
 from __future__ import annotations
 
 import hashlib
-import socket
 import sys
 import time
-from collections import deque
 from contextlib import suppress
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from exeat.ledger import ipc, keys, records, wire
+from exeat.ledger import keys, records, wire
 from exeat.ledger import reactor as loop
+from exeat.ledger.doors import Doors
 from exeat.ledger.flows import NOBODY, TRACKED, FlowError, FlowTable, OpenFlow, State, step
 from exeat.ledger.note import NoteError
 from exeat.ledger.publish import Publishing
@@ -36,40 +34,9 @@ from exeat.ledger.wire import REPLY, Status, WireError
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-# `gap`, `boot` and `key` are the ledger's own: they say what was dropped, and which key signs.
-ROLES: Final[dict[str, frozenset[Kind]]] = {
-    "gateway": frozenset(
-        {
-            Kind.OPEN,
-            Kind.RESERVE,
-            Kind.PROGRESS,
-            Kind.CLOSE,
-            Kind.RESUME,
-            Kind.DENY,
-            Kind.DNS,
-            Kind.RECONCILE,
-        }
-    ),
-    "control": frozenset(
-        {
-            Kind.OPEN,  # of flows past the proxy, like the next three
-            Kind.PROGRESS,
-            Kind.CLOSE,
-            Kind.RESUME,
-            Kind.LEASE,
-            Kind.POLICY,
-            Kind.DENY,
-            Kind.RECONCILE,
-            Kind.ANOMALY,
-            Kind.JOB,
-        }
-    ),
-    "witness": frozenset({Kind.WITNESS}),
-    "root": frozenset(),
-}
+    from exeat.ledger.doors import Client
+
 _BATCH_BYTES: Final = 4 * 1024 * 1024  # a group larger than this is written before more is read
-_PER_TURN: Final = 256  # requests read from one connection before the others get their turn
-_MAX_CLIENTS: Final = 256
 _REOPEN_S: Final = 1.0
 _HEAD_SYNC_S: Final = 1.0
 _CHECKPOINT_RECORDS: Final = 4096  # so many records without a checkpoint at most; else one a second
@@ -80,7 +47,7 @@ _EXIT_OK, _EXIT_UNUSABLE, _EXIT_UNREACHABLE = 0, 2, 3
 class LedgerSettings:
     """What the process needs to know.
 
-    `writers` maps uids to a role of `ROLES`; uid 0 may connect without one. The ledger lies in
+    `writers` maps uids to a role of `ledger.doors.ROLES`; uid 0 may connect without one. The ledger lies in
     `state_dir`/ledger/<SHA-256 of the origin `exeat/<node>`>; it is created only if `create`.
     """
 
@@ -125,30 +92,20 @@ def serve(settings: LedgerSettings, ready: Callable[[], None]) -> int:
     return _EXIT_OK
 
 
-@dataclass(eq=False, slots=True)
-class _Client:
-    sock: socket.socket
-    kinds: frozenset[Kind]
-    owner: int
-    outbox: deque[bytes] = field(default_factory=deque)
-
-
 @dataclass(slots=True)
 class _Answer:
-    client: _Client
+    client: Client
     number: int
     status: Status
     seq: int = 0
 
 
 class Daemon:
-    """The listening socket, the clients, the batch being collected, and the store under them."""
+    """The batch being collected, and the store under it; the clients are behind `ledger.doors`."""
 
     def __init__(self, settings: LedgerSettings, reactor: loop.Reactor) -> None:
         self._settings = settings
         self._reactor = reactor
-        self._clients: dict[int, _Client] = {}
-        self._last_owner = NOBODY
         self._batch: list[bytes] = []
         self._batch_bytes = 0
         self._answers: list[_Answer] = []
@@ -162,7 +119,7 @@ class Daemon:
         self._told = 0  # up to where the publisher knows
         try:
             self._begin()
-            self._listener = self._listen()
+            self._doors = Doors(reactor, settings.socket_path, settings.writers, self)
         except (OSError, StoreError):
             self._store.close()
             raise
@@ -218,8 +175,7 @@ class Daemon:
             self._reactor.call_later(_REOPEN_S, self._reopen)
             return
         print("exeat: ledger writes again", file=sys.stderr)
-        for client in list(self._clients.values()):
-            self._drop(client)
+        self._doors.drop_all()
 
     def _tick(self) -> None:
         self._reactor.call_later(_HEAD_SYNC_S, self._tick)
@@ -258,69 +214,10 @@ class Daemon:
         print(f"exeat: {self._store.latched}; nothing new is let through until it can", file=sys.stderr)
         self._reactor.call_later(_REOPEN_S, self._reopen)
 
-    # --- connections
-
-    def _listen(self) -> socket.socket:
-        path = self._settings.socket_path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        listener = ipc.listen(path, kind=socket.SOCK_SEQPACKET)
-        self._reactor.add(listener.fileno(), loop.EPOLLIN, self._on_accept)
-        return listener
-
-    def _on_accept(self, _events: int) -> None:
-        while True:
-            try:
-                sock, _ = self._listener.accept()
-            except OSError:  # nobody left to accept, or the caller is gone already
-                return
-            uid = ipc.peer_uid(sock)
-            role = self._settings.writers.get(uid, "root" if uid == 0 else "")
-            if role not in ROLES or len(self._clients) >= _MAX_CLIENTS:
-                sock.close()
-                continue
-            sock.setblocking(False)
-            self._last_owner += 1
-            client = _Client(sock, ROLES[role], self._last_owner)
-            self._clients[sock.fileno()] = client
-            self._reactor.add(sock.fileno(), loop.EPOLLIN, partial(self._on_event, client))
-
-    def _on_event(self, client: _Client, events: int) -> None:
-        if events & loop.EPOLLOUT:
-            self._flush(client)
-        elif events & (loop.EPOLLIN | loop.EPOLLHUP | loop.EPOLLERR):
-            self._read(client)
-
-    def _read(self, client: _Client) -> None:
-        for _ in range(_PER_TURN):
-            try:
-                datagram = client.sock.recv(wire.MAX_DATAGRAM + 1)
-            except BlockingIOError:
-                return
-            except OSError:
-                datagram = b""
-            if not datagram:
-                self._gone(client)
-                return
-            try:
-                self._request(client, wire.request_number(datagram), datagram)
-            except WireError:
-                self._gone(client)
-                return
-            if self._batch_bytes > _BATCH_BYTES:
-                self._commit()
-
-    def _gone(self, client: _Client) -> None:
-        self._drop(client)
-        self._orphan(client.owner)
-
-    def _drop(self, client: _Client) -> None:
-        if self._clients.pop(client.sock.fileno(), None) is not None:
-            self._reactor.remove(client.sock.fileno())
-            client.sock.close()
-
     # --- requests
 
-    def _request(self, client: _Client, number: int, datagram: bytes) -> None:
+    def request(self, client: Client, number: int, datagram: bytes) -> None:
+        """Into the batch; answered when that is durable, or when it cannot be."""
         answer = _Answer(client, number, Status.UNAVAILABLE)
         if not self._store.latched:
             try:
@@ -329,9 +226,16 @@ class Daemon:
             except (WireError, RecordError, FlowError):
                 answer.status = Status.REFUSED
         self._answers.append(answer)
-        self._schedule_commit()
+        if self._batch_bytes > _BATCH_BYTES:
+            self._commit()
+        else:
+            self._schedule_commit()
 
-    def _admit(self, client: _Client, encoded: list[bytes]) -> int:
+    def gone(self, owner: int) -> None:
+        """Settle what a client leaves open."""
+        self._orphan(owner)
+
+    def _admit(self, client: Client, encoded: list[bytes]) -> int:
         """Judge a request's records together; take all of them into the batch, or none (raises)."""
         staged: dict[bytes, State] = {}
         fresh: list[bytes] = []
@@ -398,7 +302,7 @@ class Daemon:
         if batch:
             self._append(batch, answers)
         for answer in answers:
-            self._reply(answer)
+            self._doors.reply(answer.client, REPLY.pack(answer.number, answer.status, answer.seq))
         if batch and not self._short_of_room:  # else once a second is often enough to try
             self._prepare()
         # Not before the publisher's process was forked off: that is no time for a second thread.
@@ -418,41 +322,10 @@ class Daemon:
             if not was:
                 self._say_latched()
 
-    def _reply(self, answer: _Answer) -> None:
-        client = answer.client
-        reply = REPLY.pack(answer.number, answer.status, answer.seq)
-        if client.outbox:
-            client.outbox.append(reply)
-            return
-        try:
-            client.sock.send(reply)
-        except BlockingIOError:
-            # A client that does not read its answers is not read from either.
-            client.outbox.append(reply)
-            self._reactor.modify(client.sock.fileno(), loop.EPOLLOUT)
-        except OSError:
-            pass  # gone; its end of stream comes by the loop
-
-    def _flush(self, client: _Client) -> None:
-        while client.outbox:
-            try:
-                client.sock.send(client.outbox[0])
-            except BlockingIOError:
-                return
-            except OSError:
-                self._gone(client)
-                return
-            client.outbox.popleft()
-        self._reactor.modify(client.sock.fileno(), loop.EPOLLIN)
-
     def close(self) -> None:
         """Finish what is in hand. Open flows stay open: the next start gives them their grace."""
         self._commit()
-        for client in list(self._clients.values()):
-            self._drop(client)
-        self._reactor.remove(self._listener.fileno())
-        self._listener.close()
-        self._settings.socket_path.unlink(missing_ok=True)
+        self._doors.close()
         size, root = self._store.size, self._store.root()
         self._store.close()
         self._publishing.close(size, root)

@@ -11,7 +11,7 @@ from tests.support.rewriting import NAME, World
 
 from exeat.appliance.cli import main
 from exeat.ledger.client import append_blocking
-from exeat.ledger.daemon import ROLES
+from exeat.ledger.doors import ROLES
 from exeat.ledger.witness_client import FORK, UNREACHABLE
 
 if TYPE_CHECKING:
