@@ -1,4 +1,4 @@
-"""Recovery: `python -m bench.chaos [--minutes N] [--seed S]`, as root. Exit 0 when nothing is left behind.
+"""Recovery: `python -m bench.chaos [--minutes N] [--seed S] [--kill WHAT]...`, as root. 0: nothing left.
 
 Jobs run through `exeat run` and the queue while processes are killed (SIGKILL) at random: the appliance's
 own, launchers, container runtimes, the first processes of containers. Then the load ends, the appliance is
@@ -34,10 +34,12 @@ from exeat.ledger.reader import read_records
 from exeat.ledger.records import Kind
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
 PROCESSES: Final = ("warden", "control", "proxy", "guard", "ledger")
 UIDS: Final = range(1_900_000, 1_900_200)  # of these jobs, so that no other appliance's are counted
+OF_A_JOB: Final = {"launcher": b"exeat-job", "runtime": b"--pid-file", "first process": b"exeat-init"}
+VICTIMS: Final = (*PROCESSES, *OF_A_JOB)
 HEALING_S: Final = 150.0  # a supervisor waits up to 5 s before it starts again what dies again and again
 RUNNERS: Final = 2
 SLACK: Final = 3  # sockets between our own processes; a jail that is kept has more in each of the two
@@ -57,8 +59,8 @@ IN_TREE: Final = "read x </etc/mine; (while :; do :; done) & head -c 30000000 /d
 class Chaos:
     """One appliance, its load, and who kills."""
 
-    def __init__(self, running: Running, chance: random.Random) -> None:
-        self._running, self._chance = running, chance
+    def __init__(self, running: Running, chance: random.Random, victims: Sequence[str]) -> None:
+        self._running, self._chance, self._victims = running, chance, victims
         self._config = configuration.load(running.lab.config)
         self._run = running.lab.appliance_run / "warden"
         self._tree = small_tree(running.lab.job / "tree")
@@ -105,14 +107,11 @@ class Chaos:
             return client.call(verb, **arguments)
 
     def _kill_one(self) -> None:
-        what = self._chance.choice((*PROCESSES, "launcher", "runtime", "first process"))
+        what = self._chance.choice(self._victims)
         if what in PROCESSES:
             found = [self._running.pid(what)]
         else:
-            wanted = {"launcher": b"exeat-job", "runtime": b"--pid-file", "first process": b"exeat-init"}[
-                what
-            ]
-            found = [pid for pid, words in self._processes() if wanted in words and _is(what, words)]
+            found = [pid for pid, words in self._processes() if OF_A_JOB[what] in words and _is(what, words)]
         if pid := self._chance.choice(found or [0]):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -187,7 +186,7 @@ def unsettled(ends: Iterable[tuple[str, str, str, int]]) -> list[str]:
     return [f"{job}: {sorted(seen[job])}" for job in sorted(started | seen.keys()) if len(seen[job]) != 1]
 
 
-def run(seconds: float, seed: int) -> int:
+def run(seconds: float, seed: int, victims: Sequence[str]) -> int:
     print(f"chaos: {seconds:g} s, --seed {seed}", flush=True)
     running = Running("chaos")
     try:
@@ -197,7 +196,7 @@ def run(seconds: float, seed: int) -> int:
         for name in ("warden", "control"):
             running.kill(name)
         wait_for(running.healed, HEALING_S)
-        return _judge(running, Chaos(running, random.Random(seed)), seconds)
+        return _judge(running, Chaos(running, random.Random(seed), victims), seconds)
     finally:
         print((running.lab.log("appliance").read_text())[-8000:], file=sys.stderr)
         running.close()
@@ -238,9 +237,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--seed", type=int, default=time.time_ns() % 100_000)
+    parser.add_argument("--kill", action="append", choices=VICTIMS, help="only this (may be given again)")
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the lab ends with us
-    return run(60 * args.minutes, args.seed)
+    return run(60 * args.minutes, args.seed, args.kill or VICTIMS)
 
 
 if __name__ == "__main__":

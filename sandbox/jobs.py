@@ -85,11 +85,10 @@ class Jobs:
         job = self.all[spec.job] = Job(spec.job, uid)
         try:
             self._prepare(job, plan)
-            stdin, stdout, stderr = fds
+            (given, out, err), run = fds, self._runtime.run(job.name)
             job.process = subprocess.Popen(
-                self._runtime.run(job.name), stdin=stdin, stdout=stdout, stderr=stderr,
-                env=ENV, cwd="/", start_new_session=True,
-            )  # fmt: skip
+                run, -1, None, given, out, err, env=ENV, cwd="/", start_new_session=True
+            )
             self._watch(job, os.pidfd_open(job.process.pid))
         except OSError as error:
             self.discard(job)
@@ -122,8 +121,10 @@ class Jobs:
             reply({"pid": pid, "work": str(self._places.output(job.name)), "limits": self._runtime.limits})
         elif job.code is not None:
             log = (folder / "log").read_text(errors="replace") if (folder / "log").exists() else ""
-            self.discard(job)
-            reply(SpecError("start", log[-500:].strip() or "the runtime ended without a reason").fields())
+            try:
+                self.discard(job)
+            finally:  # what could not be removed stays known, for job.remove
+                reply(SpecError("start", log[-500:].strip() or "the runtime ended without a reason").fields())
         else:
             if self._reactor.now() > deadline:
                 self._force(job)

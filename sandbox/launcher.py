@@ -6,6 +6,7 @@ code. All that changes reaches it as a positional argument.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -15,29 +16,66 @@ if TYPE_CHECKING:
     from exeat.sandbox.cgroup import Layout
 
 # The caller's descriptors move out of the runtime's way (see oci._INIT). $1 is a mount to hide from it
-# in the launcher's own mount namespace ("" for none), $2 the job's folder.
+# in the launcher's own mount namespace ("" for none), below one that takes what it writes there; $2 is the
+# job's folder.
 _ENTER: Final = """
 exec 3<&0 4>&1 5>&2 </dev/null >/dev/null 2>&1
-[ -z "$1" ] || umount -l "$1"
-folder=$2
+[ -z "$1" ] || mount -t tmpfs none "$1"
+mask=$1 folder=$2
 shift 2
 """
 # Created exclusively (set -C): `launcher`; either this start owns the job, or a warden that gave it up does.
+# A cgroup ($1) that is still there means that the runtime was killed: then its code is not the job's.
 _RUN: Final = (
-    _ENTER
+    """
+group=$1
+shift
+"""
+    + _ENTER
     + """
 set -C
 echo $$ >"$folder/launcher" || exit
 "$@"
-echo $? >|"$folder/exit"
+code=$?
+for left in /sys/fs/cgroup/"$group" /sys/fs/cgroup/*/"$group"; do
+  [ ! -e "$left" ] || [ "$left" = "$mask/$group" ] || exit
+done
+echo $code >|"$folder/exit"
 """
 )
+# Takes down what nobody watches any more. The runtime goes first (known by its argument $folder/pid), for it
+# could still make what is removed here; then what it says it knows; then who is in the cgroup ($1), which a
+# runtime that was killed early has not written down. SIGKILL and rmdir take their time: 10 s at most.
+_GIVE_UP: Final = """
+group=$1 mask=$2 folder=$3
+shift 3
+exec </dev/null >/dev/null 2>&1
+running() { printf '%s\\n' "$folder/pid" | grep -lszxFf - /proc/[0-9]*/cmdline; }
+groups() {
+  for each in /sys/fs/cgroup/"$group" /sys/fs/cgroup/*/"$group"; do [ ! -e "$each" ] || echo "$each"; done
+}
+tries=500
+while found=$(running) && [ $((tries -= 1)) -gt 0 ]; do
+  for each in $found; do each=${each#/proc/}; kill -KILL "${each%/cmdline}"; done
+  sleep 0.02
+done
+[ -z "$mask" ] || mount -t tmpfs none "$mask"
+"$@"
+[ -z "$mask" ] || umount "$mask"
+while found=$(groups) && [ -n "$found" ] && [ $((tries -= 1)) -gt 0 ]; do
+  for each in $found; do
+    rmdir "$each" && continue
+    while read -r pid; do kill -KILL "$pid"; done <"$each/cgroup.procs"
+    sleep 0.02
+  done
+done
+[ -z "$(groups)" ]
+"""
 # $3 is the job's edit, which stays where it changed anything.
 _REMOVE: Final = """
 rm -rf --one-file-system -- "$1" "$2" || exit
 if rmdir "$3/upper" 2>/dev/null || ! [ -e "$3/upper" ]; then rm -rf --one-file-system -- "$3"; fi
 """
-_ONCE: Final = _ENTER + 'exec "$@" 3<&- 4>&- 5>&-'
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +106,10 @@ class Places:
     def container(self, job: str) -> Path:
         """What the runtime keeps of a container that it has not seen the end of."""
         return self.run / "containers" / job
+
+    def group(self, job: str) -> str:
+        """The name of the container's cgroup. Two appliances on one machine must not share one."""
+        return f"exeat-{hashlib.sha256(str(self.run).encode()).hexdigest()[:8]}-{job}"
 
     def output(self, job: str) -> Path:
         """The job's work folder."""
@@ -101,7 +143,7 @@ class ContainerRuntime(Protocol):
         """Run the job's bundle to its end. Standard descriptors are the job's."""
 
     def delete(self, job: str) -> list[str]:
-        """Kill and forget a container whose launcher has vanished."""
+        """Kill and forget a container that nobody has seen the end of, however much of it was made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,13 +161,13 @@ class Runc:
         return self._command(_RUN, job, "run", *options, job)
 
     def delete(self, job: str) -> list[str]:
-        return self._command(_ONCE, job, "delete", "--force", job)
+        return self._command(_GIVE_UP, job, "delete", "--force", job)
 
     def _command(self, text: str, job: str, *arguments: str) -> list[str]:
         folder, root = self.places.job(job), self.places.container("")
         program = (self.binary, "--root", str(root), "--log", str(folder / "log"), *self._options())
-        launcher = ("unshare", "-m", "/bin/sh", "-c", text, "exeat-job", self.mask, str(folder))
-        return [*launcher, *program, *arguments]
+        launcher = ("unshare", "-m", "/bin/sh", "-c", text, "exeat-job", self.places.group(job), self.mask)
+        return [*launcher, str(folder), *program, *arguments]
 
     def _options(self) -> tuple[str, ...]:
         return ()

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from exeat.sandbox import redirect
-from exeat.sandbox.spec import INET_SOCKETS, may_be_shared
+from exeat.sandbox.spec import INET_SOCKETS, may_be_shared, why_not_bound
 from exeat.sandbox.steps import ENV
 
 if TYPE_CHECKING:
@@ -128,10 +128,8 @@ def bind(source: str, target: Path, *, owner: int | None) -> None:
     fd = _call("syscall", _SYS_OPENAT2, _AT_FDCWD, os.fsencode(source), how, len(how))
     try:
         info = os.fstat(fd)
-        if not (stat.S_ISDIR(info.st_mode) or stat.S_ISREG(info.st_mode)):
-            raise PermissionError(f"{source} is neither a folder nor a regular file")
-        if owner not in (None, info.st_uid):
-            raise PermissionError(f"{source} does not belong to uid {owner}")
+        if said := why_not_bound(source, info.st_mode, info.st_uid, owner):
+            raise PermissionError(said)
         target.mkdir(mode=0o700) if stat.S_ISDIR(info.st_mode) else target.touch(mode=0o600, exist_ok=False)
         _call("mount", b"/proc/self/fd/%d" % fd, os.fsencode(target), None, _MS_BIND, None)
     finally:

@@ -8,7 +8,6 @@ specification 1.0.2, config.md and config-linux.md.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -197,17 +196,12 @@ def config(job: JobSpec, *, uid: int, host: Host, binds: Iterable[Bind], places:
                 {"type": "network", "path": str(places.netns(job.job))},
             ],
             "resources": _resources(job.limits) if host.cgroups else {},
-            "cgroupsPath": f"/exeat-{_tag(places)}-{job.job}",
+            "cgroupsPath": f"/{places.group(job.job)}",
             "seccomp": profile(job.profile, host.machine),
             "maskedPaths": [f"/proc/{name}" for name in _MASKED],
             "readonlyPaths": [f"/proc/{name}" for name in _READ_ONLY],
         },
     }
-
-
-def _tag(places: Places) -> str:
-    # Two appliances on one machine (other run directories) must not share a cgroup.
-    return hashlib.sha256(str(places.run).encode()).hexdigest()[:8]
 
 
 def _process(job: JobSpec, uid: int, max_open_files: int) -> dict[str, Any]:

@@ -200,6 +200,13 @@ def may_be_shared(mode: int, device: int, *, terminal: bool) -> bool:
     return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)
 
 
+def why_not_bound(source: str, mode: int, uid: int, owner: int | None) -> str:
+    """Why a job may not have `source`, of this mode (st_mode) and owner, as a mount; "" if it may."""
+    if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
+        return f"{source} is neither a folder nor a regular file"
+    return "" if owner in (None, uid) else f"{source} does not belong to uid {owner}"
+
+
 def parse_socket_names(raw: object) -> tuple[str, ...]:
     """Which of SOCKETS are asked for, in the order asked; None means all. Raises SpecError."""
     if raw is None:

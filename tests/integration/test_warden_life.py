@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.support.running import wait_for
 from tests.support.warden_rig import UID_BASE, WardenRig, children_of, mounts_below
 
 from exeat.sandbox.launcher import Crun, Places
@@ -95,6 +96,61 @@ def test_a_job_whose_runtime_was_killed_is_ended(rig: WardenRig) -> None:
     assert not running("sleep 86397")
     assert not list((rig.run / "containers").iterdir())
     os.close(end)
+
+
+# A runtime that is caught half-way: a process is in the cgroups it has made, and is written nowhere.
+HALF_WAY = """#!/bin/sh
+case "$*" in *delete*) exit 1;; esac
+for word; do config=$folder/config.json; [ "$last" = --bundle ] && folder=$word; last=$word; done
+name=$(sed 's/.*"cgroupsPath": "\\/\\([^"]*\\)".*/\\1/' "$folder/config.json")
+mkfifo "$folder/never"
+sleep 86394 & child=$!
+for place in /sys/fs/cgroup/pids /sys/fs/cgroup/memory /sys/fs/cgroup/unified /sys/fs/cgroup; do
+    [ -e $place/cgroup.procs ] && mkdir $place/$name && echo $child >$place/$name/cgroup.procs
+done
+echo "$name" >"$folder/half"
+read -r never <"$folder/never"
+"""
+
+
+@pytest.mark.parametrize("victims", [("launcher",), ("runtime",), ("launcher", "warden")], ids="+".join)
+def test_nothing_is_left_of_a_container_that_was_half_made(victims: tuple[str, ...]) -> None:
+    with WardenRig() as rig:
+        rig.stop()
+        program = rig.base / "runtime"
+        program.write_text(HALF_WAY)
+        program.chmod(0o755)
+        rig.runtime = str(program)
+        rig.start()
+        rig.call("jail.create", jail="half").close()
+        folder = rig.run / "jobs" / "half"
+        channel = rig.connect()
+        with open(os.devnull, "r+b") as null:
+            channel.send({"id": 1, "verb": "job.start", **rig.job("half", ["true"])}, [null.fileno()] * 3)
+            wait_for((folder / "half").exists, 10)
+        name = (folder / "half").read_text().strip()
+        assert list(Path("/sys/fs/cgroup").glob(f"**/{name}"))
+        launcher = int((folder / "launcher").read_text())
+        pids = {"launcher": launcher, "runtime": child_of(launcher)}
+        if "warden" in victims:
+            rig.stop(signal.SIGKILL)
+        for victim in victims:
+            if victim in pids:
+                os.kill(pids[victim], signal.SIGKILL)
+        if "warden" in victims:
+            rig.start()
+            assert rig.call("job.wait", job="half")["code"] == 137
+            assert rig.call("job.remove", job="half")["ok"]
+        else:
+            assert channel.next()[0]["error"] == "start"
+        channel.close()
+        assert not running("sleep 86394")
+        assert not list(Path("/sys/fs/cgroup").glob(f"**/{name}"))
+        assert not folder.exists()
+
+
+def child_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
 
 
 def test_a_job_that_lost_both_warden_and_launcher_is_ended_by_the_next_warden(rig: WardenRig) -> None:

@@ -137,7 +137,12 @@ class WardenRig:
         return Reply(message, got)
 
     def start_job(self, name: str, argv: Sequence[str], fds: Sequence[int], **changes: Any) -> Reply:
-        arguments: dict[str, Any] = {
+        return self.call("job.start", fds, **self.job(name, argv, **changes))
+
+    @staticmethod
+    def job(name: str, argv: Sequence[str], **changes: Any) -> dict[str, Any]:
+        """The arguments of job.start."""
+        return {
             "job": name,
             "argv": list(argv),
             "env": job_environment(job=name),
@@ -147,7 +152,6 @@ class WardenRig:
             "user": "fresh",
             **changes,
         }
-        return self.call("job.start", fds, **arguments)
 
     def run_job(self, name: str, argv: Sequence[str], *, stdin: bytes = b"", **changes: Any) -> Ended:
         """A jail, a job in it from start to end, both removed. Small output only: it must fit a pipe."""
