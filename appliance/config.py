@@ -21,9 +21,10 @@ from pydantic import (
     field_validator,
 )
 
+from exeat.appliance.console_config import ConsoleSection
 from exeat.appliance.ledger_config import Ledger
 from exeat.appliance.limits import node_limits
-from exeat.appliance.prices import PriceSection  # noqa: TC001 - pydantic reads the annotation
+from exeat.appliance.prices import PriceSection
 from exeat.appliance.routing import Routing, parse_uids
 from exeat.appliance.sections import (
     LABEL,
@@ -82,6 +83,7 @@ class Users(Section):
     ledger: str = "exeat-ledger"
     control: str = "exeat-control"
     export: str = "exeat-export"
+    console: str = "exeat-console"
 
 
 _HTTP: Final = "http://"
@@ -316,6 +318,7 @@ class Config(Section):
     ledger: Ledger = Ledger()
     prices: tuple[PriceSection, ...] = ()
     witness: Witnessing = Witnessing()
+    console: ConsoleSection = ConsoleSection()
 
     @field_validator("routing")
     @classmethod

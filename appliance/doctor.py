@@ -364,8 +364,9 @@ def _examine(config: Config) -> Iterator[Check]:
     yield check_splice()
     yield check_relay(config.proxy.relay)
     users = config.users
-    exporting = (users.export,) if config.exports else ()
-    yield check_users((users.gateway, users.ledger, users.control, *exporting))
+    optional = [users.export] if config.exports else []
+    optional += [users.console] if config.console.listen else []
+    yield check_users((users.gateway, users.ledger, users.control, *optional))
     yield check_readable("interpreter", (Path(sys.executable), Path(os.__file__)))
     sources = list(_sources())
     yield check_readable("package", sources)

@@ -32,7 +32,8 @@ class ListenError(Exception):
 
 
 class Listener(NamedTuple):
-    """`door` is http, socks, unix, transparent (the proxy's), udp or tcp (the guard's); `name` its place."""
+    """`door` is http, socks, unix, transparent (the proxy's), udp or tcp (the guard's), or console; `name`
+    its place."""
 
     door: str
     name: str
@@ -41,6 +42,8 @@ class Listener(NamedTuple):
 
 PROXY_DOORS = frozenset({"http", "socks", "unix", "transparent"})
 GUARD_DOORS = frozenset({"udp", "tcp"})
+CONSOLE_DOORS = frozenset({"console"})
+ALL_DOORS = PROXY_DOORS | GUARD_DOORS | CONSOLE_DOORS
 
 
 def wanted(config: Config) -> list[tuple[str, str, tuple[str, int] | Path]]:
@@ -55,10 +58,12 @@ def wanted(config: Config) -> list[tuple[str, str, tuple[str, int] | Path]]:
     ):
         found += ((door, name, place) for name, place in zip(places, endpoints(places), strict=True))
     found += (("unix", str(path), path) for path in config.proxy.listen_unix)
+    if (place := config.console.place()) is not None:
+        found.append(("console", config.console.listen, place))
     return found
 
 
-def open_all(config: Config, doors: Iterable[str] = PROXY_DOORS | GUARD_DOORS) -> list[Listener]:
+def open_all(config: Config, doors: Iterable[str] = ALL_DOORS) -> list[Listener]:
     """Open the configured doors of these kinds, all or none. Raises ListenError."""
     opened: list[Listener] = []
     try:
@@ -67,7 +72,7 @@ def open_all(config: Config, doors: Iterable[str] = PROXY_DOORS | GUARD_DOORS) -
                 opened.append(Listener(door, name, _open(door, where)))
     except OSError as error:
         close_all(opened)
-        section = "dns" if door in GUARD_DOORS else "proxy"
+        section = "dns" if door in GUARD_DOORS else door if door in CONSOLE_DOORS else "proxy"
         raise ListenError(f"[{section}] cannot listen on {name}: {error.strerror or error}") from None
     return opened
 

@@ -34,11 +34,16 @@ if TYPE_CHECKING:
 START_ORDER = ("ledger", "warden", "control", "guard", "proxy")
 # After them all, each only where something is configured for it: what goes out, by the exporting user.
 EXPORTING = ("stream", "witness")
-STOP_ORDER = ("warden", "proxy", "guard", "control", "ledger", *EXPORTING)
+OPTIONAL = ("console", *EXPORTING)
+STOP_ORDER = ("console", "warden", "proxy", "guard", "control", "ledger", *EXPORTING)
 READY_S = 15.0
 STOP_S = 8.0
 MAX_DESCRIPTORS = 262_144  # of each process; a tunnel of the proxy takes two, while it is busy six
-DOORS = {"proxy": listeners.PROXY_DOORS, "guard": listeners.GUARD_DOORS}
+DOORS = {
+    "proxy": listeners.PROXY_DOORS,
+    "guard": listeners.GUARD_DOORS,
+    "console": listeners.CONSOLE_DOORS,
+}
 BACKOFF_S = (0.05, 0.2, 0.5, 1.0, 2.0, 5.0)
 
 
@@ -73,8 +78,12 @@ class Supervisor:
 
     def run(self) -> int:
         """Start all, wait for the end, stop all. Returns the exit code (0, or 3)."""
-        wanted = {"stream": self.config.ledger.stream, "witness": witnesses(self.config)}
-        names = (*START_ORDER, *(name for name in EXPORTING if wanted[name]))
+        wanted = {
+            "console": self.config.console.listen,
+            "stream": self.config.ledger.stream,
+            "witness": witnesses(self.config),
+        }
+        names = (*START_ORDER, *(name for name in OPTIONAL if wanted[name]))
         self.children = {name: Child(name, self._user(name)) for name in names}
         with contextlib.suppress(ValueError, OSError):  # a container may not let us
             most = max(MAX_DESCRIPTORS, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
@@ -115,7 +124,12 @@ class Supervisor:
 
     def _user(self, name: str) -> pwd.struct_passwd:
         users = self.config.users
-        owners = {"warden": "root", "ledger": users.ledger, "control": users.control}
+        owners = {
+            "warden": "root",
+            "ledger": users.ledger,
+            "control": users.control,
+            "console": users.console,
+        }
         owners |= dict.fromkeys(EXPORTING, users.export)
         owner = owners.get(name, users.gateway)
         try:
@@ -132,7 +146,7 @@ class Supervisor:
                 _enterable(base)
             for name, child in self.children.items():
                 _own(run / name, child.user, 0o755)
-            for name in {"ledger", "control", *EXPORTING} & set(self.children):
+            for name in {"ledger", "control", *OPTIONAL} & set(self.children):
                 _own(state / name, self.children[name].user, 0o750)
             _own(state / "work", self.children["warden"].user, 0o711)
         except OSError as error:
@@ -201,7 +215,7 @@ class Supervisor:
             group=child.user.pw_gid,
             # Control rebuilds the budgets from the ledger's files, others send of them: they may only read.
             extra_groups=[self.children["ledger"].user.pw_gid]
-            if child.name in ("control", *EXPORTING)
+            if child.name in ("control", *OPTIONAL)
             else [],
             env=environment,
             stdin=subprocess.DEVNULL,

@@ -14,7 +14,7 @@ from pydantic import AfterValidator, Field, ValidationError
 from exeat.appliance.errors import UsageError
 from exeat.appliance.limits import parse_limits
 from exeat.appliance.sections import Section
-from exeat.sandbox.spec import Profile  # noqa: TC001 - pydantic reads it
+from exeat.sandbox.spec import Profile
 
 FOLDER: Final = Path(__file__).parent / "templates"
 MAX_BYTES: Final = 64 * 1024

@@ -15,6 +15,17 @@ SELF = frozenset({"agent", "worker", "driver"})
 PEOPLE = frozenset({"viewer", "approver", "operator", "admin"})
 REVIEWERS = frozenset({"approver", "operator", "admin"})
 OPERATORS = frozenset({"operator", "admin"})
+READERS = PEOPLE | {"auditor"}
+
+# What the role of an account is here. Who drives jobs is the `driver` of rule MP-20, who never grants what
+# is asked for: an account's `operator` is not the operator of this file, who reviews, too.
+ACCOUNTS: Mapping[str, str] = {
+    "viewer": "viewer",
+    "operator": "driver",
+    "approver": "approver",
+    "admin": "admin",
+    "auditor": "auditor",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +89,7 @@ def _operate(actor: Actor, _context: Context) -> str:
 
 
 def _read_ledger(actor: Actor, _context: Context) -> str:
-    return "meta.ledger" if actor.role in SELF else _role(actor, PEOPLE)
+    return "meta.ledger" if actor.role in SELF else _role(actor, READERS)
 
 
 def _ask(actor: Actor, _context: Context) -> str:

@@ -64,6 +64,7 @@ TEXTS: dict[str, str] = {
     "lease.max_ttl_capped": "prolonged, but only up to max_ttl",
     "lease.invalid": "not a request for a lease",
     "review.widened": "an approver may narrow a request, never widen it",
+    "review.stale": "what is decided about has changed since: look again",
     "state.requested": "the lease is still waiting for approval",
     "state.active": "the lease is already active",
     "state.expired": "the lease has ended",

@@ -12,13 +12,14 @@ import pytest
 
 from exeat.appliance.cli import build_parser
 from exeat.appliance.config import Config
-from exeat.appliance.supervisor import START_ORDER
+from exeat.appliance.supervisor import START_ORDER as FIVE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 REPO = Path(__file__).resolve().parents[1]
 UNITS = REPO / "systemd"
+START_ORDER = (*FIVE, "console")  # of the target; the console is the only one that `exeat up` may leave out
 CONFIG = Config()
 OWNER = {
     "warden": None,
@@ -26,6 +27,7 @@ OWNER = {
     "control": CONFIG.users.control,
     "guard": CONFIG.users.gateway,
     "proxy": CONFIG.users.gateway,
+    "console": CONFIG.users.console,
 }
 # Started by timers, by hand, or only where configured: unit -> (command, user, state folder).
 BESIDE = {
@@ -35,9 +37,16 @@ BESIDE = {
     "archive": ("ledger archive run --carry-only", CONFIG.users.export, "archive"),
     "witness": ("serve witness", CONFIG.users.export, "witness"),
 }
-STATE = {"warden": "work", "ledger": "ledger", "control": "control", "guard": None, "proxy": None}
+STATE = {
+    "warden": "work",
+    "ledger": "ledger",
+    "control": "control",
+    "guard": None,
+    "proxy": None,
+    "console": "console",
+}
 # What `systemd-analyze security` may say, 0 (tight) to 10; the warden needs what it needs.
-EXPOSURE = {"warden": 7.0, "ledger": 1.5, "control": 2.0, "guard": 2.0, "proxy": 2.0}
+EXPOSURE = {"warden": 7.0, "ledger": 1.5, "control": 2.0, "guard": 2.0, "proxy": 2.0, "console": 2.0}
 # Each gives the unit a mount namespace, and the jails' bind mounts would die with it.
 MOUNT_NAMESPACE = re.compile(
     r"^(Protect(System|Home|Kernel\w+|ControlGroups|Proc|Hostname)|Private\w+|ReadOnlyPaths|ReadWritePaths|"
@@ -106,7 +115,7 @@ def test_nobody_else_holds_a_capability(process: str) -> None:
 
 def test_the_same_users_everywhere() -> None:
     users = CONFIG.users
-    wanted = {users.gateway, users.ledger, users.control, users.export}
+    wanted = {users.gateway, users.ledger, users.control, users.export, users.console}
     sysusers = (UNITS / "sysusers.d/exeat.conf").read_text()
     assert set(re.findall(r"^u\s+(\S+)", sysusers, re.MULTILINE)) == wanted
     match = re.search(r"^readonly USERS=\((.*)\)$", (REPO / "dev").read_text(), re.MULTILINE)

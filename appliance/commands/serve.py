@@ -16,7 +16,7 @@ from exeat.appliance.errors import NotReachableError
 from exeat.appliance.limits import node_limits
 from exeat.appliance.preflight import runtime
 from exeat.appliance.routing import host_table, identities
-from exeat.appliance.supervisor import EXPORTING, START_ORDER
+from exeat.appliance.supervisor import OPTIONAL, START_ORDER
 
 if TYPE_CHECKING:
     import argparse
@@ -30,7 +30,7 @@ _PR_SET_PDEATHSIG = 1
 
 def register(commands: Any) -> None:
     parser = commands.add_parser("serve", help="run one process of the appliance (used by `exeat up`)")
-    parser.add_argument("process", choices=(*START_ORDER, *EXPORTING))
+    parser.add_argument("process", choices=(*START_ORDER, *OPTIONAL))
     parser.set_defaults(handler=run)
 
 
@@ -47,6 +47,7 @@ def run(args: argparse.Namespace) -> int:
         "proxy": _proxy,
         "stream": _stream,
         "witness": _witness,
+        "console": _console,
     }[args.process]
     try:
         return serve(config)
@@ -237,3 +238,9 @@ def _stream(config: Config) -> int:
     if not config.ledger.stream:
         raise NotReachableError("stream: no [[ledger.stream]] in the configuration")
     return serve(config, notify_ready)
+
+
+def _console(config: Config) -> int:
+    from exeat.appliance.console.app import serve
+
+    return serve(config, listeners.take(config, listeners.CONSOLE_DOORS), notify_ready)

@@ -49,8 +49,8 @@ def _read(path: Path) -> str:
 
 
 def listening(config: Config) -> tuple[tuple[str, int], ...]:
-    """The doors for clients outside jails, and the upstream proxy: no client's business either."""
+    """The doors for clients outside jails, the console's, and the upstream proxy: no client's business."""
     proxy = config.proxy
     places = (*proxy.listen, *proxy.listen_socks, *proxy.transparent, *config.dns.listen)
-    upstream = proxy.upstream_proxy()
-    return (*endpoints(places), *((upstream,) if upstream else ()))
+    others = (proxy.upstream_proxy(), config.console.place())
+    return (*endpoints(places), *(place for place in others if place is not None))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import hashlib
+import json
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from exeat.appliance.errors import RefusedError
@@ -16,16 +18,55 @@ from exeat.policy.scopes import ports_text
 from exeat.policy.usage import Usage
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from exeat.policy.leases import Lease
     from exeat.policy.model import Subject
     from exeat.policy.snapshot import Snapshot
 
 
-def row(lease: Lease, now_ms: int) -> dict[str, Any]:
+@dataclass
+class Asked:
+    """The flows that ask for one thing: the first one's job, and how often they began to wait. Kept in
+    memory only: for people who decide, evidence is the ledger."""
+
+    job: str
+    episode: str
+    node: str
+    rule: str
+    tries: int
+    last_ms: int
+
+    @classmethod
+    def first(cls, subject: Mapping[str, Any], rule: str, now_ms: int) -> Asked:
+        job, episode, node = (str(subject.get(key, "")) for key in ("job", "episode", "node"))
+        return cls(job, episode, node, rule, 1, now_ms)
+
+    def again(self, now_ms: int) -> None:
+        self.tries += 1
+        self.last_ms = now_ms
+
+
+def version(lease: Lease, now_ms: int) -> str:
+    """What a decision about it is bound to: another one after every change."""
+    body = json.dumps(states.settle(lease, now_ms).to_json(), sort_keys=True)
+    return hashlib.sha256(body.encode()).hexdigest()[:16]
+
+
+def row(lease: Lease, now_ms: int, asked: Asked | None = None) -> dict[str, Any]:
     """A lease, settled; times in ms since 1970."""
     settled = states.settle(lease, now_ms)
     return {
         "id": settled.id,
+        "version": version(lease, now_ms),
+        "job": settled.job,
+        "requested": settled.requested_ms,
+        "activated": settled.activated_ms,
+        "max_ttl_ms": settled.max_ttl_ms,
+        "max_uses": settled.max_uses,
+        "private": settled.private,
+        "approved": [asdict(approval) for approval in settled.approvals],
+        "asked": asdict(asked) if asked is not None else None,
         "state": str(settled.state),
         "project": settled.project,
         "agents": sorted(settled.agents),

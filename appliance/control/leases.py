@@ -16,10 +16,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from exeat.appliance.control import direct_places, lease_rows
-from exeat.appliance.control.lease_rows import host_text, words
+from exeat.appliance.control.lease_rows import Asked, host_text, words
 from exeat.appliance.errors import RefusedError
 from exeat.policy import leases as states
-from exeat.policy.admin import Actor
 from exeat.policy.errors import ScopeError
 from exeat.policy.leases import Lease, Narrowing, State
 from exeat.policy.names import parse_host
@@ -36,9 +35,9 @@ if TYPE_CHECKING:
     from exeat.appliance.control.store import Store
     from exeat.appliance.control.time import TrustedClock
     from exeat.ledger.ipc import Message
+    from exeat.policy.admin import Actor
     from exeat.policy.document import Document
 
-PEOPLE_ROLE = "admin"  # only root reaches control.sock; roles come with the API
 KEEP_ENDED_MS = 7 * 24 * 3_600_000  # `exeat lease ls --all` shows ended leases for so long
 _ENDS = states.TERMINAL | {State.REVOKING}
 DAY_MS = 86_400_000
@@ -69,6 +68,7 @@ class Leases:
         self._changed = changed
         self._all = {lease: Lease.from_json(json.loads(body)) for lease, body in store.load_leases()}
         self._pending: dict[str, str] = {}  # key of an ask -> id of its request
+        self._asked: dict[str, Asked] = {}  # id of a request -> who came with it
         self._changing = asyncio.Lock()  # a change waits for the ledger: no two may overlap
 
     # -- what others read
@@ -125,6 +125,8 @@ class Leases:
         key = str(message["key"])
         known = self._all.get(self._pending.get(key, ""))
         if known is not None and states.settle(known, self._now()).state is State.REQUESTED:
+            if known.id in self._asked:
+                self._asked[known.id].again(self._now())
             return known.id
         host = parse_host(str(message["host"]))
         document = self._policies.document_of(str(subject["project"]), str(subject["job"]))
@@ -139,6 +141,7 @@ class Leases:
             routed=not subject["job"] and f"{subject['project']}/{subject['agent']}" in self._labels,
         )
         self._pending[key] = lease.id
+        self._asked[lease.id] = Asked.first(subject, str(message.get("rule", "")), self._now())
         return lease.id
 
     async def request(self, message: Message, *, requester: str) -> dict[str, Any]:
@@ -222,7 +225,7 @@ class Leases:
 
     # -- deciding
 
-    async def approve(self, message: Message, person: str) -> dict[str, Any]:
+    async def approve(self, message: Message, actor: Actor) -> dict[str, Any]:
         narrowing = Narrowing(
             to=_scopes(message["to"]) if message.get("to") else None,
             ttl_ms=message.get("ttl_ms") if isinstance(message.get("ttl_ms"), int) else None,
@@ -230,23 +233,24 @@ class Leases:
             ech=False if message.get("ech") is False else None,
             direct=False if message.get("direct") is False else None,
             max_bytes=message.get("max_bytes") if type(message.get("max_bytes")) is int else None,
+            max_uses=message.get("max_uses") if type(message.get("max_uses")) is int else None,
             records=False if message.get("records") is False else None,
         )
         return await self._decide(
-            message, person, lambda lease, actor, now: states.approve(lease, actor, now, narrowing)
+            message, actor, lambda lease, actor, now: states.approve(lease, actor, now, narrowing)
         )
 
-    async def deny(self, message: Message, person: str) -> dict[str, Any]:
+    async def deny(self, message: Message, actor: Actor) -> dict[str, Any]:
         """Ends a request, so it waits for no clock."""
-        return await self._decide(message, person, states.deny, opens=False)
+        return await self._decide(message, actor, states.deny, opens=False)
 
-    async def renew(self, message: Message, person: str) -> dict[str, Any]:
-        return await self._decide(message, person, states.renew)
+    async def renew(self, message: Message, actor: Actor) -> dict[str, Any]:
+        return await self._decide(message, actor, states.renew)
 
     async def _decide(
         self,
         message: Message,
-        person: str,
+        actor: Actor,
         step: Callable[[Lease, Actor, int], states.Outcome],
         *,
         opens: bool = True,
@@ -255,15 +259,23 @@ class Leases:
             raise RefusedError("clock.untrusted", "the clock stands before a time already seen: set it first")
         async with self._changing:
             lease = self._get(message.get("lease"))
-            return await self._apply(step(lease, Actor(person, PEOPLE_ROLE), self._now()), message, person)
+            self._fresh(lease, message.get("version"))
+            return await self._apply(step(lease, actor, self._now()), message, actor.id)
 
-    async def revoke(self, message: Message, person: str) -> list[dict[str, Any]]:
+    def _fresh(self, lease: Lease, version: object) -> None:
+        """Raises RefusedError where somebody decides about what they have not seen."""
+        now = lease_rows.version(lease, self._now())
+        if version is not None and version != now:
+            raise RefusedError(
+                "review.stale", f"{lease.id} has changed since: look again, its version is {now}"
+            )
+
+    async def revoke(self, message: Message, actor: Actor) -> list[dict[str, Any]]:
         """One lease, or with `prefix` all live ones whose id begins so."""
         async with self._changing:
             chosen = self._chosen(str(message.get("lease")), prefix=bool(message.get("prefix")))
-            actor = Actor(person, PEOPLE_ROLE)
             return [
-                await self._apply(states.revoke(lease, actor, self._now()), message, person)
+                await self._apply(states.revoke(lease, actor, self._now()), message, actor.id)
                 for lease in chosen
             ]
 
@@ -311,6 +323,7 @@ class Leases:
             self._pending = {
                 key: name for key, name in self._pending.items() if self._all[name].state is State.REQUESTED
             }
+            self._asked = {name: asked for name, asked in self._asked.items() if name in self._all}
 
             for lease in [lease for lease in self._all.values() if _forgettable(lease, now)]:
                 self._store.delete_lease(lease.id)
@@ -332,7 +345,7 @@ class Leases:
         return self._clock.now_ms()
 
     def _row(self, lease: Lease) -> dict[str, Any]:
-        return lease_rows.row(lease, self._now())
+        return lease_rows.row(lease, self._now(), self._asked.get(lease.id))
 
 
 def _forgettable(lease: Lease, now_ms: int) -> bool:

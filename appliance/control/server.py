@@ -35,11 +35,12 @@ from exeat.appliance.control.scheduler import Scheduler
 from exeat.appliance.control.spent import longest_window_ms, spent_before
 from exeat.appliance.control.store import StoreError
 from exeat.appliance.control.time import TrustedClock
-from exeat.appliance.control.verbs import Verb, person
+from exeat.appliance.control.verbs import Verb, actor, from_console, from_root, may, person
 from exeat.appliance.errors import RefusedError
 from exeat.appliance.limits import node_limits
 from exeat.appliance.listeners import wanted
 from exeat.ledger.in_force import Place
+from exeat.ledger.ipc import peer_uid
 from exeat.policy.admin import Actor, authorize
 from exeat.policy.lint import lint
 from exeat.policy.model import Subject
@@ -145,7 +146,9 @@ class Control:
             verdict=self._verdict,
             spawn=self.spawn,
         )
-        self._server = Server(config.run_dir / "control" / "control.sock", {ROOT}, self._accepted)
+        callers = {pwd.getpwnam(config.users.console).pw_uid: from_console} if config.console.listen else {}
+        self._callers: dict[int, Callable[[Message], Message]] = {**callers, ROOT: from_root}
+        self._server = Server(config.run_dir / "control" / "control.sock", self._callers, self._accepted)
         self._verbs: dict[str, Verb] = {
             "status": self._status,
             "run": self._run,
@@ -262,14 +265,19 @@ class Control:
     # -- the command line's requests
 
     def _accepted(self, channel: Channel) -> None:
+        caller = self._callers[peer_uid(channel.sock)]
+
         def on_message(message: Message, fds: list[int]) -> None:
-            self.spawn(self._answer(link, message, fds))
+            self.spawn(self._answer(link, caller, message, fds))
 
         link = Link(channel, on_message)
 
-    async def _answer(self, link: Link, message: Message, fds: list[int]) -> None:
+    async def _answer(
+        self, link: Link, caller: Callable[[Message], Message], message: Message, fds: list[int]
+    ) -> None:
         reply: dict[str, Any]
         try:
+            message = caller(message)
             handler = self._verbs.get(str(message.get("verb")))
             if handler is None:
                 raise RefusedError("verb.unknown", f"unknown request `{message.get('verb')}`")
@@ -327,19 +335,19 @@ class Control:
         return {"lease": {**row, **await self.flows.moved(row["id"]), **self.direct.of_lease(row["id"])}}
 
     async def _lease_request(self, message: Message, _fds: list[int]) -> dict[str, Any]:
-        return {"lease": await self.leases.request(message, requester=person(message))}
+        return {"lease": await self.leases.request(message, requester=may(message, "lease.request"))}
 
     async def _lease_approve(self, message: Message, _fds: list[int]) -> dict[str, Any]:
-        return {"lease": await self.leases.approve(message, person(message))}
+        return {"lease": await self.leases.approve(message, actor(message))}
 
     async def _lease_deny(self, message: Message, _fds: list[int]) -> dict[str, Any]:
-        return {"lease": await self.leases.deny(message, person(message))}
+        return {"lease": await self.leases.deny(message, actor(message))}
 
     async def _lease_renew(self, message: Message, _fds: list[int]) -> dict[str, Any]:
-        return {"lease": await self.leases.renew(message, person(message))}
+        return {"lease": await self.leases.renew(message, actor(message))}
 
     async def _lease_revoke(self, message: Message, _fds: list[int]) -> dict[str, Any]:
-        return {"leases": await self.leases.revoke(message, person(message))}
+        return {"leases": await self.leases.revoke(message, actor(message))}
 
     async def _why(self, message: Message, _fds: list[int]) -> dict[str, Any]:
         project = self.policies.known(message.get("project")).project

@@ -1,12 +1,16 @@
-"""What the verbs of control.sock have in common."""
+"""What the verbs of control.sock have in common, and what of them the console may ask for.
+
+Root is its own witness: `as` is for the record. The console has signed people in and says who they are, so
+it must say so each time; what their role allows is judged here again.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from exeat.appliance.errors import RefusedError
-from exeat.policy.admin import Actor, authorize
+from exeat.policy.admin import ACCOUNTS, Actor, authorize
 from exeat.policy.reasons import short_text
 
 if TYPE_CHECKING:
@@ -16,19 +20,61 @@ if TYPE_CHECKING:
 Verb = Callable[["Message", list[int]], Awaitable[dict[str, Any]]]
 Verbs = Mapping[str, Verb]
 
-ROLE = "admin"  # only root reaches control.sock; roles come with the API
+ADMIN: Final = "admin"
+# What the console may ask for, and nothing else.
+CONSOLE: Final = frozenset(
+    {
+        "status",
+        "why",
+        "lease.ls",
+        "lease.show",
+        "lease.request",
+        "lease.approve",
+        "lease.deny",
+        "lease.renew",
+        "lease.revoke",
+        "kill.ls",
+        "kill.on",
+        "kill.off",
+        "flow.ls",
+        "flow.tail",
+        "flow.cut",
+        "events.tail",
+    }
+)
+
+
+def from_root(message: Message) -> Message:
+    """Root may do what an admin may."""
+    return {**message, "role": ADMIN}
+
+
+def from_console(message: Message) -> Message:
+    """The request with the role that the policy knows. Raises RefusedError."""
+    verb, name, role = (message.get(key) for key in ("verb", "as", "role"))
+    if verb not in CONSOLE:
+        raise RefusedError("verb.forbidden", f"the console may not ask for `{verb}`")
+    known = ACCOUNTS.get(str(role))
+    if not isinstance(name, str) or not name or known is None:
+        raise RefusedError("meta.attribution", "say for whom, and in which role")
+    return {**message, "role": known}
 
 
 def person(message: Message) -> str:
-    """Who decides. Only root can connect; `as` lets it say for which person it acts."""
+    """Who decides."""
     name = message.get("as")
     return name if isinstance(name, str) and name else "root"
 
 
 def may(message: Message, action: str) -> str:
     """Who asks for `action`. Raises RefusedError if they may not."""
-    who = person(message)
-    decision = authorize(Actor(who, ROLE), action)
+    who = actor(message)
+    decision = authorize(who, action)
     if not decision.allowed:
         raise RefusedError(decision.reason, short_text(decision.reason))
-    return who
+    return who.id
+
+
+def actor(message: Message) -> Actor:
+    """Who decides, in which role; none where the message did not come through `from_root` or the like."""
+    return Actor(person(message), str(message.get("role", "")))

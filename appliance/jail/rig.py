@@ -59,6 +59,7 @@ def configuration(config: Config, folder: Path) -> str:
         f"[paths]\nrun_dir = {text(folder / 'run')}\nstate_dir = {text(folder / 'state')}\n"
         f"[users]\ngateway = {text(users.gateway)}\nledger = {text(users.ledger)}\n"
         f"control = {text(users.control)}\n"
+        f'[console]\nlisten = ""\n'
         f"[policy]\ndir = {text(folder / 'policies')}\n"
         f'[dns]\nupstream = ["{UPSTREAM}:53"]\n'
         f"[sandbox]\nuid_base = {sandbox.uid_base}\nuid_count = {sandbox.uid_count}\n"

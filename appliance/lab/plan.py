@@ -153,6 +153,10 @@ name = "lab-gw"
 run_dir = {json.dumps(str(lab.appliance_run))}
 state_dir = {json.dumps(str(lab.state_dir))}
 
+# A lab is driven from the command line.
+[console]
+listen = ""
+
 [dns]
 upstream = ["{DNS4}:53"]
 

@@ -178,6 +178,7 @@ def test_a_run_folder_of_somebody_elses_survives_the_appliance() -> None:
     folder.mkdir(mode=0o755)
     (folder / "theirs").write_text("keep")
     text = f"[paths]\nstate_dir = '{folder}/state'\n[dns]\nupstream = ['192.0.2.53:53']\n"
+    text += "[console]\nlisten = ''\n"
     config = written(folder, "exeat.toml", text)
     command = [*EXEAT, "--config", str(config), "--run-dir", str(folder), "up"]
     try:

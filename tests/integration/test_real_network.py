@@ -83,7 +83,7 @@ def appliance(tmp_path: Path) -> Iterator[Path]:
     config = RUN / "exeat.toml"
     config.write_text(
         f"[paths]\nstate_dir = '{STATE}'\nrun_dir = '{RUN}/appliance'\n"
-        f"[dns]\nupstream = ['{resolver()}']\n[policy]\ndir = '{policies}'\n"
+        f"[console]\nlisten = ''\n[dns]\nupstream = ['{resolver()}']\n[policy]\ndir = '{policies}'\n"
     )
     process = subprocess.Popen([*EXEAT, "--config", str(config), "up"], stdout=subprocess.PIPE, text=True)
     try:

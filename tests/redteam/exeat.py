@@ -28,6 +28,9 @@ name = "redteam"
 run_dir = "{run}"
 state_dir = "{state}"
 
+[console]
+listen = ""
+
 [dns]
 upstream = ["{resolver}:53"]
 {dns}

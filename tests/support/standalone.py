@@ -37,6 +37,7 @@ class Standalone:
         self.config.write_text(
             f'[node]\nname = "n1"\n'
             f'[paths]\nstate_dir = "{self.base}/state"\nrun_dir = "{self.base}/run"\n'
+            f'[console]\nlisten = ""\n'
             f'[policy]\ndir = "{self.base}/policies"\n'
             f'[lab]\ntreat_as_public = ["203.0.113.0/24", "2001:db8:1::/64"]\n'
             f'[dns]\nupstream = ["{upstream[0]}:{upstream[1]}"]\nlisten = ["127.0.0.1:53", "[::1]:53"]\n'

@@ -1,0 +1,148 @@
+"""The console process: HTTP for people and programs, as `exeat-console`, beside control.
+
+It holds no key of the ledger's and no descriptor of a jail, and control judges again what it asks for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import signal
+import ssl
+import sys
+from typing import TYPE_CHECKING, Final
+
+from aiohttp import web
+
+from exeat.appliance.console import resources
+from exeat.appliance.console.auth.accounts import Accounts
+from exeat.appliance.console.auth.origin import check_host
+from exeat.appliance.console.dispatch import MAX_BODY, handler_of
+from exeat.appliance.console.openapi import document
+from exeat.appliance.console.problems import Problem, of_http, of_refusal
+from exeat.appliance.console.state import Console
+from exeat.appliance.console.static_files import add_files
+from exeat.appliance.errors import RefusedError
+from exeat.ledger import ipc
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from exeat.appliance.config import Config
+    from exeat.appliance.listeners import Listener
+
+SWEEP_S: Final = 600.0
+_CSP: Final = "; ".join(
+    (
+        "default-src 'none'",
+        "script-src 'self'",
+        "style-src 'self'",
+        "connect-src 'self'",
+        "img-src 'self' data:",
+        "font-src 'self'",
+        "manifest-src 'self'",
+        "base-uri 'none'",
+        "form-action 'none'",
+        "frame-ancestors 'none'",
+        "require-trusted-types-for 'script'",
+        "trusted-types 'none'",
+    )
+)
+HEADERS: Final = {
+    "Content-Security-Policy": _CSP,
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cross-Origin-Embedder-Policy": "require-corp",
+    "Permissions-Policy": "camera=(), geolocation=(), microphone=(), payment=(), usb=()",
+    "Server": "exeat",
+}
+_HSTS: Final = "max-age=31536000"
+
+
+def build(console: Console) -> web.Application:
+    """The application with every route."""
+
+    @web.middleware
+    async def shell(
+        request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        try:
+            check_host(console, request)
+            return await handler(request)
+        except Problem as problem:
+            return problem.response()
+        except RefusedError as error:
+            return of_refusal(error).response()
+        except web.HTTPException as error:
+            return of_http(error).response()
+        except Exception as error:
+            print(f"console: internal error: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+            return Problem(500, "internal.error", "a fault of exeat's: see the console's log").response()
+
+    async def headers(_request: web.Request, response: web.StreamResponse) -> None:
+        response.headers.update(HEADERS)
+        response.headers.setdefault("Cache-Control", "no-store")
+        if console.secure:
+            response.headers["Strict-Transport-Security"] = _HSTS
+
+    app = web.Application(middlewares=[shell], client_max_size=MAX_BODY)
+    app.on_response_prepare.append(headers)
+    for route in resources.ALL:
+        app.router.add_route(route.method, route.path, handler_of(console, route))
+    text = json.dumps(document(resources.ALL))
+
+    async def spec(_request: web.Request) -> web.Response:
+        return web.Response(text=text, content_type="application/json")
+
+    app.router.add_get("/spec/openapi.json", spec)
+    add_files(app)
+    return app
+
+
+def tls(config: Config) -> ssl.SSLContext | None:
+    """None for plain HTTP. Raises OSError (ssl.SSLError is one) for files that cannot be used."""
+    section = config.console
+    if section.certificate is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.load_cert_chain(section.certificate, section.key)
+    if section.client_ca is not None:
+        context.load_verify_locations(section.client_ca)
+        context.verify_mode = ssl.CERT_OPTIONAL
+    return context
+
+
+async def _main(config: Config, doors: Sequence[Listener], ready: Callable[[], None]) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    secure = tls(config)
+    console = Console(config, Accounts(config.state_dir / "console"), secure is not None)
+    runner = web.AppRunner(
+        build(console), access_log=None, handler_cancellation=True, shutdown_timeout=1.0, keepalive_timeout=75
+    )
+    await runner.setup()
+    try:
+        for door in doors:
+            await web.SockSite(runner, door.sock, ssl_context=secure).start()
+        path = config.run_dir / "console" / "api.sock"
+        await web.SockSite(runner, ipc.listen(path)).start()  # open to all: the peer's uid is judged
+        ready()
+        while not stop.is_set():
+            longest = config.console.longest_s * 1000
+            console.accounts.sweep(console.now_ms(), longest)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), SWEEP_S)
+    finally:
+        await runner.cleanup()
+        console.close()
+
+
+def serve(config: Config, doors: Sequence[Listener], ready: Callable[[], None]) -> int:
+    """Run until SIGTERM."""
+    asyncio.run(_main(config, doors, ready))
+    return 0

@@ -1,0 +1,258 @@
+"""Leases and requests as the API shows them, made from control's rows (`control/lease_rows.py`). Pure."""
+
+from __future__ import annotations
+
+import unicodedata
+from typing import TYPE_CHECKING, Any, Final
+
+import idna
+
+from exeat.appliance.console.models import Out
+from exeat.policy.errors import MalformedError
+from exeat.policy.names import parse_authority
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+TTL_CHOICES_S: Final = (300, 900, 1800, 3600, 4 * 3600, 8 * 3600)
+MANY_TRIES: Final = 20
+# Characters that make text look like other text (Unicode TR 36): never shown, and a reason to look twice.
+_HIDDEN: Final = frozenset({"Cf", "Cc", "Co", "Cs", "Cn"})
+
+
+class Dest(Out):
+    """Where to. `host` is in ASCII, as policies and the ledger have it; `sni` is not known before a flow."""
+
+    host: str
+    port: int
+    protocol: str
+    sni: str | None = None
+
+
+class Rung(Out):
+    """One choice of scope; `widest` is what was asked for."""
+
+    scope: str
+    label: str
+    widest: bool
+
+
+class Approval(Out):
+    by: str
+    at_ms: int
+
+
+class Preview(Out):
+    """What a yes lets out: bytes at most (None: no limit), their cost at most, what newly opens."""
+
+    bytes: int | None
+    cost_usd: float | None
+    widens: str
+    classification: list[str]
+
+
+class RequestRow(Out):
+    """A request. `reason` is the requester's own text; show it as a quotation, never as ours."""
+
+    id: str
+    version: str
+    state: str
+    project_id: str
+    agent_id: str
+    requester: str
+    job_id: str
+    episode_id: str
+    node_id: str
+    dest: Dest
+    punycode: str | None
+    unicode: str | None
+    reason: str
+    tries: int
+    first_ms: int
+    last_ms: int
+    expires_ms: int
+    waiting: int
+    preview: Preview
+    ladder: list[Rung]
+    ttl_s: int
+    ttl_choices_s: list[int]
+    flags: list[str]
+    approvals: list[Approval]
+    needs: int
+    passkey: bool
+    ended_by: str
+
+
+class LeaseRow(Out):
+    """A lease that was approved. Times in ms since 1970."""
+
+    id: str
+    version: str
+    state: str
+    project_id: str
+    agent_ids: list[str]
+    requester: str
+    to: list[str]
+    ports: list[str]
+    protocols: list[str]
+    speech: list[str]
+    reason: str
+    ttl_s: int
+    max_ttl_s: int
+    max_bytes: int | None
+    max_uses: int | None
+    started_ms: int
+    ends_ms: int
+    approvals: list[Approval]
+    ended_by: str
+    live_flows: int | None = None
+    bytes_out: int | None = None
+    bytes_in: int | None = None
+
+
+def request_row(
+    row: Mapping[str, Any], flows: Iterable[Mapping[str, Any]], cost_usd: float | None = None
+) -> RequestRow:
+    """`flows` are the node's, of which some wait for this."""
+    asked = row["asked"] or {}
+    dest = _dest(row)
+    reason = visible(row["reason"])
+    ascii_name = dest.host if any(label.startswith("xn--") for label in dest.host.split(".")) else None
+    agent = next(iter(row["agents"]), "")
+    return RequestRow(
+        id=row["id"],
+        version=row["version"],
+        state=row["state"],
+        project_id=row["project"],
+        agent_id=agent,
+        requester=row["requester"],
+        job_id=row["job"] or asked.get("job", ""),
+        episode_id=asked.get("episode", ""),
+        node_id=asked.get("node", ""),
+        dest=dest,
+        punycode=ascii_name,
+        unicode=_unicode(ascii_name) if ascii_name is not None else None,
+        reason=reason,
+        tries=asked.get("tries", 1),
+        first_ms=row["requested"],
+        last_ms=asked.get("last_ms", row["requested"]),
+        expires_ms=row["lapses"],
+        waiting=_waiting(row, agent, dest, flows),
+        preview=Preview(
+            bytes=row["max_bytes"], cost_usd=cost_usd, widens=_opens(row, dest), classification=[]
+        ),
+        ladder=_ladder(row),
+        ttl_s=row["ttl_ms"] // 1000,
+        ttl_choices_s=ttl_choices(row["ttl_ms"] // 1000),
+        flags=_flags(row, dest, ascii_name, asked.get("tries", 1)),
+        approvals=[Approval(**each) for each in row["approved"]],
+        needs=row["approvals_needed"],
+        passkey=False,
+        ended_by=row["ended_by"],
+    )
+
+
+def lease_row(row: Mapping[str, Any]) -> LeaseRow:
+    return LeaseRow(
+        id=row["id"],
+        version=row["version"],
+        state=row["state"],
+        project_id=row["project"],
+        agent_ids=row["agents"],
+        requester=row["requester"],
+        to=row["to"],
+        ports=row["ports"],
+        protocols=row["proto"],
+        speech=row["speech"],
+        reason=visible(row["reason"]),
+        ttl_s=row["ttl_ms"] // 1000,
+        max_ttl_s=row["max_ttl_ms"] // 1000,
+        max_bytes=row["max_bytes"],
+        max_uses=row["max_uses"],
+        started_ms=row["activated"],
+        ends_ms=row["exp"],
+        approvals=[Approval(**each) for each in row["approved"]],
+        ended_by=row["ended_by"],
+        live_flows=row.get("live_flows"),
+        bytes_out=row.get("bytes_out"),
+        bytes_in=row.get("bytes_in"),
+    )
+
+
+def visible(text: str, most: int = 500) -> str:
+    """Somebody else's text without what is not seen: controls, and marks that turn the direction."""
+    return "".join(each for each in text[:most] if each == " " or unicodedata.category(each) not in _HIDDEN)
+
+
+def ttl_choices(longest_s: int) -> list[int]:
+    """What an approver may choose: never longer than was asked for."""
+    return sorted({*(choice for choice in TTL_CHOICES_S if choice <= longest_s), longest_s})
+
+
+def _dest(row: Mapping[str, Any]) -> Dest:
+    """The first place asked for, with the first of its ports."""
+    scope, port = row["to"][0], int(row["ports"][0].partition("-")[0]) if row["ports"][0][0].isdigit() else 0
+    return Dest(host=scope.strip("[]"), port=port, protocol=row["proto"][0])
+
+
+def _waiting(row: Mapping[str, Any], agent: str, dest: Dest, flows: Iterable[Mapping[str, Any]]) -> int:
+    """How many connections are held for it now."""
+    if row["state"] != "requested":
+        return 0
+    places = {f"{dest.host}:{dest.port}", f"[{dest.host}]:{dest.port}"}
+    return sum(
+        flow.get("state") == "waiting"
+        and flow.get("verdict") == "ask"
+        and flow.get("project") == row["project"]
+        and flow.get("agent") == agent
+        and flow.get("dest") in places
+        and flow.get("proto") == dest.protocol
+        for flow in flows
+    )
+
+
+def _ladder(row: Mapping[str, Any]) -> list[Rung]:
+    """From what was asked for down to less."""
+    scope, ports = row["to"][0], row["ports"]
+    port = f":{ports[0]}" if len(row["to"]) == 1 and len(ports) == 1 and ports[0] != "any" else ""
+    rungs = [Rung(scope=scope + port, label=f"{scope}{port}, as asked", widest=True)]
+    if len(row["to"]) == 1 and scope.startswith("."):
+        bare = scope[1:]
+        rungs.append(Rung(scope=f"*{scope}{port}", label=f"names below {bare} only", widest=False))
+        rungs.append(Rung(scope=f"{bare}{port}", label=f"{bare} itself only", widest=False))
+    return rungs
+
+
+def _opens(row: Mapping[str, Any], dest: Dest) -> str:
+    who = f"{row['project']}/{next(iter(row['agents']), 'any agent')}"
+    place = f"{row['to'][0]}:{','.join(row['ports'])}"
+    return f"{who} may send anything it can read to {place} ({dest.protocol})"
+
+
+def _flags(row: Mapping[str, Any], dest: Dest, ascii_name: str | None, tries: int) -> list[str]:
+    """Why somebody should look twice; a batch leaves these alone."""
+    found = {
+        "punycode": ascii_name is not None,
+        "address": _is_address(dest.host),
+        "wide": dest.host.startswith((".", "*")) or len(row["to"]) > 1 or len(row["ports"]) > 1,
+        "private": row["private"],
+        "hidden_text": visible(row["reason"]) != row["reason"],
+        "many_tries": tries >= MANY_TRIES,
+        "second_person": row["approvals_needed"] > 1,
+    }
+    return [*(name for name, holds in found.items() if holds), *row["speech"]]
+
+
+def _is_address(host: str) -> bool:
+    text = f"[{host}]" if ":" in host else host
+    try:
+        return not isinstance(parse_authority(f"{text}:1".encode())[0], str)
+    except MalformedError:
+        return False
+
+
+def _unicode(name: str) -> str:
+    try:
+        return idna.decode(name.lstrip(".*"))
+    except (idna.IDNAError, UnicodeError):
+        return name

@@ -1,0 +1,118 @@
+"""Signing in and out with a browser."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Annotated
+
+from aiohttp import web
+from pydantic import Field, model_validator
+
+from exeat.appliance.console.auth.principal import Principal, cookie_name
+from exeat.appliance.console.dispatch import too_often
+from exeat.appliance.console.models import Body, Empty, Out
+from exeat.appliance.console.permissions import PERMISSIONS, PUBLIC
+from exeat.appliance.console.problems import Problem
+from exeat.appliance.console.routing import Call, Routes
+
+if TYPE_CHECKING:
+    from exeat.appliance.console.auth.accounts import Account
+
+routes = Routes("session")
+
+_Secret = Annotated[str, Field(min_length=1, max_length=256)]
+
+
+class SignIn(Body):
+    """A name and its password, or the secret of a sign-in link (`exeat console login`)."""
+
+    name: Annotated[str, Field(max_length=63)] = ""
+    password: Annotated[str, Field(max_length=256)] = ""
+    link: Annotated[str, Field(max_length=256)] = ""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> SignIn:
+        if bool(self.name and self.password) == bool(self.link):
+            raise ValueError("name and password, or link")
+        return self
+
+
+class SessionOut(Out):
+    """Who is signed in. `csrf` goes into X-CSRF-Token of every call that changes something; "" where the
+    caller has no cookie. No projects: all of them."""
+
+    name: str
+    role: str
+    projects: list[str]
+    permissions: list[str]
+    via: str
+    csrf: str
+
+
+@routes.post("/session", PUBLIC, body=SignIn, out=SessionOut, errors=(401,))
+async def sign_in(call: Call) -> web.Response:
+    """Sign in: the answer sets the session's cookie.
+
+    One answer for all that is wrong, and a few tries for each name and address.
+    """
+    console, body = call.console, call.body
+    address = f"{call.request.remote}"
+    key, now = f"{body.name}" if body.name else "link", time.monotonic()
+    wait = max(console.tries_of_address.wait(address, now), console.tries.wait(key, now))
+    if wait:
+        raise too_often(wait)
+    # Counted before it is known how it ends: what runs side by side must not get more tries.
+    console.tries.count(key, now)
+    console.tries_of_address.count(address, now)
+    account = await _account(call)
+    if account is None:
+        raise Problem(401, "auth.wrong", "wrong name, password or link; a link works once, for 15 minutes")
+    console.tries.forget(key)
+    cookie, session = console.accounts.open_session(account.name, console.now_ms())
+    projects = frozenset(account.projects)
+    out = _shown(Principal(account.name, account.role, projects, "session", session=session))
+    response = web.Response(text=out.model_dump_json(), content_type="application/json")
+    response.set_cookie(
+        cookie_name(console), cookie, httponly=True, samesite="Strict", secure=console.secure, path="/"
+    )
+    return response
+
+
+async def _account(call: Call) -> Account | None:
+    """Whom the credentials open; all that was opened before by this browser ends with them."""
+    console, body = call.console, call.body
+    if body.link:
+        name = console.accounts.use_link(body.link, console.now_ms())
+        return console.accounts.find(name) if name is not None else None
+    account = console.accounts.find(body.name)
+    fits = await console.passwords.fits(body.password, account.password if account is not None else "")
+    return account if fits else None
+
+
+@routes.get("/session", "session", out=SessionOut)
+async def show(call: Call) -> SessionOut:
+    """Who is calling, and what they may do."""
+    return _shown(call.who)
+
+
+@routes.delete("/session", "session", out=Empty)
+async def sign_out(call: Call) -> web.Response:
+    """End the session."""
+    if call.who.session is not None:
+        call.console.accounts.close_session(call.who.session.digest)
+    response = web.Response(text="{}", content_type="application/json")
+    response.del_cookie(
+        cookie_name(call.console), httponly=True, samesite="Strict", secure=call.console.secure, path="/"
+    )
+    return response
+
+
+def _shown(who: Principal) -> SessionOut:
+    return SessionOut(
+        name=who.name,
+        role=who.role,
+        projects=sorted(who.projects),
+        permissions=sorted(name for name in PERMISSIONS if who.may(name)),
+        via=who.via,
+        csrf=who.session.csrf if who.session is not None else "",
+    )
