@@ -30,16 +30,29 @@ _OTLP: Final = {_ERROR: (17, "ERROR"), _WARNING: (13, "WARN"), _NOTICE: (10, "IN
 _NODE_CAP: Final = 255  # HOSTNAME of RFC 5424
 
 
+class Missed(NamedTuple):
+    """Records `first` to `last` were dropped unsent; `proof` is that the record beside it is the ledger's."""
+
+    first: int
+    last: int
+    proof: str
+
+
 class Event(NamedTuple):
-    """A record with its place: `ledger` is the SHA-256 of the origin in hex."""
+    """A record with its place: `ledger` is the SHA-256 of the origin in hex.
+
+    With `missed` it stands in the place of others (`stream.missed`), and may come again in its own.
+    """
 
     ledger: str
     seq: int
     record: Record
+    missed: Missed | None = None
 
     def fields(self) -> dict[str, Any]:
         """`seq` and `ledger` are unique together: who gets an event twice sees it by them."""
-        return {"ledger": self.ledger, **as_json(self.seq, self.record)}
+        found = {"ledger": self.ledger, **as_json(self.seq, self.record)}
+        return found if self.missed is None else {**found, "missed": self.missed._asdict()}
 
     @property
     def severity(self) -> int:

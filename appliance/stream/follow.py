@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from exeat.appliance.stream.events import Event
 from exeat.appliance.stream.marks import Marks
+from exeat.appliance.stream.missed import mark
 from exeat.appliance.stream.sinks import open_sink
 from exeat.ledger.archive import put
 from exeat.ledger.merkle import leaf_hash
@@ -78,16 +79,18 @@ class Tap:
         for seq, data in self._read():
             if seq < self.next_seq:
                 continue
+            if seq > end:  # whatever is wanted: who is told of nothing would take it that there was nothing
+                events.append(mark(self.directory, end, seq))
             record, end, read = wanted.decoded(data), seq + 1, read + 1
             if record is not None:
                 events.append(Event(self.directory.name, seq, record))
-            if len(events) == BATCH or read == _READ:
+            if len(events) >= BATCH or read == _READ:
                 break
         if events:
             sink.send(events)
         if end != self.next_seq:
             self._keep(end, data)
-        return read == _READ or len(events) == BATCH
+        return read == _READ or len(events) >= BATCH
 
     def _read(self) -> Iterator[Entry]:
         # Not `yield from`: when the batch is full this generator is closed, and the follower must not be.

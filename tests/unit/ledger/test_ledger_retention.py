@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.support.keeping import DAY_NS, NOW, OLD, Kept
 from tests.support.ledgers import deny, record, start, wait_for
 from tests.support.ledgers import settings as ledger_settings
-from tests.support.witnesses import ORIGIN, Ledger, own
+from tests.support.witnesses import ORIGIN
 
-from exeat.appliance.cli import main
 from exeat.appliance.config import ConfigError, load
 from exeat.ledger import bundle, fsck, keys, publish, retention, verify_offline
 from exeat.ledger.archive import ArchiveError
@@ -23,52 +23,15 @@ from exeat.ledger.index import open_index
 from exeat.ledger.publish import Publisher
 from exeat.ledger.published import read_checkpoint
 from exeat.ledger.reader import dropped_before, find_segments, gone, read, tail
-from exeat.ledger.records import Kind, decode, encode
+from exeat.ledger.records import Kind, decode
 from exeat.ledger.retention import Dropping, RetentionError, Rules, due, propose
 from exeat.ledger.since import gists_since
 from exeat.ledger.store import Store
-from exeat.ledger.upkeep import Upkeep
 from exeat.ledger.verify import verify
 
 if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Iterator
-
-DAY_NS = 86_400 * 10**9
-OLD = Rules(keep_days=10, at_least_days=1)
-NOW = 100 * DAY_NS
-
-
-class Kept(Ledger):
-    """A ledger whose time is the test's, with the writer's part of dropping."""
-
-    def __init__(self, directory: Path) -> None:
-        super().__init__(directory, segment_bytes=16384)
-        self.oldest: int | None = None
-        self.dropping = Dropping(directory, lambda: self.oldest, lambda: self.store.size)
-        self.kept_note = ""
-
-    def fill(self, day: int, count: int) -> None:
-        for first in range(0, count, 20):
-            self.store.append([deny(self.store.size + n) for n in range(20)], day * DAY_NS + first)
-        self.publish()
-
-    def run_errands(self) -> None:
-        for each in Upkeep(self.directory, own, self.dropping).due():
-            self.store.append([encode(each)], NOW)
-
-    def drop(self, rules: Rules = OLD) -> int:
-        """The whole way; the number of the first record that is kept."""
-        propose(self.directory, rules, NOW)
-        for _ in range(100):
-            self.run_errands()
-            self.publish()
-            if not (self.directory / "retention").exists():
-                break
-        return dropped_before(self.directory)
-
-    def exeat(self, *argv: str) -> int:
-        return main(["--state-dir", str(self.directory.parent.parent), "ledger", *argv])
 
 
 @pytest.fixture
