@@ -30,9 +30,13 @@ class NewFolder:
     Links are made last, so nothing is ever written through one.
     """
 
-    def __init__(self, target: Path) -> None:
-        """Raises TargetError if something is there already, or nothing can be made there."""
+    def __init__(self, target: Path, *, links_stay: bool = True) -> None:
+        """Raises TargetError if something is there already, or nothing can be made there.
+
+        `links_stay`: none may lead out of it, whoever follows it.
+        """
         self.target = target.absolute()
+        self._links_stay = links_stay
         if os.path.lexists(self.target) and not (
             self.target.is_dir() and not self.target.is_symlink() and not any(self.target.iterdir())
         ):
@@ -84,7 +88,9 @@ class NewFolder:
             self._enter(link.parts[:-1])
             os.symlink(link.target, link.parts[-1], dir_fd=self._folder)
         top = os.path.realpath(self._place)
-        for link in self._links:  # one link may make another's text mean something else
+        for link in (
+            self._links if self._links_stay else ()
+        ):  # one link may make another's text mean something else
             if not Path(os.path.realpath(self._place.joinpath(*link.parts))).is_relative_to(top):
                 raise ArchiveError("archive.link", f"{shown('/'.join(link.parts))}: a link out of its folder")
         mask = os.umask(0o077)

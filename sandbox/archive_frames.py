@@ -98,7 +98,7 @@ class Frames:
             case b"S":
                 path, text = self._two(body)
                 parts, to = self._parts(path), self._text(text)
-                check_link(parts, to)
+                check_link(parts, to, self._caps)
                 self._meter.entry(parts, "S")
                 return SymbolicLink(parts, to)
             case b"X":

@@ -17,7 +17,9 @@ A frame is a letter, a u32 length (big-endian) and so many bytes:
 from __future__ import annotations
 
 import bz2
+import ctypes
 import gzip
+import io
 import json
 import lzma
 import re
@@ -31,7 +33,7 @@ from dataclasses import asdict, dataclass, field
 from typing import IO, TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 CHUNK = 64 * 1024
 HEAD = struct.Struct(">cI")
@@ -40,7 +42,6 @@ RATIO_FROM = 16 << 20  # bytes: what is smaller does no harm, however well it wa
 _NAME, _PATH = 255, 4096  # bytes; limits.h
 # Control characters, and those that make a terminal or a browser show a name as another one.
 _UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
-_OPENERS = ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ\0", lzma.open))
 _ZIP = (b"PK\x03\x04", b"PK\x05\x06")
 _ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
 _LOCAL_HEADER = 30
@@ -56,7 +57,12 @@ class ArchiveError(Exception):
 
 @dataclass(frozen=True)
 class Caps:
-    """`size` and `file` in bytes, `ratio` of what comes out to the archive's own size."""
+    """`size` and `file` in bytes, `ratio` of what comes out to the archive's own size.
+
+    With `tree` it is to be the root of a job, or a layer over one: links may say what they like, for
+    they are followed in it and nowhere else; names may have a backslash (units of systemd do), and
+    devices, FIFOs and sockets are left out.
+    """
 
     size: int = 1 << 30
     file: int = 1 << 30
@@ -64,6 +70,7 @@ class Caps:
     ratio: int = 200
     depth: int = 32
     seconds: int = 60
+    tree: bool = False
 
 
 def parts_of(name: str, caps: Caps) -> tuple[str, ...]:
@@ -77,7 +84,7 @@ def parts_of(name: str, caps: Caps) -> tuple[str, ...]:
     if name.startswith("/") or re.match("[A-Za-z]:", name):
         raise ArchiveError("archive.path", f"{shown(name)}: not a relative path")
     parts = tuple(part for part in name.split("/") if part not in ("", "."))
-    if ".." in parts or "\\" in name:
+    if ".." in parts or ("\\" in name and not caps.tree):
         raise ArchiveError("archive.path", f"{shown(name)}: leads out of its folder")
     if length > _PATH or any(len(part.encode()) > _NAME for part in parts):
         raise ArchiveError("archive.path", f"{shown(name)}: longer than a name may be")
@@ -86,10 +93,14 @@ def parts_of(name: str, caps: Caps) -> tuple[str, ...]:
     return parts
 
 
-def check_link(parts: tuple[str, ...], target: str) -> None:
+def check_link(parts: tuple[str, ...], target: str, caps: Caps) -> None:
     """Refuse a symbolic link that, by its text, leads out. Raises ArchiveError."""
     outside = f"{shown('/'.join(parts))}: a link out of the archive"
-    if not target or target.startswith("/") or _UNSEEN.search(target) or len(target) > _PATH:
+    if not target or _UNSEEN.search(target) or len(target.encode()) >= _PATH:
+        raise ArchiveError("archive.link", outside)
+    if caps.tree:
+        return
+    if target.startswith("/"):
         raise ArchiveError("archive.link", outside)
     depth = len(parts) - 1
     for part in target.split("/"):
@@ -179,7 +190,7 @@ class Teller:
 
     def symbolic_link(self, name: str, target: str) -> None:
         parts = parts_of(name, self.caps)
-        check_link(parts, target)
+        check_link(parts, target, self.caps)
         self._meter.entry(parts, "S")
         self.say(b"S", _joined(parts) + b"\0" + target.encode())
 
@@ -204,20 +215,92 @@ def tell(source: IO[bytes], name: str, teller: Teller) -> None:
 def _tell_any(source: IO[bytes], name: str, teller: Teller) -> None:
     start = source.read(512)
     source.seek(0)
-    if start.startswith(_ZIP):
+    if start.startswith(_ZIP) and not teller.caps.tree:
         _tell_zip(source, teller)
         return
-    opener = next((opener for magic, opener in _OPENERS if start.startswith(magic)), None)
-    plain: IO[bytes] = opener(source) if opener else source  # type: ignore[assignment]
+    opener = next((opener for magic, opener in _OPENERS.items() if start.startswith(magic)), None)
+    plain = opener(source) if opener else source
     tar = _tar(plain)
     if tar is not None:
         _tell_tar(tar, plain, teller)
-    elif opener is not None:
+    elif opener is not None and not teller.caps.tree:
         plain.seek(0)
         teller.file(name, executable=False, source=plain, size=None)
     else:
-        known = "zip, tar, gzip, bzip2 and xz"
+        known = "zip, tar, gzip, bzip2, xz and zstd" if not teller.caps.tree else "tar"
         raise ArchiveError("archive.format", f"no archive of a kind that is known ({known})")
+
+
+class _Buffer(ctypes.Structure):
+    """ZSTD_inBuffer and ZSTD_outBuffer (zstd.h)."""
+
+    _fields_ = (("data", ctypes.c_void_p), ("size", ctypes.c_size_t), ("pos", ctypes.c_size_t))
+
+
+class _Zstd(io.RawIOBase):
+    """What is in zstd frames (RFC 8878), by the system's library: Python has none before 3.14."""
+
+    def __init__(self, source: IO[bytes]) -> None:
+        try:
+            self._lib = ctypes.CDLL("libzstd.so.1")
+        except OSError:
+            raise ArchiveError("archive.format", "zstd, for which this node lacks libzstd.so.1") from None
+        self._lib.ZSTD_createDStream.restype = ctypes.c_void_p
+        self._lib.ZSTD_decompressStream.restype = ctypes.c_size_t
+        self._stream = ctypes.c_void_p(self._lib.ZSTD_createDStream())
+        self._source = source
+        self._rewind()
+
+    def _rewind(self) -> None:
+        self._lib.ZSTD_initDStream(self._stream)
+        self._source.seek(0)
+        self._data, self._in = ctypes.create_string_buffer(0), _Buffer()
+        self._at, self._wants = 0, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """To a place told by its distance from the start or from here; back is from the start again."""
+        offset += {io.SEEK_SET: 0, io.SEEK_CUR: self._at}[whence]
+        if offset < self._at:
+            self._rewind()
+        while self._at < offset and self.read(min(CHUNK, offset - self._at)):
+            pass
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readinto(self, into: memoryview) -> int:  # type: ignore[override]
+        out = _Buffer(ctypes.addressof(ctypes.c_char.from_buffer(into)), len(into), 0)
+        while out.pos == 0 and out.size:
+            if self._in.pos == self._in.size:
+                data = self._source.read(CHUNK)
+                self._data = ctypes.create_string_buffer(data, len(data))
+                self._in = _Buffer(ctypes.addressof(self._data), len(data), 0)
+                if not data and not self._wants:
+                    return 0
+            self._wants = self._lib.ZSTD_decompressStream(
+                self._stream, ctypes.byref(out), ctypes.byref(self._in)
+            )
+            if self._lib.ZSTD_isError(ctypes.c_size_t(self._wants)):
+                raise ArchiveError("archive.broken", "no zstd after all")
+            if not self._in.size and not out.pos:
+                raise ArchiveError("archive.broken", "its zstd is cut off")
+        self._at += int(out.pos)
+        return int(out.pos)
+
+
+_OPENERS: dict[bytes, Callable[[IO[bytes]], IO[bytes]]] = {
+    b"\x1f\x8b": gzip.open,  # type: ignore[dict-item]
+    b"BZh": bz2.open,
+    b"\xfd7zXZ\0": lzma.open,
+    b"\x28\xb5\x2f\xfd": lambda source: io.BufferedReader(_Zstd(source), CHUNK),
+}
 
 
 def _tar(plain: IO[bytes]) -> tarfile.TarFile | None:
@@ -243,7 +326,7 @@ def _tell_tar(tar: tarfile.TarFile, plain: IO[bytes], teller: Teller) -> None:
             teller.hard_link(member.name, member.linkname)
         elif member.isreg() and (content := tar.extractfile(member)):
             teller.file(member.name, executable=bool(member.mode & 0o100), source=content, size=member.size)
-        else:
+        elif not teller.caps.tree:
             raise ArchiveError("archive.kind", f"{shown(member.name)}: neither file, folder nor link")
     plain.seek(tar.offset)
     if plain.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # for tarfile any nonsense is the end

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 WORK: Final = "/work"  # the job's own folder, inside the container
 GATEWAY: Final = "/run/exeat"  # holds proxy.sock, inside the container
+IMAGES: Final = "images"  # below the state folder: the trees of images, which root made
 MIN_UID: Final = 1000  # below are the system's own users
 
 MAX_ARGS: Final = 4096
@@ -155,11 +156,22 @@ class WardenSettings:
     def fresh_uids(self) -> range:
         return range(self.uid_base, self.uid_base + self.uid_count)
 
+    def parse(self, message: Mapping[str, Any], fds: int) -> Request:
+        """As `parse_request`; a job's own tree may be that of an image, too."""
+        return parse_request(message, fds, self.roots, self.limits, (self.state_dir / IMAGES,))
+
 
 def parse_request(
-    message: Mapping[str, Any], fds: int, roots: Sequence[PurePath], ceiling: Limits
+    message: Mapping[str, Any],
+    fds: int,
+    roots: Sequence[PurePath],
+    ceiling: Limits,
+    trees: Sequence[PurePath] = (),
 ) -> Request:
-    """A message that came with `fds` descriptors, as a Request. Raises SpecError."""
+    """A message that came with `fds` descriptors, as a Request. Raises SpecError.
+
+    A job's mounts lie below `roots`, a tree of its own below `roots` or `trees`.
+    """
     verb = message.get("verb")
     if not isinstance(verb, str) or verb not in VERBS:
         raise SpecError("verb", "unknown verb")
@@ -172,7 +184,7 @@ def parse_request(
     if fds != (3 if verb == "job.start" else 0):
         raise SpecError("argument", "wrong number of descriptors")
     if verb == "job.start":
-        job = parse_job(message, roots, ceiling)
+        job = parse_job(message, roots, ceiling, trees)
         return Request(verb, job.job, job=job)
     if verb == "routing.set":
         return Request(verb, JailName(""), pinholes=parse_pinholes(message["pinholes"]))
@@ -218,7 +230,9 @@ def parse_socket_names(raw: object) -> tuple[str, ...]:
     return tuple(raw)
 
 
-def parse_job(raw: Mapping[str, Any], roots: Sequence[PurePath], ceiling: Limits) -> JobSpec:
+def parse_job(
+    raw: Mapping[str, Any], roots: Sequence[PurePath], ceiling: Limits, trees: Sequence[PurePath] = ()
+) -> JobSpec:
     """A `job.start` request as a JobSpec. Raises SpecError."""
     argv = _strings(raw["argv"], "argv", MAX_ARGS)
     if not argv or not argv[0]:
@@ -241,7 +255,7 @@ def parse_job(raw: Mapping[str, Any], roots: Sequence[PurePath], ceiling: Limits
         profile=_profile(raw["profile"]),
         uid=uid,
         limits=limits,
-        root=_root(raw.get("root", ""), roots),
+        root=_root(raw.get("root", ""), (*roots, *trees)),
         needs_cgroup=needs_cgroup(raw.get("limits", {})),
     )
 

@@ -17,7 +17,7 @@ from exeat.sandbox.jobs import Job, Jobs
 from exeat.sandbox.launcher import Places
 from exeat.sandbox.names import SpecError
 from exeat.sandbox.routing import WATCH_S, Routing
-from exeat.sandbox.spec import Request, WardenSettings, choose_uid, parse_request
+from exeat.sandbox.spec import Request, WardenSettings, choose_uid
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,7 +53,7 @@ class Warden:
 
     def _handle(self, message: dict[str, Any], fds: list[int], reply: Reply) -> None:
         def work() -> None:
-            request = parse_request(message, len(fds), self._settings.roots, self._settings.limits)
+            request = self._settings.parse(message, len(fds))
             if self._reactor.stopped:
                 raise SpecError("stopping", "the warden is shutting down")
             self._do(request, fds, reply)

@@ -73,7 +73,7 @@ def _submit(args: argparse.Namespace) -> int:
     if args.merge_if_clean and not (args.edit and args.wait):
         raise UsageError("--merge-if-clean needs --edit and --wait: who waits does it")
     config = load_config(args)
-    request = request_of(args, config.sandbox.roots)
+    request = request_of(args, config)
     more = {"as": args.person} if args.person else {}
     more |= {"group": args.group} if args.group else {}
     row = Client(config).call(

@@ -83,6 +83,9 @@ def job_options(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="the tree it sees as /, read-only, in place of this machine's",
     )
+    parser.add_argument(
+        "--image", metavar="NAME", help="the same of an image: its name, its digest, or oci:DIR[:TAG]"
+    )
     parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="set in the job")
     parser.add_argument(
         "--limits", metavar="NAME=VALUE,..", help="memory=512MiB,pids=64,cpu=1.5,time=10m,work=1GiB,..."
@@ -93,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
     if os.geteuid() != 0:
         raise UsageError("`exeat run` makes a jail and needs root: run it with sudo")
     config = load_config(args)
-    request = request_of(args, config.sandbox.roots)
+    request = request_of(args, config)
     pipes = _Pipes()
     client = Client(config)
     interrupts = _Interrupts(config)
@@ -116,7 +119,8 @@ def run(args: argparse.Namespace) -> int:
     return code
 
 
-def request_of(args: argparse.Namespace, roots: Sequence[Path]) -> dict[str, Any]:
+def request_of(args: argparse.Namespace, config: Config) -> dict[str, Any]:
+    roots = config.sandbox.roots
     template = load_template(args.template) if args.template else None
     request: dict[str, Any] = {"argv": args.cmd, "profile": args.profile or str(Profile.STANDARD_NET)}
     if template:
@@ -140,15 +144,25 @@ def request_of(args: argparse.Namespace, roots: Sequence[Path]) -> dict[str, Any
     mounts = [(path, "edit") for path in edits]
     mounts += [(path, "rw") for path in args.rw] + [(path, "ro") for path in args.ro]
     request["mounts"] = [{"path": _mountable(path, roots), "mode": mode} for path, mode in mounts]
-    if args.root:
-        request["root"] = _tree(args.root, roots)
+    image = _image(args.image, config) if args.image else None
+    if args.root and image:
+        raise UsageError("--root and --image: a job has one tree")
+    if args.root or image:
+        request["root"] = image["tree"] if image else _tree(args.root, roots)
     request["cwd"] = request["mounts"][0]["path"] if owned and owned[0].is_dir() else "/work"
     if args.edit and not args.edit.is_dir():
         raise UsageError(f"--edit {args.edit}: not a folder")
     if owned:
         request["user"] = _owner(Path(request["mounts"][0]["path"]))
-    request["env"] = (template.env if template else {}) | dict(_variable(text) for text in args.env)
+    own = dict(_variable(text) for text in args.env)
+    request["env"] = (image["env"] if image else {}) | (template.env if template else {}) | own
     return request
+
+
+def _image(name: str, config: Config) -> dict[str, Any]:
+    from exeat.appliance.images.importing import image_row  # reads archives: not for jobs without an image
+
+    return image_row(config, name)
 
 
 def _read(path: Path) -> str:

@@ -14,44 +14,31 @@ import signal
 import stat
 import sys
 import tempfile
-import threading
-import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
-from exeat.appliance.client import Client, load_config
-from exeat.appliance.errors import NotReachableError, RefusedError, UsageError
+from exeat.appliance.archives import Reading
+from exeat.appliance.client import load_config
+from exeat.appliance.errors import UsageError
 from exeat.policy.errors import UnitError
 from exeat.policy.units import parse_count, parse_duration, parse_size
-from exeat.sandbox import archive_inside
 from exeat.sandbox.archive_folder import NewFolder, TargetError
-from exeat.sandbox.archive_frames import End, File, Frames, HardLink
 from exeat.sandbox.archive_inside import ArchiveError, Caps
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable
 
-    from exeat.appliance.config import Config
-
-# Whole, and of a project of its own: no document of the node says anything about this job.
-POLICY: Final = "egress: v1\nproject: unpack\n"
-_READ = 1 << 18
-_SHOW_S = 0.2
-_SUFFIXES = (".tar.gz", ".tar.bz2", ".tar.xz", ".tgz", ".tbz2", ".txz", ".tar", ".zip", ".gz", ".bz2", ".xz")
-
-
-@dataclass
-class Sums:
-    files: int = 0
-    size: int = 0  # bytes
+_TARS = (".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst", ".tgz", ".tbz2", ".txz", ".tzst", ".tar")
+_SUFFIXES = (*_TARS, ".zip", ".gz", ".bz2", ".xz", ".zst")
 
 
 def register(commands: Any) -> None:
     defaults = Caps()
     parser = commands.add_parser("unpack", help="take an archive apart in a jail, into one folder")
-    parser.add_argument("archive", metavar="ARCHIVE", help="zip, tar, gzip, bzip2, xz; - for standard input")
+    parser.add_argument(
+        "archive", metavar="ARCHIVE", help="zip, tar, gzip, bzip2, xz, zstd; - for standard input"
+    )
     parser.add_argument(
         "--into", type=Path, metavar="DIR", help="a new or empty folder (default: ARCHIVE without its ending)"
     )
@@ -97,7 +84,8 @@ def run(args: argparse.Namespace) -> int:
     with contextlib.closing(_opened(args.archive, caps)) as archive:
         try:
             with NewFolder(into) as folder:
-                sums = _Unpacking(config, caps, archive.fileno(), inner).into(folder)
+                sums = Reading(config, caps, archive.fileno(), inner).into(folder)
+                folder.finish()
         except TargetError as error:
             raise UsageError(str(error)) from None
         except ArchiveError as error:
@@ -169,96 +157,3 @@ class _Capped:
         if self._left < 0:
             raise UsageError("the archive itself is larger than --max-size")
         self._file.write(data)
-
-
-class _Unpacking:
-    """One job that reads, and what it says put into a folder."""
-
-    def __init__(self, config: Config, caps: Caps, archive: int, inner: str) -> None:
-        self._config = config
-        self._caps = caps
-        self._archive = archive
-        self._inner = inner
-        self._next_show = 0.0
-
-    def into(self, folder: NewFolder) -> Sums:
-        """Raises ArchiveError, NotReachableError, RefusedError."""
-        out, theirs = os.pipe2(os.O_CLOEXEC)
-        errors, their_errors = os.pipe2(os.O_CLOEXEC)
-        said = bytearray()
-        listener = threading.Thread(target=_listen, args=(errors, said), daemon=True)
-        try:
-            job = self._start([self._archive, theirs, their_errors])
-        finally:
-            os.close(theirs)
-            os.close(their_errors)
-        listener.start()
-        try:
-            sums = self._take(out, folder)
-        except BaseException:
-            with contextlib.suppress(NotReachableError, RefusedError):
-                Client(self._config).call("job.kill", job=job)
-            raise
-        finally:
-            os.close(out)
-        if sums is None:
-            raise self._broken_off(job, said, listener)
-        folder.finish()
-        return sums
-
-    def _start(self, fds: list[int]) -> str:
-        source = Path(archive_inside.__file__).read_text(encoding="utf-8")
-        words = archive_inside.words_for(self._caps, self._inner)
-        reply = Client(self._config).call(
-            "run",
-            fds,
-            argv=["python3", "-I", "-c", source, *words],
-            profile="strict",
-            policy=POLICY,
-            file="exeat unpack",
-            time_ms=1000 * self._caps.seconds,
-            env={},
-            mounts=[],
-        )
-        return str(reply["job"])
-
-    def _take(self, out: int, folder: NewFolder) -> Sums | None:
-        """None if the reader stopped before its last word."""
-        frames = Frames(self._caps, os.fstat(self._archive).st_size)
-        sums = Sums()
-        try:
-            while data := os.read(out, _READ):
-                for event in frames.feed(data):
-                    if isinstance(event, End):
-                        continue
-                    sums.files += isinstance(event, File | HardLink)
-                    folder.put(event)
-                sums.size = frames.size
-                self._show(sums)
-        except OSError as error:
-            raise ArchiveError("archive.write", f"{folder.target.parent}: {error.strerror}") from None
-        return sums if frames.ended else None
-
-    def _show(self, sums: Sums) -> None:
-        if time.monotonic() >= self._next_show and sys.stderr.isatty():
-            self._next_show = time.monotonic() + _SHOW_S
-            print(f"\r{sums.files} files, {sums.size} bytes ", end="", file=sys.stderr, flush=True)
-
-    def _broken_off(self, job: str, said: bytearray, listener: threading.Thread) -> ArchiveError:
-        reply = Client(self._config).call("job.wait", job=job)
-        listener.join(1)
-        reason, code = reply["reason"], reply["code"]
-        if reason == "timeout" or code == 128 + signal.SIGXCPU:
-            return ArchiveError("archive.time", f"it takes longer than {self._caps.seconds} s")
-        if reason == "oom":
-            return ArchiveError("archive.memory", "it takes more memory than any honest archive")
-        last = archive_inside.shown(bytes(said[-200:]).decode("ascii", "replace").strip().rpartition("\n")[2])
-        return ArchiveError("archive.broken", f"its reader ended with {code} ({reason}) {last}".strip())
-
-
-def _listen(fd: int, said: bytearray) -> None:
-    with contextlib.suppress(OSError):
-        while data := os.read(fd, 4096):
-            said += data
-            del said[:-4096]
-    os.close(fd)

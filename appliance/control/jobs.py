@@ -50,6 +50,7 @@ class Job:
     policy: str = ""  # digest of its own policy document, "" for the project's
     started_ms: int = 0
     work: str = ""
+    root: str = ""  # the tree of its own that it has
     task: str = ""  # of the queue, if it came from there
     limits: dict[str, int] = field(default_factory=dict)  # what was asked for, as the warden takes it
     time_ms: int = 0  # how long it may run; 0: without end
@@ -163,7 +164,7 @@ class Jobs:
             "profile": _profile(request),
             "user": request.get("user", "fresh"),
             "limits": job.limits,
-            "root": request.get("root", ""),
+            "root": job.root,
         }
         reply, _ = await self._warden.call("job.start", fds, job=job.name, **arguments)
         job.work, job.started_s = str(reply.get("work", "")), _boot_s()
@@ -204,6 +205,7 @@ class Jobs:
             if isinstance(hold, int) and 0 <= hold <= 55_000
             else self._policies.hold_ms(project, digest),
             doors=_doors(request.get("network")),
+            root=str(request.get("root") or ""),
             policy=digest,
             limits=_numbers(request.get("limits") or {}),
             time_ms=self._time_ms(request),

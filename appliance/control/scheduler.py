@@ -123,6 +123,11 @@ class Scheduler:
         """The task of this id, or the one whose last job has this name."""
         return next((task for task in self._tasks.values() if name in (task.id, task.job)), None)
 
+    def users_of(self, root: object) -> list[str]:
+        """The tasks that are to run in this tree."""
+        unended = (task for task in self._tasks.values() if task.state not in OVER)
+        return [task.id for task in unended if task.request.get("root") == root]
+
     def changed(self) -> None:
         """Something happened that may let a task start."""
         self._look.set()

@@ -154,6 +154,7 @@ class Control:
             "run": self._run,
             "job.wait": self._job_wait,
             "job.kill": self._job_kill,
+            "tree.users": self._tree_users,
             "lease.ls": self._lease_ls,
             "lease.show": self._lease_show,
             "lease.request": self._lease_request,
@@ -326,6 +327,12 @@ class Control:
     async def _job_kill(self, message: Message, _fds: list[int]) -> dict[str, Any]:
         await self.jobs.end(self.jobs.get(message.get("job")), KILLED)
         return {}
+
+    async def _tree_users(self, message: Message, _fds: list[int]) -> dict[str, Any]:
+        """Who has this tree, or is to have it."""
+        root = message.get("root")
+        jobs = [job.name for job in self.jobs.all.values() if job.code is None and job.root == root]
+        return {"users": jobs + self.scheduler.users_of(root)}
 
     async def _lease_ls(self, message: Message, _fds: list[int]) -> dict[str, Any]:
         return {"leases": self.leases.rows(message.get("project"), everything=bool(message.get("all")))}

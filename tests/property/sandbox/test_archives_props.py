@@ -92,7 +92,7 @@ def test_no_bytes_of_a_reader_raise_anything_else(said: bytes) -> None:
 def test_a_link_that_passes_stays_inside_by_its_text(name: str, target: str) -> None:
     try:
         parts = parts_of(name, CAPS)
-        check_link(parts, target)
+        check_link(parts, target, CAPS)
     except ArchiveError:
         return
     here = list(parts[:-1])

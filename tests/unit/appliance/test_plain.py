@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exeat.appliance.commands import unpack
+from exeat.appliance import archives
 from exeat.appliance.plain import PlainBytes, plain
 from exeat.sandbox.archive_inside import Caps
 
@@ -44,10 +44,10 @@ def test_the_last_words_of_an_archives_reader_do_not_steer_the_terminal(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     answer = {"reason": "exited", "code": 1}
-    monkeypatch.setattr(unpack, "Client", lambda _: SimpleNamespace(call=lambda *_, **__: answer))
+    monkeypatch.setattr(archives, "Client", lambda _: SimpleNamespace(call=lambda *_, **__: answer))
     listener = threading.Thread(target=lambda: None)
     listener.start()
-    job = unpack._Unpacking(None, Caps(), 0, "x")  # type: ignore[arg-type]
+    job = archives.Reading(None, Caps(), 0, "x")  # type: ignore[arg-type]
     error = job._broken_off("j", bytearray(b"Traceback\n\x1b]0;title\x07done\n"), listener)
     assert str(error).isprintable()
     assert str(error).endswith("done")

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from tests.support.archives import HOSTILE, tar_of, zip_of
+from tests.support.layouts import zstd
 
 from exeat.sandbox import archive_inside
 from exeat.sandbox.archive_folder import NewFolder, TargetError
@@ -61,7 +62,7 @@ EXPECTED = {"d": "/", "d/a": "one", "b": "two", "e": "/", "e/f": "/", "e/f/c": "
 
 
 @pytest.mark.parametrize(
-    "pack", [bytes, gzip.compress, bz2.compress, lzma.compress], ids=["", "gz", "bz2", "xz"]
+    "pack", [bytes, gzip.compress, bz2.compress, lzma.compress, zstd], ids=["", "gz", "bz2", "xz", "zst"]
 )
 @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 def test_a_tar(tmp_path: Path, pack: Callable[[bytes], bytes], form: int) -> None:
@@ -219,3 +220,19 @@ def test_nothing_is_left_of_what_was_not_finished(tmp_path: Path) -> None:
         folder.put(File(("d", "a"), executable=False))
         folder.put(b"half of")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_zstd_in_frames_and_pieces(tmp_path: Path) -> None:
+    """More than one frame, one of which is skipped (RFC 8878, 3.1.2), and content beyond one read."""
+    content = os.urandom(300_000) + b"x" * 700_000
+    skipped = b"\x50\x2a\x4d\x18" + (5).to_bytes(4, "little") + b"aside"
+    archive = tar_of(("big", content))
+    unpack(zstd(archive[:5000]) + skipped + zstd(archive[5000:]), tmp_path / "new")
+    assert (tmp_path / "new/big").read_bytes() == content
+
+
+def test_zstd_that_is_cut_off_or_changed() -> None:
+    packed = zstd(tar_of(("a", os.urandom(200_000))))
+    for broken in [packed[:cut] for cut in (4, 5, 100, len(packed) - 1)] + [packed[:-9] + b"\xff" * 9]:
+        last = frames_of(broken).rpartition(b"X\x00\x00")[2]
+        assert b"archive.broken" in last

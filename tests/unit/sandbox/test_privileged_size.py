@@ -39,8 +39,8 @@ BUILDERS = (
     "routing",
     "steps",
 )
-# Run by `exeat unpack` and inside its jail, never by the warden.
-NOT_THE_WARDENS = ("archive_folder", "archive_frames", "archive_inside")
+# Run by `exeat unpack` and `exeat image` and inside their jail, never by the warden.
+NOT_THE_WARDENS = ("archive_folder", "archive_frames", "archive_inside", "image_layers", "image_layout")
 LIMIT = 500
 ACTS = {"os", "subprocess", "ctypes", "fcntl", "shutil", "signal", "time", "threading", "resource", "logging"}
 SILENT = {
