@@ -36,6 +36,7 @@ class Jail:
     hold_ms: int
     doors: tuple[str, ...] = SOCKETS  # which of them it has
     removed: dict[str, asyncio.Event] = field(default_factory=dict)
+    leaving: bool = False  # it is being removed: who connects now is not told of it any more
 
 
 class Hub:
@@ -152,15 +153,16 @@ class Hub:
                 sockets = await self._open_sockets(jail.name, wanted)
         except RefusedError:
             return  # the jail is gone, or the warden is: nothing opens
-        mine = {name: sockets[name] for name in wanted if name in sockets}
-        message = {
-            "t": "jail.add",
-            "jail": jail.name,
-            "subject": jail.subject._asdict(),
-            "sockets": list(mine),
-            "hold_ms": jail.hold_ms,
-        }
-        link.send(message, list(mine.values()))
+        if not jail.leaving:  # else the gateway has been told to let go of it, and would not be again
+            mine = {name: sockets[name] for name in wanted if name in sockets}
+            message = {
+                "t": "jail.add",
+                "jail": jail.name,
+                "subject": jail.subject._asdict(),
+                "sockets": list(mine),
+                "hold_ms": jail.hold_ms,
+            }
+            link.send(message, list(mine.values()))
         if given is None:
             for fd in sockets.values():
                 os.close(fd)
@@ -209,6 +211,7 @@ class Hub:
         jail = self.jails.get(name)
         if jail is None:
             return
+        jail.leaving = True
         jail.removed = {role: asyncio.Event() for role in self._links}
         for link in list(self._links.values()):
             link.send({"t": "jail.remove", "jail": name})

@@ -1,4 +1,4 @@
-"""Control's database when it is damaged: set aside, and made anew from what the ledger knows.
+"""Control's database when it is damaged or gone: set aside, and made anew from what the ledger knows.
 
 Only what confines comes back: what the kill switch stops, the time that was seen, and the jobs that
 ran, so that they are ended and recorded. Leases never come back; nor does the queue.
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 _LOST: Final = "leases, the queue and flows past the proxy are lost"
 _UNSURE: Final = "the ledger does not tell what else was stopped, so everything is (exeat kill off)"
+_OF_CONTROL: Final = frozenset({Kind.POLICY, Kind.LEASE, Kind.JOB})
 
 
 class Known:
@@ -40,8 +41,10 @@ class Known:
         self.stops: dict[str, Stop] = {}
         self.jobs: dict[str, Job] = {}
         self.latest_ms = 0
+        self.seen = False  # has control written anything?
         for record in records:
             self.latest_ms = max(self.latest_ms, record.t_real_ns // 1_000_000)
+            self.seen = self.seen or record.kind in _OF_CONTROL
             if record.kind is Kind.POLICY:
                 self._policy(record)
             elif record.kind is Kind.JOB:
@@ -62,18 +65,33 @@ class Known:
 
 
 def opened(config: Config) -> Store:
-    """The database; one that is damaged is set aside first. Raises StoreError, OSError."""
+    """The database. One that is damaged is set aside first; of one that is gone the ledger knows.
+
+    Raises StoreError, OSError.
+    """
     path = config.state_dir / "control" / "control.sqlite"
     ready = path.with_suffix(".rebuilt")
     if ready.exists():  # a control that was killed in between
         _put_in_place(ready, path)
     try:
-        return Store(path)
+        if path.exists() or not _was_there(config):
+            return Store(path)
+        said = f"{path}: it is gone"
     except DamagedError as error:
-        print(f"control: {error}: it is set aside; {_LOST}", file=sys.stderr, flush=True)
-        _rebuild(config, ready, str(error))
-        _put_in_place(ready, path)
-        return Store(path)
+        said = f"{error}: it is set aside"
+    print(f"control: {said}; {_LOST}", file=sys.stderr, flush=True)
+    _rebuild(config, ready, said)
+    _put_in_place(ready, path)
+    return Store(path)
+
+
+def _was_there(config: Config) -> bool:
+    """Has there been a control before? The ledger says so, or, without one, the policies it kept."""
+    known, sure = _known(config.state_dir)
+    if known.seen:
+        return True
+    kept = config.state_dir / "control" / "documents"
+    return not sure and kept.is_dir() and any(kept.iterdir())
 
 
 def _rebuild(config: Config, ready: Path, error: str) -> None:

@@ -189,6 +189,12 @@ def test_a_damaged_database_is_set_aside_and_what_confines_comes_back(running: R
     assert said["decision"] == "damaged"
     assert "leases, the queue and flows past the proxy are lost" in said["detail"]
     assert len(list(database.parent.glob("control.sqlite.damaged-*"))) >= 1
+    with not_restarted(running):
+        running.kill("control")
+        for path in database.parent.glob("control.sqlite*"):
+            path.unlink()
+    wait_for(running.healed)
+    assert [stop["project"] for stop in running.json("kill")] == ["other"], "deleted, and still not forgotten"
     running.exeat("kill", "off", "--project", "other")
     assert running.run("curl", "-sf", "-o", "/dev/null", QUICK).returncode == 0
     other.unlink()

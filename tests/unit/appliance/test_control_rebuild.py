@@ -110,3 +110,35 @@ def test_one_of_a_newer_version_is_not_touched(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="newer version"):
         opened(made)
     assert [path.name for path in database(tmp_path).parent.iterdir()] == ["control.sqlite"]
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["the ledger is read", "the ledger cannot be read"])
+def test_a_database_that_was_deleted_forgets_no_kill_switch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: bool
+) -> None:
+    made = config(tmp_path)
+    (tmp_path / "control" / "documents").mkdir()
+    (tmp_path / "control" / "documents" / "kept").touch()
+    records = [(1, record(Kind.POLICY, "kill.on", 1, project="a"))] if whole else []
+    monkeypatch.setattr(rebuild, "find_ledgers", lambda _: [tmp_path] if whole else [])
+    monkeypatch.setattr(rebuild, "read_records", lambda _: iter(records))
+    monkeypatch.setattr(rebuild, "dropped_before", lambda _: 0)
+    store = opened(made)
+    assert [scope for scope, _ in store.load_kills()] == (["a"] if whole else [EVERYONE])
+    assert len(store.load_owed()) == 1, "an anomaly says so"
+    store.close()
+
+
+def test_where_there_was_no_control_before_nothing_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = config(tmp_path)
+    for records in ([], [(1, record(Kind.BOOT, "", 1))]):
+        monkeypatch.setattr(rebuild, "find_ledgers", lambda _, found=records: [tmp_path] if found else [])
+        monkeypatch.setattr(rebuild, "read_records", lambda _, found=records: iter(found))
+        monkeypatch.setattr(rebuild, "dropped_before", lambda _: 0)
+        store = opened(made)
+        assert not list(store.load_kills())
+        assert not store.load_owed()
+        store.close()
+        database(tmp_path).unlink()
