@@ -166,6 +166,11 @@ TEXTS: dict[str, str] = {
     "limit.connections": "too many open connections of this job",
     "limit.descriptors": "the gateway is full",
     "limit.asks": "too many requests wait for approval",
+    "desk.length": "a question to exeat has a Content-Length, and no Upgrade",
+    "desk.json": "a question to exeat with a body is application/json",
+    "desk.too_large": "a question to exeat is at most 32 KiB",
+    "desk.origin": "pages in a browser cannot ask exeat",
+    "desk.unavailable": "exeat's control process does not answer",
     "policy.unavailable": "no policy has been loaded yet",
     "ledger.unavailable": "the ledger cannot record, so nothing is opened",
     "kill": "stopped by the kill switch",
@@ -186,6 +191,7 @@ _NO_COMMAND = (
     "upstream.",
     "dns.",
     "sni.",
+    "desk.",
 )
 # Where a person's lease could open the door: what deny, meta and ceiling refuse, no lease can.
 _LEASABLE = frozenset(

@@ -12,7 +12,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Final
 
 from exeat.policy.model import Address, Decision, Request, Sni, Speech, permits
-from exeat.proxy import associate, refusal, socks5
+from exeat.proxy import associate, desk, refusal, socks5
 from exeat.proxy.body import BodyFramer
 from exeat.proxy.doors import Arrival, Door, DoorError, HttpDoor, open_door
 from exeat.proxy.exchange import Before, Exchange
@@ -44,6 +44,7 @@ class Flow(FarSide):
         "_door",
         "_in_tunnel",
         "_judge",
+        "_question_here",
         "_upstream",
     )
 
@@ -56,6 +57,7 @@ class Flow(FarSide):
         self._judge: FirstBytesJudge | None = None
         self._upstream: End | None = None
         self._association: Association | None = None
+        self._question_here: desk.Question | None = None
         self._in_tunnel = False  # the client has been told that its tunnel is there
         self._hear = Flow._hear_request
         if before is not None:
@@ -104,6 +106,9 @@ class Flow(FarSide):
         if arrival.udp and not code:
             self._associate(arrival)
             return
+        if (arrival.host, arrival.port) == (desk.HOST, desk.PORT) and not code:
+            self._come_to_desk(arrival)
+            return
         self._listen(wanted=False)
         if code:
             self._refuse(self._own(code))
@@ -113,6 +118,49 @@ class Flow(FarSide):
             return
         self._hear = Flow._hear_nothing
         self._admit()
+
+    # -- state: a question to exeat itself
+
+    def _come_to_desk(self, arrival: Arrival) -> None:
+        asked = arrival.asked
+        if asked is None:
+            if self._door is not None and self._send(self._door.established()):
+                self._door, self._arrival = desk.DeskDoor(), None
+                if arrival.rest:
+                    self._hear_request(arrival.rest)
+            return
+        code = desk.unacceptable(asked)
+        if code:
+            self._refuse(self._own(code), final=True)
+            return
+        if asked.expects and not self._send(b"HTTP/1.1 100 Continue\r\n\r\n"):
+            return
+        self._question_here = desk.Question(asked)
+        self._hear = Flow._hear_question
+        self._hear_question(arrival.rest)
+
+    def _hear_question(self, data: bytes) -> None:
+        question = self._question_here
+        if question is None or not question.feed(data):
+            return
+        self._listen(wanted=False)
+        self._hear = Flow._hear_nothing
+        self._until(desk.WAIT_S, "desk.unavailable")
+        forget = self.gateway.desk.ask(self.jail.subject, question, self._told)
+        if isinstance(forget, str):
+            self._refuse(self._own(forget), final=True)
+        else:
+            self._cancel = forget
+
+    def _told(self, status: int, kind: str, body: bytes) -> None:
+        self._cancel = None
+        question = self._question_here
+        if question is None or self.closed:
+            return
+        said = desk.answer(status, kind, body, head=question.method == "HEAD")
+        self._hear = Flow._hear_nothing_more
+        if self._send(said):
+            self._part(answered=True)
 
     # -- state: an association of datagrams
 

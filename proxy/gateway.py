@@ -24,6 +24,7 @@ from exeat.proxy import jails, live
 from exeat.proxy.accepting import SPARE_FDS, Accepting, always
 from exeat.proxy.asks import AskBook
 from exeat.proxy.associate import UdpPort
+from exeat.proxy.desk import Desk
 from exeat.proxy.direct import DirectDesk
 from exeat.proxy.events import Events
 from exeat.proxy.guard_client import GuardClient
@@ -119,6 +120,7 @@ class Gateway(Judging):
         self._events = Events(self.hub.send)
         self._loader = SnapshotLoader(reactor, "proxy", self._in_force)
         self.asks = AskBook(self.hub.send)
+        self.desk = Desk(self.hub.send)
         self._direct = DirectDesk(self)
         reactor.call_later(SWEEP_S, self._sweep)
 
@@ -207,6 +209,9 @@ class Gateway(Judging):
             answer = self._direct.asked(message)
             if answer is not None:
                 self.hub.send(answer)
+            return
+        if message.get("t") == "desk.said":
+            self.desk.said(message)
             return
         if message.get("t") == "flows.list":
             live.Listing(self.reactor, self.hub.send, message, self._tunnels.values(), self._waiting)

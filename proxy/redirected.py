@@ -94,7 +94,7 @@ class RedirectedDoor:
 class OriginParser(HeadParser):
     """Requests as an origin gets them (RFC 9112 section 3.2.1): a path, and the host in `Host`."""
 
-    def __init__(self, address: Address, port: int) -> None:
+    def __init__(self, address: str | Address, port: int) -> None:
         super().__init__()
         self._place = address, port
 

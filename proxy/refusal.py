@@ -70,6 +70,11 @@ _OWN: Final[dict[str, tuple[int, str]]] = {
     "auth.rate": (429, "http_request_denied"),
     "client.gone": (400, "http_request_error"),
     "policy.unavailable": (503, "proxy_internal_error"),
+    "desk.length": (411, "http_request_error"),
+    "desk.json": (415, "http_request_error"),
+    "desk.too_large": (413, "http_request_error"),
+    "desk.origin": (403, "http_request_denied"),
+    "desk.unavailable": (503, "proxy_internal_error"),
 }
 _UNAVAILABLE: Final = frozenset({"policy.expired", "internal.error", "budget.state"})
 _RETRY_AFTER_S: Final = 5

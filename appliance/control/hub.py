@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from exeat.appliance.control.aio import Link, Server
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
     from pathlib import Path
 
+    from exeat.appliance.control.desk import Answer
     from exeat.ledger.ipc import Channel, Message
     from exeat.policy.model import Subject
 
@@ -54,6 +55,7 @@ class Hub:
         on_ask: Callable[[Message], Awaitable[str]],
         on_flows: Callable[[Message], None],
         on_direct: Callable[[Message], Awaitable[None]],
+        on_desk: Callable[[Message], Awaitable[Answer]],
         ended: Callable[[], list[str]],
         spawn: Callable[[Coroutine[Any, Any, None]], None],
     ) -> None:
@@ -64,6 +66,7 @@ class Hub:
         self._on_ask = on_ask
         self._on_flows = on_flows
         self._on_direct = on_direct
+        self._on_desk = on_desk
         self._ended = ended
         self._spawn = spawn
         self._links: dict[str, Link] = {}
@@ -98,6 +101,8 @@ class Hub:
             self._spawn(self._welcome(link, message))
         elif kind == "ask":
             self._spawn(self._ask(link, message))
+        elif kind == "desk":
+            self._spawn(self._desk(link, message))
         elif kind in ("flows", "flows.part"):
             self._on_flows(message)
         elif kind in ("direct.said", "pins"):
@@ -109,6 +114,10 @@ class Hub:
             role = next((role for role, known in self._links.items() if known is link), "")
             if jail is not None and role in jail.removed:
                 jail.removed[role].set()
+
+    async def _desk(self, link: Link, message: Message) -> None:
+        said = await self._on_desk(message)
+        link.send({"t": "desk.said", "question": message.get("question"), **asdict(said)})
 
     async def _welcome(self, link: Link, hello: Message) -> None:
         role = str(hello["role"])

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from exeat.appliance.control.addresses import doors, host_addresses, listening, not_public
 from exeat.appliance.control.aio import Link, Requester, Server, answers
 from exeat.appliance.control.books import BookKeeper
+from exeat.appliance.control.desk import AgentDesk
 from exeat.appliance.control.direct import Direct
 from exeat.appliance.control.edits import Edits
 from exeat.appliance.control.evidence import Evidence
@@ -94,6 +95,7 @@ class Control:
             on_ask=self.leases.ask,
             on_flows=lambda message: self.flows.heard(message),
             on_direct=lambda message: self.direct.heard(message),
+            on_desk=AgentDesk(self.leases, self._verdict).answer,
             ended=self.leases.ended,
             spawn=self.spawn,
         )
