@@ -1,0 +1,51 @@
+// Deciding on a request: what is sent, and what keeps a hand that is too quick from deciding twice.
+import { post } from "./api.js";
+
+// After a decision the next request moves up under the same finger.
+const GUARD_MS = 600;
+let guarded = -Infinity;
+
+export const guard = () => { guarded = performance.now() + GUARD_MS; };
+export const isGuarded = () => performance.now() < guarded;
+
+const base64url = (bytes) => btoa(String.fromCharCode(...new Uint8Array(bytes))).replace(/\+/g, "-").replace(/\//g, "_").replace(/=+$/, "");
+
+/** The passkey's signature over exactly this decision; the challenge is its hash, made by the server. */
+async function signed(id, decision) {
+  const asked = await post(`/requests/${encodeURIComponent(id)}/challenge`, decision);
+  const publicKey = PublicKeyCredential.parseRequestOptionsFromJSON(asked.publicKey ?? asked.options ?? asked);
+  const credential = /** @type {any} */ (await navigator.credentials.get({ publicKey }));
+  const { authenticatorData, clientDataJSON, signature, userHandle } = credential.response;
+  return {
+    id: credential.id, rawId: base64url(credential.rawId), type: credential.type,
+    response: {
+      authenticatorData: base64url(authenticatorData), clientDataJSON: base64url(clientDataJSON),
+      signature: base64url(signature), userHandle: userHandle && base64url(userHandle),
+    },
+  };
+}
+
+/** @param {any} row @param {{scope?: string, ttl_s: number, bytes?: number, uses?: number, note?: string}} terms */
+export async function approve(row, terms) {
+  const decision = { version: row.version, ...terms };
+  for (const [key, value] of Object.entries(decision)) if (value === undefined || value === "") delete decision[key];
+  if (row.passkey) decision.assertion = await signed(row.id, { decision: "approve", ...decision });
+  return post(`/requests/${encodeURIComponent(row.id)}/approve`, decision);
+}
+
+export const deny = (row, note) => post(`/requests/${encodeURIComponent(row.id)}/deny`, { version: row.version, ...(note && { note }) });
+
+export const undo = (id) => post(`/leases/${encodeURIComponent(id)}/undo`);
+export const batch = (rows, decision, ttl) =>
+  post("/requests/batch", { ids: rows.map(({ id, version }) => ({ id, version })), decision, ...(ttl && { ttl_s: ttl }) });
+
+const FLAGS = {
+  punycode: "The name has letters of other scripts: compare it with the one you expect.",
+  address: "An address instead of a name: nobody can say whose it is tomorrow.",
+  wide: "More than one place would be opened.",
+  private: "A private address: a machine of your own network.",
+  hidden_text: "The reason holds invisible characters; they are left out here.",
+  many_tries: "It was tried many times.",
+  second_person: "A second person has to approve, too.",
+};
+export const flagText = (flag) => FLAGS[flag] ?? flag.replaceAll("_", " ");
