@@ -4,10 +4,10 @@
 
 Nothing of it is committed. The npm client fetches exactly what `package-lock.json` names (SHA-512 of each
 package), runs no script of theirs, and what the browser will be given must have the SHA-256 that
-`vendor.json` says; `--write` writes that file anew after a change of versions, `--check` says by its exit code whether all is
-there. The published ES modules
-are taken as they are, but for this: a browser cannot find `preact` by that name, and the policy of our
-pages allows no import map, so such names become relative paths.
+`vendor.json` says. `--write` writes that file anew after a change of versions, `--check` says by its exit
+code whether all is there. The published ES modules are taken as they are, but for this: a browser cannot
+find `preact` by that name, and the policy of our pages allows no import map, so such names become relative
+paths.
 
 Needs Python 3.11 and its own modules alone: `./dev setup` runs it before there is an environment. Where there
 is no npm, one is fetched as a wheel for the moment.
@@ -104,7 +104,9 @@ def is_there(level: str, root: Path = ROOT) -> bool:
 def check(files: dict[str, bytes], agreed: dict[str, str]) -> None:
     for name, content in files.items():
         if agreed.get(name) != digest(content):
-            raise VendorError(f"{name} has SHA-256 {digest(content)}, {MANIFEST.name} says {agreed.get(name)}")
+            raise VendorError(
+                f"{name} has SHA-256 {digest(content)}, {MANIFEST.name} says {agreed.get(name)}"
+            )
 
 
 def put(files: dict[str, bytes], root: Path = ROOT) -> None:

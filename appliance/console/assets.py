@@ -27,7 +27,15 @@ TYPES: Final = {
     ".txt": "text/plain; charset=utf-8",
 }
 # What the page cannot begin without; it is not in the repository.
-VENDORED: Final = ("preact.js", "hooks.js", "signals-core.js", "signals.js", "htm.js", "uplot.js", "uplot.css")
+VENDORED: Final = (
+    "preact.js",
+    "hooks.js",
+    "signals-core.js",
+    "signals.js",
+    "htm.js",
+    "uplot.js",
+    "uplot.css",
+)
 FOR_GOOD: Final = "public, max-age=31536000, immutable"
 ASK_EACH_TIME: Final = "no-cache"
 

@@ -21,3 +21,5 @@ export function setParams(values) {
 
 export const param = (name) => route.value.params.get(name) ?? "";
 export const go = (path) => { location.hash = `#/${path}`; };
+/** As `go`, but "back" does not lead here again. */
+export const replace = (path) => { history.replaceState(null, "", `#/${path}`); route.value = read(); };

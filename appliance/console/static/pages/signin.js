@@ -2,6 +2,7 @@
 // which no server is sent and no log holds.
 import { post, session } from "../lib/api.js";
 import { Trouble } from "../lib/parts.js";
+import { replace } from "../lib/router.js";
 import { html, useEffect, useState } from "../lib/ui.js";
 
 const LINK = /^#\/?(?:login|link)[/=](.+)$/;
@@ -23,7 +24,7 @@ export default function SignIn() {
     document.title = "Sign in · exeat";
     const link = LINK.exec(location.hash)?.[1];
     if (!link) return;
-    history.replaceState(null, "", "#/inbox"); // it works once: no need for it in the history
+    replace("inbox"); // it works once: no need for it in the history
     enter({ link: decodeURIComponent(link) });
   }, []);
   const submit = (event) => {
