@@ -52,7 +52,7 @@ exit $?
 
 # Below /proc: what tells about the whole machine, and what would change it.
 _MASKED: Final = """
-acpi asound config.gz interrupts kallsyms kcore keys key-users
+acpi asound config.gz interrupts iomem ioports kallsyms kcore keys key-users
 kmsg latency_stats modules sched_debug scsi slabinfo timer_list timer_stats vmallocinfo
 """.split()  # noqa: SIM905
 MAX_EDITS: Final = 256  # that are kept until somebody merges or drops them

@@ -208,7 +208,26 @@ def call_i386():
     return f"returned {ctypes.CFUNCTYPE(ctypes.c_int)(address)()}"
 
 
+syscall_probe("mount_setattr", 442, -100, b"/", 0, 0, 0)
+syscall_probe("move_mount", 429, -100, b"/proc", -100, b"/tmp", 0)
+syscall_probe("process_madvise", 440, 0, 0, 0, 0, 0)
+syscall_probe("kcmp", 312, 1, 1, 0, 0, 0)
+syscall_probe("io_uring_register", 427, 0, 0, 0, 0)
+syscall_probe("name_to_handle_at", 303, -100, b"/", 0, 0, 0)
+syscall_probe("swapoff", 168, b"/x")
+syscall_probe("iopl", 172, 3)
+syscall_probe("modify_ldt", 154, 1, 0, 0)
+syscall_probe("clone_net", 56, 0x40000000 | signal.SIGCHLD, 0, 0, 0, 0)
+syscall_probe("personality_without_randomness", 135, 0x0040000)
+
+
 # Files and rights.
+write_probe("write_memory_of_init", "/proc/1/mem")
+write_probe("write_attributes_of_init", "/proc/1/attr/current")
+write_probe("write_cgroup_of_v1", "/sys/fs/cgroup/devices/devices.allow")
+write_probe("write_runtime_state", "/run/crun/x")
+read_probe("read_iomem", "/proc/iomem")
+read_probe("read_vmcore", "/proc/vmcore")
 write_probe("write_usr", "/usr/probe")
 write_probe("write_root", "/probe")
 write_probe("write_etc", "/etc/hosts")

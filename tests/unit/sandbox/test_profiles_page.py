@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
+from tests.support.escapes import EXPECTED, NARROWER
 from tests.support.syscalls import ALLOWED, BY_ARGUMENTS, REFUSED, UNKNOWN, verdicts
 
 from exeat.sandbox.spec import Profile
@@ -31,6 +32,25 @@ def table() -> str:
 
 def test_the_page_has_the_table_of_the_profiles() -> None:
     assert table() in PAGE.read_text(), f"put this into docs/profiles.md:\n{table()}"
+
+
+def attempts() -> str:
+    """A row for each set of answers: what is tried, and in which profiles the call is not there."""
+
+    def answers(name: str) -> tuple[str, str]:
+        absent = [str(profile) for profile in Profile if name in NARROWER[profile]]
+        return ", ".join(sorted(EXPECTED[name])), ", ".join(absent)
+
+    names = sorted(EXPECTED, key=lambda name: (answers(name), name))
+    rows = [
+        f"| {' '.join(f'`{name}`' for name in group)} | {said} | {absent} |\n"
+        for (said, absent), group in itertools.groupby(names, answers)
+    ]
+    return "| attempt | answered | ENOSYS under |\n|---|---|---|\n" + "".join(rows)
+
+
+def test_the_page_has_the_table_of_the_ways_out() -> None:
+    assert attempts() in PAGE.read_text(), f"put this into docs/profiles.md:\n{attempts()}"
 
 
 def test_every_profile_is_explained() -> None:
