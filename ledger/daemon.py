@@ -11,7 +11,6 @@ with `resume` and send again what they have no answer for.
 
 from __future__ import annotations
 
-import hashlib
 import sys
 import time
 from contextlib import suppress
@@ -25,6 +24,7 @@ from exeat.ledger.doors import Doors
 from exeat.ledger.flows import NOBODY, TRACKED, FlowError, FlowTable, OpenFlow, State, step
 from exeat.ledger.note import NoteError
 from exeat.ledger.publish import Publishing
+from exeat.ledger.reader import ledger_of, origin_of
 from exeat.ledger.records import Kind, Record, RecordError
 from exeat.ledger.retention import EVERYTHING, Dropping, Rules
 from exeat.ledger.store import SEGMENT_BYTES, Store, StoreError
@@ -62,11 +62,11 @@ class LedgerSettings:
 
     @property
     def origin(self) -> str:
-        return f"exeat/{self.node}"
+        return origin_of(self.node)
 
     @property
     def directory(self) -> Path:
-        return self.state_dir / "ledger" / hashlib.sha256(self.origin.encode()).hexdigest()
+        return ledger_of(self.state_dir, self.origin)
 
     @property
     def socket_path(self) -> Path:

@@ -33,10 +33,11 @@ _OTHERS: Final = f"case when {_OF_FLOW} then 0 else max(count, 1) end"
 class Question(NamedTuple):
     """What to look for. Times are milliseconds, `since` included, `until` not; "" is any.
 
-    `where` maps names of `WHO` to the value wanted; a host `*.example.org` is any name under it.
+    `where` maps names of `WHO` to the value wanted, or to several of which any will do; a host
+    `*.example.org` is any name under it.
     """
 
-    where: Mapping[str, str] = MappingProxyType({})
+    where: Mapping[str, str | tuple[str, ...]] = MappingProxyType({})
     since: int | None = None
     until: int | None = None
 
@@ -99,11 +100,27 @@ def sums(
     return found
 
 
+def flows_by_step(index: Index, question: Question, step_ms: int, key: str) -> list[tuple[Any, ...]]:
+    """(number of the step since 1970, `key` of `WHO`, bytes_out, bytes_in, flows): of flows that settled."""
+    if key not in WHO:
+        raise ValueError(f"{key} is none of {', '.join(WHO)}")
+    who, values = _names(question)
+    when, moments = _span(question.since, question.until)
+    return index.db.execute(
+        f"select t / ?, about.{key}, sum(bytes_out), sum(bytes_in), count(*) from entry"  # noqa: S608 - names are ours
+        f" join who as about on about.id = entry.who where {when} and {who} and {_IS_FLOW} group by 1, 2",
+        [step_ms, *moments, *values],
+    ).fetchall()
+
+
 def _names(question: Question) -> tuple[str, list[Any]]:
     """The condition on who and where, and its values."""
     parts, values = list[str](), list[Any]()
     for name, wanted in question.where.items():
-        if name == "host" and wanted.startswith("*."):
+        if isinstance(wanted, tuple):
+            parts.append(f"about.{name} in ({', '.join('?' * len(wanted))})")
+            values += wanted
+        elif name == "host" and wanted.startswith("*."):
             parts.append("substr(about.host, ?) = ?")
             values += [1 - len(wanted), wanted[1:]]
         else:

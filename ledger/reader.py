@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections import deque
 from typing import TYPE_CHECKING, BinaryIO, Final
@@ -29,6 +30,16 @@ def find_ledgers(state_dir: Path) -> list[Path]:
     if not root.is_dir():
         return []
     return sorted(path.parent for path in root.glob("*/seg"))
+
+
+def origin_of(node: str) -> str:
+    """The name of a node's ledger, as its checkpoints have it."""
+    return f"exeat/{node}"
+
+
+def ledger_of(state_dir: Path, origin: str) -> Path:
+    """The folder of one ledger."""
+    return state_dir / "ledger" / hashlib.sha256(origin.encode()).hexdigest()
 
 
 class Follower:

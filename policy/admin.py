@@ -88,6 +88,15 @@ def _operate(actor: Actor, _context: Context) -> str:
     return "meta.self_grant" if actor.role in SELF else _role(actor, OPERATORS)
 
 
+def _read(actor: Actor, _context: Context) -> str:
+    return _role(actor, READERS | SELF)
+
+
+def _drive(actor: Actor, _context: Context) -> str:
+    """Submitting work and ending it: what a job may reach is not decided here."""
+    return _role(actor, OPERATORS | {"driver"})
+
+
 def _read_ledger(actor: Actor, _context: Context) -> str:
     return "meta.ledger" if actor.role in SELF else _role(actor, READERS)
 
@@ -107,6 +116,8 @@ _ACTIONS: dict[str, Callable[[Actor, Context], str]] = {
     "lease.renew": _own_or_reviewer,
     "lease.revoke": _own_or_reviewer,
     "policy.update": _update_policy,
+    "job.read": _read,
+    "job.drive": _drive,
     "kill.on": _operate,
     "flow.cut": _operate,
     "kill.off": _operate,

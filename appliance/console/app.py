@@ -139,7 +139,7 @@ async def _main(config: Config, doors: Sequence[Listener], ready: Callable[[], N
                 await asyncio.wait_for(stop.wait(), SWEEP_S)
     finally:
         await runner.cleanup()
-        console.close()
+        await console.close()
 
 
 def serve(config: Config, doors: Sequence[Listener], ready: Callable[[], None]) -> int:

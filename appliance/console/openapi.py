@@ -34,6 +34,7 @@ _WORDS = {
     409: "not in this state",
     412: "it has changed since it was looked at",
     415: "not application/json",
+    428: "If-Match is needed",
     421: "called by a name that is not the console's",
     422: "not what the description says",
     429: "too often",

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from exeat.appliance.console.routes import requests, session, status
+from exeat.appliance.console.routes import (
+    jobs,
+    ledger,
+    nodes,
+    policies,
+    requests,
+    session,
+    status,
+    views,
+)
 
 if TYPE_CHECKING:
     from exeat.appliance.console.routing import Route
@@ -13,4 +22,9 @@ ALL: Final[tuple[Route, ...]] = (
     *session.routes,
     *status.routes,
     *requests.routes,
+    *ledger.routes,
+    *views.routes,
+    *policies.routes,
+    *jobs.routes,
+    *nodes.routes,
 )

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from exeat.appliance.console.auth.limits import Window
 from exeat.appliance.console.auth.passwords import Passwords
+from exeat.appliance.console.explorer.workers import Workers
 from exeat.appliance.control.aio import Requester
 from exeat.appliance.errors import RefusedError
+from exeat.ledger.reader import ledger_of, origin_of
 
 if TYPE_CHECKING:
     from exeat.appliance.config import Config
@@ -40,6 +42,9 @@ class Console:
     boot: str = field(default_factory=lambda: secrets.token_hex(4))
 
     def __post_init__(self) -> None:
+        ledger = ledger_of(self.config.state_dir, origin_of(self.config.node.name))
+        index = self.config.state_dir / "console" / "index.sqlite"
+        self.workers = Workers(self.config.state_dir, ledger, index)
         self._control = Requester(self.config.run_dir / "control" / "control.sock", "control")
 
     def now_ms(self) -> int:
@@ -56,6 +61,7 @@ class Console:
             raise RefusedError("unavailable", "control does not answer") from None
         return reply
 
-    def close(self) -> None:
+    async def close(self) -> None:
+        await self.workers.close()
         self._control.close()
         self.accounts.close()

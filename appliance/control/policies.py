@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from exeat.appliance.control.policy_versions import VersionError, Versions
 from exeat.appliance.documents import DocumentError, Documents
 from exeat.appliance.errors import RefusedError
 from exeat.appliance.public_suffixes import BundledSuffixes
@@ -15,7 +17,6 @@ from exeat.policy.widens import widens
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
-    from pathlib import Path
 
     from exeat.appliance.config import Config
 
@@ -43,10 +44,18 @@ class Policies:
     """
 
     def __init__(
-        self, folder: Path, kept: Documents, shadow_folder: Path | None = None, ledger_days: int = 0
+        self,
+        folder: Path,
+        kept: Documents,
+        versions: Versions,
+        shadow_folder: Path | None = None,
+        ledger_days: int = 0,
     ) -> None:
-        """`ledger_days`: what is counted is forgotten once it is older (0: never)."""
+        """`ledger_days`: what is counted is forgotten once it is older (0: never). `versions`: what was set
+        through the console; a project is either there or in the folder."""
         self._folder = folder
+        self.versions = versions
+        self._files: dict[str, Path] = {}  # as the folder was read last
         self._ledger_days = ledger_days
         self._shadow_folder = shadow_folder
         self._kept = kept
@@ -65,11 +74,12 @@ class Policies:
         documents = Documents(config.state_dir / "control" / "documents")
         kept = config.ledger
         days = kept.keep_at_least_days if kept.keep_days or kept.keep_bytes else 0
-        return cls(config.policy.dir, documents, config.policy.shadow, days)
+        versions = Versions(config.state_dir / "control" / "policies")
+        return cls(config.policy.dir, documents, versions, config.policy.shadow, days)
 
     def read(self, now_ms: int) -> list[Change]:
         """Read the folder: what would change. Raises RefusedError with file:line; nothing changes."""
-        loaded = self._load_folder(self._folder)
+        loaded = self._load_folder(self._folder, self.versions)
         before, after = self.documents.get(self.baseline), loaded.pop(BASELINE, None)
         removed = [Change(project, None, True) for project in self.projects if project not in loaded]
         changes = [self._change(document, before, after, now_ms) for document in loaded.values()]
@@ -84,6 +94,30 @@ class Policies:
             Change(project, document, known.get(project) != document.digest, shadow=True)
             for project, document in loaded.items()
         ]
+
+    def change(self, document: Document, now_ms: int) -> Change:
+        """What this one document would change, and nothing else."""
+        baseline = self.documents.get(self.baseline)
+        if document.project != BASELINE:
+            return self._change(document, baseline, baseline, now_ms)
+        loaded = {project: self.documents[digest] for project, digest in self.projects.items()}
+        return self._change_baseline(baseline, document, loaded, now_ms)[0]
+
+    def file_of(self, project: str) -> Path | None:
+        """Where the folder had it when it was read last."""
+        return self._files.get(project)
+
+    def in_force(self, project: str) -> Document | None:
+        """Of a project, or the baseline."""
+        digest = self.baseline if project == BASELINE else self.projects.get(project, "")
+        return self.documents.get(digest)
+
+    def parse(self, text: str, file: str) -> Document:
+        """Raises RefusedError, with `file`, line and column where the text is wrong."""
+        try:
+            return self._parse(text, file)
+        except PolicyError as error:
+            raise RefusedError("policy.invalid", str(error)) from None
 
     def _change(
         self, document: Document, before: Document | None, after: Document | None, now_ms: int
@@ -168,20 +202,36 @@ class Policies:
             "shadow_baseline": self.shadow_baseline or self.baseline,
         }
 
-    def _load_folder(self, folder: Path) -> dict[str, Document]:
-        """The documents of a folder by project."""
+    def _load_folder(self, folder: Path, versions: Versions | None = None) -> dict[str, Document]:
+        """The documents of a folder by project, with those that were set through the console."""
         try:
             loaded = self._parse_folder(folder)
+            if versions is not None:
+                self._files = {project: file for project, (file, _) in loaded.items()}
+                loaded |= self._parse_versions(versions)
         except RefusedError as error:
             self.error = str(error)
             raise
-        except (PolicyError, OSError, UnicodeDecodeError) as error:
+        except (PolicyError, OSError, UnicodeDecodeError, VersionError) as error:
             self.error = str(error)
             raise RefusedError("policy.invalid", str(error)) from None
         self.error = ""
+        return {project: document for project, (_, document) in loaded.items()}
+
+    def _parse_versions(self, versions: Versions) -> dict[str, tuple[Path, Document]]:
+        loaded = {}
+        for project, version in versions.current().items():
+            file = f"version {version.number} of {project}, set through the console"
+            if project in self._files:
+                raise RefusedError(
+                    "policy.duplicate",
+                    f"{self._files[project]}: project `{project}` also has {file}: remove the file, or have"
+                    " the console remove that",
+                )
+            loaded[project] = (Path(file), self._parse(version.text, file))
         return loaded
 
-    def _parse_folder(self, folder: Path) -> dict[str, Document]:
+    def _parse_folder(self, folder: Path) -> dict[str, tuple[Path, Document]]:
         loaded: dict[str, tuple[Path, Document]] = {}
         for file in sorted(folder.glob("*.yaml")):
             document = self._parse(file.read_text(encoding="utf-8"), str(file))
@@ -191,7 +241,7 @@ class Policies:
                     "policy.duplicate", f"{file}: project `{document.project}` is already in {other}"
                 )
             loaded[document.project] = (file, document)
-        return {project: document for project, (_, document) in loaded.items()}
+        return loaded
 
     def _parse(self, text: str, file: str) -> Document:
         document = load_policy(text, file=file, suffixes=self._suffixes)
@@ -218,10 +268,7 @@ class Policies:
         return project, ""
 
     def _own(self, project: object, text: str, file: str) -> tuple[str, str]:
-        try:
-            document = self._parse(text, file)
-        except PolicyError as error:
-            raise RefusedError("policy.invalid", str(error)) from None
+        document = self.parse(text, file)
         if isinstance(project, str) and project and project != document.project:
             raise RefusedError(
                 "project.mismatch", f"{file} is for project `{document.project}`, not `{project}`"

@@ -28,6 +28,7 @@ from exeat.appliance.control.kill import KillSwitch
 from exeat.appliance.control.lease_rows import why
 from exeat.appliance.control.leases import Leases
 from exeat.appliance.control.policies import Change, Policies
+from exeat.appliance.control.policy_desk import PolicyDesk, warn
 from exeat.appliance.control.queue import Rules
 from exeat.appliance.control.rebuild import opened
 from exeat.appliance.control.resolvers import ResolverList
@@ -35,20 +36,19 @@ from exeat.appliance.control.routing import Routing
 from exeat.appliance.control.scheduler import Scheduler
 from exeat.appliance.control.spent import longest_window_ms, spent_before
 from exeat.appliance.control.store import StoreError
+from exeat.appliance.control.task_logs import TaskLogs
 from exeat.appliance.control.time import TrustedClock
-from exeat.appliance.control.verbs import Verb, actor, from_console, from_root, may, person
+from exeat.appliance.control.verbs import Verb, actor, from_console, from_root, may
 from exeat.appliance.errors import RefusedError
 from exeat.appliance.limits import node_limits
 from exeat.appliance.listeners import wanted
 from exeat.ledger.in_force import Place
 from exeat.ledger.ipc import peer_uid
-from exeat.policy.admin import Actor, authorize
-from exeat.policy.lint import lint
 from exeat.policy.model import Subject
 from exeat.policy.snapshot import Snapshot
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable
+    from collections.abc import Callable, Coroutine
 
     from exeat.appliance.config import Config
     from exeat.appliance.control.store import Store
@@ -135,6 +135,14 @@ class Control:
         self.flows = Flows(
             self.hub, self._evidence, self.direct, lambda name: str(self.leases.row(name)["id"])
         )
+        self.policy_desk = PolicyDesk(
+            self.policies,
+            self.resolvers,
+            self._evidence,
+            now_ms=self._clock.now_ms,
+            publish=self._publish,
+            publish_resolvers=self.hub.publish_resolvers,
+        )
         self.scheduler = Scheduler(
             Rules(**config.scheduler.model_dump()),
             config.state_dir / "control" / "tasks",
@@ -165,11 +173,12 @@ class Control:
             "lease.renew": self._lease_renew,
             "lease.revoke": self._lease_revoke,
             "why": self._why,
-            "policy.reload": self._policy_reload,
             **self.kill.verbs(),
             **self.flows.verbs(),
             **self.scheduler.verbs(),
             **Edits(self.jobs, self.scheduler, self._evidence).verbs(),
+            **TaskLogs(config.state_dir / "control" / "tasks", self.scheduler).verbs(),
+            **self.policy_desk.verbs(),
         }
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
@@ -206,9 +215,9 @@ class Control:
                 print(f"control: {error}", file=sys.stderr, flush=True)
                 return
             self.policies.apply(changes)
-            _warn(changes)
+            warn(changes)
             for change in changes:
-                await self._evidence.owe(self._policy_record(change, "start", "first"))
+                await self._evidence.owe(self.policy_desk.record(change, "start", "first"))
 
     async def _tick(self) -> None:
         while True:
@@ -368,65 +377,6 @@ class Control:
         if known is None or known[0] != self._generation:  # it takes time, and the queue asks often
             known = self._judged_by = self._generation, Snapshot.load(self._snapshot())
         return why(known[1], subject, to, self._clock.now_ms())
-
-    async def _policy_reload(self, message: Message, _fds: list[int]) -> dict[str, Any]:
-        """Put the folder in force; what widens needs a second person."""
-        who = person(message)
-        changes = await asyncio.to_thread(self.policies.read, self._clock.now_ms())
-        changes += await asyncio.to_thread(self.policies.read_shadows)
-        names = await asyncio.to_thread(self.resolvers.read)
-        for change in changes:
-            if change.widens:
-                what = f"project {change.project} would let more out: {change.widens}"
-                self._need_second_person(what, who, message.get("reviewed_by"))
-        if names.widens:
-            what = f"resolvers_file would no longer refuse {names.widens}"
-            self._need_second_person(what, who, message.get("reviewed_by"))
-        self.policies.keep(changes)
-        effective = [change for change in changes if change.changed]
-        records = [self._policy_record(c, who, "widens" if c.widens else "narrows") for c in effective]
-        records += [self.resolvers.record(names, who, self._evidence)] if names.changed else []
-        if records:
-            await self._evidence.write(*records)
-        self.policies.apply(changes)
-        self.resolvers.apply(names)
-        _warn(effective)
-        if names.changed:
-            self.hub.publish_resolvers()
-        self._publish()
-        return {
-            "projects": sorted(self.policies.projects),
-            "changed": [c.project for c in effective],
-            "shadows": self.policies.shadow_names,
-        }
-
-    def _need_second_person(self, what: str, person: str, reviewer: object) -> None:
-        context = {"widens": True, "reviewers": [person, *([reviewer] if reviewer else [])]}
-        decision = authorize(Actor(person, "admin"), "policy.update", context)
-        if not decision.allowed:
-            raise RefusedError(
-                decision.reason,
-                f"{what}; a second person must agree: exeat policy reload --as NAME --reviewed-by OTHER",
-            )
-
-    def _policy_record(self, change: Change, actor: str, verdict: str) -> bytes:
-        return self._evidence.policy(
-            project=change.project,
-            digest=change.digest,
-            actor=actor,
-            verdict="shadow" if change.shadow else verdict,
-            detail=change.widens or ("removed" if not change.digest else ""),
-        )
-
-
-def _warn(changes: Iterable[Change]) -> None:
-    """Say what in the policies that came into force hardly means what it says."""
-    for change in changes:
-        document = change.document
-        for warning in (*document.warnings, *lint(document)) if document is not None else ():
-            whose = f"{'shadow ' if change.shadow else ''}policy of {change.project}"
-            text = f"{whose}: {warning.message} [{warning.code}]"
-            print(f"control: warning: {text}", file=sys.stderr, flush=True)
 
 
 async def _guarded(work: Coroutine[Any, Any, None]) -> None:

@@ -40,6 +40,20 @@ CONSOLE: Final = frozenset(
         "flow.tail",
         "flow.cut",
         "events.tail",
+        "policy.ls",
+        "policy.show",
+        "policy.versions",
+        "policy.set",
+        "policy.posture",
+        "policy.revert",
+        "policy.remove",
+        "policy.agree",
+        "policy.withdraw",
+        "task.ls",
+        "task.show",
+        "task.submit",
+        "task.cancel",
+        "task.output",
     }
 )
 
@@ -66,10 +80,10 @@ def person(message: Message) -> str:
     return name if isinstance(name, str) and name else "root"
 
 
-def may(message: Message, action: str) -> str:
+def may(message: Message, action: str, context: Mapping[str, Any] | None = None) -> str:
     """Who asks for `action`. Raises RefusedError if they may not."""
     who = actor(message)
-    decision = authorize(who, action)
+    decision = authorize(who, action, context)
     if not decision.allowed:
         raise RefusedError(decision.reason, short_text(decision.reason))
     return who.id

@@ -44,6 +44,13 @@ class Place:
 
 
 def question_of(args: dict[str, Any]) -> Question:
-    """The filters among the arguments, by the names of `WHO`; times are milliseconds."""
-    where = {name: str(args[name]) for name in WHO if args.get(name) is not None}
+    """The filters among the arguments, by the names of `WHO`; times are milliseconds.
+
+    `projects` are those that the person may see (none: all).
+    """
+    where: dict[str, str | tuple[str, ...]] = {
+        name: str(args[name]) for name in WHO if args.get(name) is not None
+    }
+    if args.get("projects"):
+        where.setdefault("project", tuple(args["projects"]))
     return Question(where, args.get("since"), args.get("until"))

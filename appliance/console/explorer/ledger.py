@@ -49,19 +49,21 @@ def _kinds(args: dict[str, Any]) -> list[Kind]:
 
 def entry(place: Place, args: dict[str, Any]) -> dict[str, Any]:
     """One record, decoded and as the bytes that are the leaf of the tree."""
-    seq, data = _one(place.directory, int(args["seq"]))
+    seq, data = _one(place.directory, int(args["seq"]), args)
     return {"record": as_json(seq, records.decode(data)), "raw": data.hex(), "leaf": leaf_hash(data).hex()}
 
 
-def _one(directory: Path, seq: int) -> Entry:
+def _one(directory: Path, seq: int, args: dict[str, Any]) -> Entry:
+    """The record, if the person may see it."""
     if seq < dropped_before(directory):
         raise AskError(
             "ledger.dropped", f"record {seq} was dropped by `[ledger] keep_days`: ask who archived it"
         )
     found = Follower(directory, index=segment_of(directory, seq)).poll()
     data = next((data for number, data in found if number == seq), None)
-    if data is None:
-        raise AskError("ledger.no_record", f"there is no record {seq} yet")
+    seen = args.get("projects")
+    if data is None or (seen and records.decode(data).project not in seen):
+        raise AskError("ledger.no_record", f"there is no record {seq} yet that you may see")
     return seq, data
 
 
@@ -76,7 +78,7 @@ def proof(place: Place, args: dict[str, Any]) -> dict[str, Any]:
         raise AskError(
             "ledger.not_covered", f"record {seq} is not covered by the checkpoint of {size} records yet"
         )
-    _, data = _one(place.directory, seq)
+    _, data = _one(place.directory, seq, args)
     path = proofs.inclusion(seq, size, published.tree.roots)
     return {
         "index": seq,
@@ -102,6 +104,7 @@ def head(place: Place, _args: dict[str, Any]) -> dict[str, Any]:
         "vkey": str(keys.verifier(place.directory)),
         "chain": keys.chain(place.directory),
         "oldest": dropped_before(place.directory),
+        "written_ms": int((place.directory / "checkpoint").stat().st_mtime * 1000),
     }
 
 
@@ -199,4 +202,4 @@ def _descending(directory: Path, numbers: Sequence[int]) -> Iterator[tuple[int, 
 def newest(index: Index, place: Place, args: dict[str, Any]) -> Record | None:
     """The newest record that answers."""
     rows = questions.entries(index, question_of(args), 1, kinds=_kinds(args))
-    return records.decode(_one(place.directory, rows[0][0])[1]) if rows else None
+    return records.decode(_one(place.directory, rows[0][0], {})[1]) if rows else None

@@ -5,6 +5,7 @@ Runs in a worker: a comparison of two policies takes as long as they are large.
 
 from __future__ import annotations
 
+import difflib
 import time
 from typing import TYPE_CHECKING, Any, Final
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 WITNESSES: Final = 20
 _CHANGES: Final = 200
+_COMPARED: Final = 200_000  # characters
 
 
 def check(_place: Place, args: dict[str, Any]) -> dict[str, Any]:
@@ -53,7 +55,20 @@ def diff(_place: Place, args: dict[str, Any]) -> dict[str, Any]:
     before = Document.from_canonical_json(text) if text else Document(document.project)
     found = differences(_under(before, args), _under(document, args), now_ms=time.time_ns() // 1_000_000)
     witnesses = [{**witness.to_json(), "text": str(witness)} for witness in found[:WITNESSES]]
-    return {"widens": bool(found), "witnesses": witnesses, "more": max(0, len(found) - WITNESSES)}
+    return {
+        "widens": bool(found),
+        "witnesses": witnesses,
+        "more": max(0, len(found) - WITNESSES),
+        "lines": _lines(str(args.get("old_text") or ""), str(args["text"])),
+    }
+
+
+def _lines(old: str, new: str) -> list[str]:
+    """What was written otherwise, as a unified diff."""
+    if max(len(old), len(new)) > _COMPARED:
+        return ["the texts are too long to be compared line by line"]
+    found = difflib.unified_diff(old.splitlines(), new.splitlines(), "in force", "new", n=2, lineterm="")
+    return list(found)[:_CHANGES]
 
 
 def trial(place: Place, args: dict[str, Any]) -> dict[str, Any]:

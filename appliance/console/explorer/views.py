@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from exeat.appliance.console.explorer.asked import AskError, Place, question_of
 from exeat.appliance.console.explorer.ledger import newest
-from exeat.appliance.review.tables import as_object
-from exeat.ledger.index import SETTLED
-from exeat.ledger.questions import Question, sums
+from exeat.appliance.review.tables import as_object, as_text
+from exeat.ledger.index import HOUR_MS
+from exeat.ledger.questions import Question, flows_by_step, sums
 from exeat.ledger.review import review as review_day
 
 if TYPE_CHECKING:
@@ -21,11 +21,7 @@ MOST_STEPS: Final = 1500
 _TUNNELS: Final = ("dns.tunnel", "dns.tunnel_suspected")
 _KNOWN_DAYS: Final = 30
 _SERIES: Final = 12  # shown by name; the rest is summed as ""
-_SQL: Final = (
-    "select t / ? as step, about.{by}, sum(bytes_out), sum(bytes_in), count(*) from entry"
-    " join who as about on about.id = entry.who where t >= ? and t < ? and kind in ({kinds}) {more}"
-    " group by 1, 2"
-)
+_EDGES: Final = 200
 
 
 def egress(place: Place, args: dict[str, Any]) -> dict[str, Any]:
@@ -35,7 +31,11 @@ def egress(place: Place, args: dict[str, Any]) -> dict[str, Any]:
     if not 0 < steps <= MOST_STEPS:
         raise AskError("query.steps", f"{steps} steps: choose a longer one, at most {MOST_STEPS} are shown")
     with place.index() as index:
-        rows = _rows(index, by, step, first * step, (first + steps) * step, str(args.get("project") or ""))
+        rows = _rows(
+            index, by, step, question_of({**args, "since": first * step, "until": (first + steps) * step})
+        )
+        where = question_of(args)
+        edges = sums(index, where, ["project", "host"])
         fresh = index.fresh()
     total: dict[str, int] = defaultdict(int)
     for _, name, out, into, _ in rows:
@@ -49,22 +49,25 @@ def egress(place: Place, args: dict[str, Any]) -> dict[str, Any]:
     named = [{"name": name, "other": False, **series[name]} for name in shown]
     others = [{"name": "", "other": True, **rest}] if len(total) > len(shown) else []
     times = [(first + number) * step for number in range(steps)]
-    return {"step_ms": step, "times": times, "series": named + others, "as_of": fresh._asdict()}
+    named_edges = ("project", "host", "bytes_out", "bytes_in", "flows", "other")
+    return {
+        "step_ms": step,
+        "times": times,
+        "series": named + others,
+        "edges": [dict(zip(named_edges, row, strict=True)) for row in edges if row[4]][:_EDGES],
+        "as_of": fresh._asdict(),
+    }
 
 
-def _rows(index: Index, by: str, step: int, since: int, until: int, project: str) -> list[tuple[Any, ...]]:
+def _rows(index: Index, by: str, step: int, question: Question) -> list[tuple[Any, ...]]:
     """Steps that are whole hours come from the sums per hour."""
-    if step % 3_600_000 == 0:
-        where = {"project": project} if project else {}
-        found = sums(index, Question(where, since, until), [by, "hour"])
+    if step % HOUR_MS == 0:
+        found = sums(index, question, [by, "hour"])
         return [
             (int(datetime.fromisoformat(hour).timestamp() * 1000) // step, name, out, into, flows)
             for name, hour, out, into, flows, _ in found
         ]
-    kinds = ", ".join(str(int(kind)) for kind in sorted(SETTLED))
-    more = "and about.project = ?" if project else ""
-    sql = _SQL.format(by={"project": "project", "host": "host"}[by], kinds=kinds, more=more)
-    return list(index.db.execute(sql, [step, since, until, *([project] if project else [])]))
+    return flows_by_step(index, question, step, by)
 
 
 def dns_anomalies(place: Place, args: dict[str, Any]) -> dict[str, Any]:
@@ -108,4 +111,5 @@ def review(place: Place, args: dict[str, Any]) -> dict[str, Any]:
     with place.index() as index:
         rows = sums(index, Question({}, start_ms - _KNOWN_DAYS * DAY_MS, start_ms), ["project", "host"])
     known = [(project, host) for project, host, _, _, flows, _ in rows if flows]
-    return as_object(review_day(place.directory, day.isoformat(), start_ms * 1_000_000, known))
+    found = review_day(place.directory, day.isoformat(), start_ms * 1_000_000, known)
+    return {"text": as_text(found), "figures": as_object(found)}

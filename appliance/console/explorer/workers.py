@@ -18,7 +18,7 @@ from exeat.appliance.errors import RefusedError
 
 if TYPE_CHECKING:
     from asyncio.subprocess import Process
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncGenerator, AsyncIterator
     from pathlib import Path
 
 MOST_WORKERS: Final = 3
@@ -52,7 +52,7 @@ class Workers:
                 done = said.get("done", done)
             return done
 
-    async def stream(self, person: str, ask: str, **args: object) -> AsyncIterator[dict[str, Any]]:
+    async def stream(self, person: str, ask: str, **args: object) -> AsyncGenerator[dict[str, Any], None]:
         """The rows of a long answer. Raises as `ask`; ending it early (aclose) ends the worker."""
         async with self._turn(person), self._streams, self._worker() as worker:
             async for said in self._lines(worker, ask, args):

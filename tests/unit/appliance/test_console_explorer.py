@@ -100,6 +100,11 @@ def test_the_ledgers_pages(store: Store, tmp_path: Path) -> None:
         odd = (await workers.ask("ann", "dns.anomalies"))["items"]
         assert [(row["host"], row["times"], row["detail"]) for row in odd] == [("t.example", 3, "score 9")]
 
+        theirs = await workers.ask("ann", "entries", projects=["p2"])
+        assert {row["project"] for row in theirs["items"]} == {"p2"}
+        with pytest.raises(RefusedError, match="may see"):
+            await workers.ask("ann", "entry", seq=0, projects=["p2"])
+
         rows = [row async for row in workers.stream("ann", "export", project="p2")]
         assert [row["host"] for row in rows] == ["c.example.org"]
 
@@ -117,12 +122,13 @@ def test_charts_and_reviews(store: Store, tmp_path: Path) -> None:
             assert (shown["p1"][0], shown["p2"][HOUR_MS // step]) == (210, 1000)
         only = await workers.ask("ann", "egress", by="host", step_ms=HOUR_MS, project="p2", **span)
         assert [series["name"] for series in only["series"]] == ["c.example.org"]
+        assert [(edge["project"], edge["bytes_out"]) for edge in only["edges"]] == [("p2", 1000)]
         with pytest.raises(RefusedError, match="choose a longer"):
             await workers.ask("ann", "egress", by="host", step_ms=1000, **span)
 
         days = (await workers.ask("ann", "days"))["items"]
         assert [(row["bytes_out"], row["flows"]) for row in days] == [(1210, 21)]
-        review = await workers.ask("ann", "review", day=days[0]["day"])
+        review = (await workers.ask("ann", "review", day=days[0]["day"]))["figures"]
         assert (review["flows"], review["bytes_out"], len(review["rows"])) == (21, 1210, 4)
 
     asking(store, tmp_path, use)

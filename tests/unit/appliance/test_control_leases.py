@@ -15,6 +15,7 @@ from exeat.appliance.config import Config
 from exeat.appliance.control.evidence import Evidence
 from exeat.appliance.control.leases import DAY_MS, KEEP_ENDED_MS, Leases
 from exeat.appliance.control.policies import Policies
+from exeat.appliance.control.policy_versions import Versions
 from exeat.appliance.control.store import Store
 from exeat.appliance.control.time import TrustedClock
 from exeat.appliance.documents import Documents
@@ -57,7 +58,9 @@ class Desk:
 
     def restart(self) -> None:
         store = Store(self.folder / "c.sqlite")
-        policies = Policies(self.folder / "policies", Documents(self.folder / "documents"))
+        policies = Policies(
+            self.folder / "policies", Documents(self.folder / "documents"), Versions(self.folder)
+        )
         policies.apply(policies.read(0))
         self.evidence = Evidence(ledgers.settings(self.folder).socket_path, "n", store)
         clock = TrustedClock(store)

@@ -9,6 +9,7 @@ import pytest
 from exeat.appliance.cli import main
 from exeat.appliance.config import load
 from exeat.appliance.control.policies import Policies
+from exeat.appliance.control.policy_versions import Versions
 from exeat.appliance.documents import Documents
 from exeat.appliance.errors import RefusedError
 from exeat.policy.model import Request, Subject
@@ -32,7 +33,9 @@ class Folders:
         self.live, self.shadow = folder / "live", folder / "shadow"
         for each in (self.live, self.shadow):
             each.mkdir()
-        self.policies = Policies(self.live, Documents(folder / "documents"), self.shadow)
+        self.policies = Policies(
+            self.live, Documents(folder / "documents"), Versions(folder / "versions"), self.shadow
+        )
 
     def write(self, *texts: str, shadow: bool = False) -> None:
         for text in texts:
