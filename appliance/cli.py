@@ -17,6 +17,7 @@ from exeat.appliance.errors import NotReachableError, RefusedError, UsageError
 COMMANDS = {
     "up": "up",
     "run": "run",
+    "learn": "learn",
     "unpack": "unpack",
     "image": "image",
     "template": "template",
@@ -46,6 +47,7 @@ COMMANDS = {
 SUMMARIES = {
     "up": "run the appliance in the foreground",
     "run": "run a command in a jail that reaches the network only by policy",
+    "learn": "watch a command with the web open, and propose a policy for it",
     "unpack": "take an archive apart in a jail, into one folder",
     "image": "file trees for jobs, from images of containers",
     "template": "profiles, limits and policies for jobs, by name",

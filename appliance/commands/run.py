@@ -96,7 +96,18 @@ def run(args: argparse.Namespace) -> int:
     if os.geteuid() != 0:
         raise UsageError("`exeat run` makes a jail and needs root: run it with sudo")
     config = load_config(args)
-    request = request_of(args, config)
+    job, code, reason = execute(config, request_of(args, config))
+    if args.edit and not args.quiet:
+        print(f"exeat: what it changed: exeat job diff {job}", file=sys.stderr)
+    if reason in _ENDED:
+        print(f"exeat: the job was ended: {_ENDED[reason]}", file=sys.stderr)
+    if not args.quiet:
+        _print_summary(config, job, as_json=args.json)
+    return code
+
+
+def execute(config: Config, request: dict[str, Any]) -> tuple[str, int, str]:
+    """Run a job with our own standard streams; its name, its exit code and why it ended."""
     pipes = _Pipes()
     client = Client(config)
     interrupts = _Interrupts(config)
@@ -109,14 +120,7 @@ def run(args: argparse.Namespace) -> int:
     interrupts.started(job)
     if reply["stopped"]:
         print("exeat: this job has no network: the kill switch is on (exeat kill)", file=sys.stderr)
-    code, reason = _attend(config, job, pipes)
-    if args.edit and not args.quiet:
-        print(f"exeat: what it changed: exeat job diff {job}", file=sys.stderr)
-    if reason in _ENDED:
-        print(f"exeat: the job was ended: {_ENDED[reason]}", file=sys.stderr)
-    if not args.quiet:
-        _print_summary(config, job, as_json=args.json)
-    return code
+    return job, *_attend(config, job, pipes)
 
 
 def request_of(args: argparse.Namespace, config: Config) -> dict[str, Any]:
