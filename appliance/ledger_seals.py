@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from exeat.appliance.client import load_config
 from exeat.appliance.errors import NotReachableError
+from exeat.ledger.reader import find_ledgers
+from exeat.ledger.watched import STATUS_S, read_status
 
 if TYPE_CHECKING:
     import argparse
@@ -68,28 +70,61 @@ def look(config: Config, directory: Path) -> Seals:
     return found
 
 
+def watched(config: Config) -> list[str]:
+    """What is wrong with the ledgers that this node watches, one line each. Raises OSError."""
+    if not config.witness.listen:
+        return []
+    status = read_status(config.state_dir / "witness" / "logs")
+    if status is None or time.time() - status[0] > _LATE_S + STATUS_S:
+        return ["nobody watches the ledgers of `[witness] logs`: does `exeat serve witness` run?"]
+    alarms = [
+        f"{log.origin} has sent no checkpoint for {log.silent_s} s: stopped, or cut off"
+        for log in status[1]
+        if log.alarm
+    ]
+    folder = config.state_dir / "witness" / "logs"
+    return alarms + [
+        f"REWRITTEN? {log.origin} showed {log.forks} histories that were refused: {folder}/*/forks"
+        for log in status[1]
+        if log.forks
+    ]
+
+
 def register(
     actions: Any, ledgers: Callable[[argparse.Namespace], list[Path]]
 ) -> list[argparse.ArgumentParser]:
     show = actions.add_parser("witness", help="the newest checkpoint, and who has cosigned it")
-    show.set_defaults(handler=lambda args: _run(ledgers(args), args))
+    show.set_defaults(handler=lambda args: _run(ledgers, args))
     return [show]
 
 
-def _run(directories: list[Path], args: argparse.Namespace) -> int:
+def _run(ledgers: Callable[[argparse.Namespace], list[Path]], args: argparse.Namespace) -> int:
     from exeat.ledger.keys import KeyMissingError
     from exeat.ledger.note import NoteError
 
     config = load_config(args)
     try:
-        found = [look(config, directory) for directory in directories]
+        alarms = watched(config)
+        # A machine that is only a witness for others has no ledger of its own.
+        only = config.witness.listen and not find_ledgers(config.state_dir)
+        found = [look(config, directory) for directory in ([] if only else ledgers(args))]
     except (OSError, NoteError, KeyMissingError) as error:
         raise NotReachableError(str(error)) from None
     if args.json:
-        print(json.dumps({"ledgers": [asdict(each) for each in found]}))
+        print(json.dumps({"ledgers": [asdict(each) for each in found], "watched": alarms}))
     else:
-        print("\n".join(line for each in found for line in _lines(each)))
-    return 1 if any(each.alarms for each in found) else 0
+        lines = [line for each in found for line in _lines(each)]
+        lines += _watching(config) + [f"ALARM       {alarm}" for alarm in alarms]
+        print("\n".join(lines))
+    return 1 if alarms or any(each.alarms for each in found) else 0
+
+
+def _watching(config: Config) -> list[str]:
+    status = read_status(config.state_dir / "witness" / "logs") if config.witness.listen else None
+    return [
+        f"watching    {log.origin}: {log.size} records, heard of {log.silent_s} s ago"
+        for log in (status[1] if status is not None else ())
+    ]
 
 
 def _lines(seals: Seals) -> list[str]:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from exeat.ledger.witness_client import Peer
+    from exeat.ledger.witness_tls import Identity
 
 _PORTS = {"http": 80, "https": 443}
 _SIGNS, _COSIGNS = 1, 4  # as in `ledger.note`, which is loaded only where a key stands: it takes its time
@@ -31,17 +32,28 @@ def _checked_key(text: str, kind: int, what: str) -> str:
     return text
 
 
+def _pair(certificate: Path | None, key: Path | None) -> None:
+    if (certificate is None) != (key is None):
+        raise ValueError("`certificate` and `key` go together")
+    for path in (certificate, key):
+        if path is not None and not path.is_absolute():
+            raise ValueError(f"`{path}`: an absolute path")
+
+
 class WitnessPeer(Section):
     """A witness (C2SP tlog-witness) of this node's ledger: its URL, and the key with which it cosigns.
 
     `address` is ADDRESS:PORT, needed where the URL has a name: names are never looked up here. `ca` is a
-    PEM file with the roots for https, in place of the system's.
+    PEM file with the roots for https, in place of the system's: its own, and no other certificate counts.
+    `certificate` and `key` are shown to a witness that lets in only whom it knows (`clients_ca`).
     """
 
     url: str
     vkey: str
     address: str = ""
     ca: Path | None = None
+    certificate: Path | None = None
+    key: Path | None = None
 
     @field_validator("vkey")
     @classmethod
@@ -73,18 +85,23 @@ class WitnessPeer(Section):
                 endpoint(f"{host}:{port or _PORTS[parts.scheme]}")
             except ValueError:
                 raise ValueError(f"`{self.url}` has a name: give its `address`, ADDRESS:PORT") from None
+        if parts.scheme != "https" and (self.ca or self.certificate):
+            raise ValueError(f"`{self.url}`: `ca` and `certificate` are for https://")
+        _pair(self.certificate, self.key)
         return self
 
     def peer(self) -> Peer:
         from exeat.ledger import note
         from exeat.ledger.witness_client import Peer
         from exeat.ledger.witness_http import Place
+        from exeat.ledger.witness_tls import Identity
 
         parts = urlsplit(self.url)
         host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
         address = endpoint(self.address or f"{host}:{parts.port or _PORTS[parts.scheme]}")
         tls, path = parts.scheme == "https", parts.path.rstrip("/")
-        return Peer(Place(parts.netloc, path, address, tls, self.ca), note.parse_vkey(self.vkey))
+        own = Identity(self.certificate, self.key) if self.certificate and self.key else None
+        return Peer(Place(parts.netloc, path, address, tls, self.ca, own), note.parse_vkey(self.vkey))
 
 
 class Watched(Section):
@@ -112,11 +129,19 @@ class Kept(Section):
 
 
 class Witnessing(Section):
-    """This node as a witness for the ledgers of `logs` (their vkeys), on `listen`; `name` of its key."""
+    """This node as a witness for the ledgers of `logs` (their vkeys), on `listen`; `name` of its key.
+
+    With `certificate` and `key` (PEM) it answers by HTTPS; with `clients_ca` only whom those roots vouch for.
+    A log that has sent no checkpoint for `silent_after_s` raises an alarm.
+    """
 
     listen: Endpoints = ()
     name: str = ""
     logs: tuple[str, ...] = ()
+    certificate: Path | None = None
+    key: Path | None = None
+    clients_ca: Path | None = None
+    silent_after_s: Annotated[int, Field(ge=120, le=604_800)] = 300
 
     @field_validator("logs")
     @classmethod
@@ -137,4 +162,13 @@ class Witnessing(Section):
     def _named(self) -> Self:
         if self.listen and not self.name:
             raise ValueError("a witness needs a `name`, such as example.org/witness")
+        _pair(self.certificate, self.key)
+        if self.clients_ca and not self.certificate:
+            raise ValueError("`clients_ca` needs `certificate` and `key`: without TLS nobody shows one")
         return self
+
+    def identity(self) -> Identity | None:
+        """What `listen` shows by TLS."""
+        from exeat.ledger.witness_tls import Identity
+
+        return Identity(self.certificate, self.key) if self.certificate and self.key else None

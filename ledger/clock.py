@@ -15,6 +15,11 @@ _JUMP_NS: Final = 60 * 1_000_000_000
 _DOUBT_NS: Final = 86_400 * 1_000_000_000
 
 
+def boot_s() -> float:
+    """Seconds since the machine started, suspend included: for spans of time that nobody can set back."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
 class Clock:
     """`now_ms()` in milliseconds of Unix time, never before `not_before_ms`."""
 

@@ -49,7 +49,7 @@ ROLES: Final[dict[str, frozenset[Kind]]] = {
             Kind.JOB,
         }
     ),
-    "witness": frozenset({Kind.WITNESS}),
+    "witness": frozenset({Kind.WITNESS, Kind.ANOMALY}),
     "root": frozenset(),
 }
 _PER_TURN: Final = 256  # requests read from one connection before the others get their turn

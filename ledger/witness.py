@@ -21,6 +21,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from exeat.ledger import note, succession
+from exeat.ledger.clock import boot_s
 from exeat.ledger.note import COSIGNATURE, NoteError, Signer, Verifier
 from exeat.ledger.proofs import ProofError, check_consistency
 from exeat.ledger.small_files import replace
@@ -80,6 +81,8 @@ class Witness:
         for key in logs:
             self._logs[key.name].append(key)
         self._locks = {origin: threading.Lock() for origin in self._logs}
+        # Until one was heard of, the start counts: who is watched has some time to come.
+        self._heard = dict.fromkeys(self._logs, boot_s())
 
     @property
     def verifier(self) -> Verifier:
@@ -99,7 +102,10 @@ class Witness:
                 checkpoint = note.open_checkpoint(request.text, *self._known(told.origin))
             except NoteError as error:
                 return Reply(403, f"{error}\n")
-            return self._judge(request, checkpoint)
+            reply = self._judge(request, checkpoint)
+        if reply.status == 200:
+            self._heard[told.origin] = boot_s()
+        return reply
 
     def add_keys(self, chain: str) -> Reply:
         """Follow a log's change of keys (exeat's own addition to the protocol). Raises OSError."""
@@ -128,6 +134,21 @@ class Witness:
                 text = path.read_text(encoding="utf-8")
                 return Reply(200, text + self._line(note.parse(text).text))
         return Reply(404, "nothing was cosigned of this log\n")
+
+    @property
+    def origins(self) -> list[str]:
+        return list(self._logs)
+
+    def heard(self, origin: str) -> float:
+        """When this log's checkpoint was cosigned last: seconds of CLOCK_BOOTTIME."""
+        return self._heard[origin]
+
+    def standing(self, origin: str) -> tuple[int, int]:
+        """(size of the tree that was cosigned last, refused histories kept). Raises OSError."""
+        with self._locks[origin]:
+            seen = self._seen(origin)
+        forks = self._folder(origin) / "forks"
+        return seen.size if seen is not None else 0, len(list(forks.iterdir())) if forks.exists() else 0
 
     def _judge(self, request: Request, checkpoint: Checkpoint) -> Reply:
         if request.old > checkpoint.size:

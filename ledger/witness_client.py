@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from exeat.ledger import keys, note, proofs
+from exeat.ledger.clock import boot_s
 from exeat.ledger.note import NoteError, Verifier
 from exeat.ledger.published import read_checkpoint, tile_loader
 from exeat.ledger.records import printable
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
 
 _MAX_STATUS: Final = 1 << 20  # bytes
 TIMEOUT_S: Final = 3.0
+# A checkpoint is sent again after this time, though nothing is new: a witness that has gone shows, and a node
+# that has shows to its witness.
+HEARTBEAT_S: Final = 60.0
 _SIZE: Final = re.compile(r"(?:0|[1-9][0-9]{0,18})\n?")
 FORK: Final = "witness.fork"
 UNREACHABLE: Final = "witness.unreachable"
@@ -59,6 +63,12 @@ class Standing:
     trouble: str = ""
     what: str = ""
     since_s: float = 0.0  # when the trouble began
+    alarmed: str = ""  # the trouble that has lasted too long, as it is on the ledger
+
+    def overdue(self, after_s: float) -> bool:
+        """Whether its trouble is an alarm: another history at once, all else after `after_s`."""
+        lasting = bool(self.trouble) and time.time() - self.since_s > after_s
+        return lasting or self.trouble == FORK
 
 
 class WitnessError(Exception):
@@ -77,6 +87,7 @@ class Rounds:
     folder: Path
     peers: Sequence[Peer]
     standings: list[Standing] = field(default_factory=list)
+    _asked: dict[int, float] = field(default_factory=dict)  # boot time
 
     def __post_init__(self) -> None:
         before = {each.vkey: each for each in read_standings(self.folder)}
@@ -93,9 +104,10 @@ class Rounds:
             return []
         checkpoint = note.open_checkpoint(text, *keys.known(self.directory))
         newest = (checkpoint.size, checkpoint.root.hex(), "")
-        due = [n for n, each in enumerate(self.standings) if (each.size, each.root, each.trouble) != newest]
+        due = [n for n in range(len(self.standings)) if self._is_due(n, newest)]
         if not due:
             return []
+        self._asked |= dict.fromkeys(due, boot_s())
         tree = Tree(checkpoint.size, tile_loader(self.directory))
         if tree.root() != checkpoint.root:
             raise TileError("the tiles are not those of the checkpoint")
@@ -105,6 +117,11 @@ class Rounds:
         self._keep(text, checkpoint, "".join(lines))
         pairs = zip(self.standings, before, strict=True)
         return [(each, each.trouble or was) for each, was in pairs if each.trouble != was]
+
+    def _is_due(self, number: int, newest: tuple[int, str, str]) -> bool:
+        each = self.standings[number]
+        news = (each.size, each.root, each.trouble) != newest
+        return news or boot_s() - self._asked.get(number, -HEARTBEAT_S) >= HEARTBEAT_S
 
     def _ask(self, number: int, text: str, checkpoint: Checkpoint, tree: Tree) -> str:
         """The cosignature's line; empty if there is none, and then the standing says why."""
@@ -126,9 +143,21 @@ class Rounds:
         path = self.folder / "cosigned"
         before = path.read_text(encoding="utf-8") if path.exists() else ""
         if lines:
-            replace(path, (before if before.startswith(text) else text) + lines)
+            others = _others(before.removeprefix(text), lines) if before.startswith(text) else ""
+            replace(path, text + others + lines)
         told = {"size": checkpoint.size, "witnesses": [asdict(each) for each in self.standings]}
         replace(self.folder / "status.json", json.dumps(told) + "\n")
+
+
+def _others(before: str, lines: str) -> str:
+    """The lines of `before` that are none of those who signed `lines`."""
+    again = {_signer(line) for line in lines.splitlines()}
+    return "".join(f"{line}\n" for line in before.splitlines() if _signer(line) not in again)
+
+
+def _signer(line: str) -> tuple[str, bytes]:
+    _, name, signature = line.split(" ")
+    return name, note.unb64(signature)[:4]
 
 
 def _cosignature(
@@ -187,7 +216,7 @@ def read_standings(folder: Path) -> list[Standing]:
 
 
 def _is_whole(standing: Standing) -> bool:
-    texts = (standing.vkey, standing.root, standing.trouble, standing.what)
+    texts = (standing.vkey, standing.root, standing.trouble, standing.what, standing.alarmed)
     numbers = (standing.size, standing.time_s, standing.seen, standing.since_s)
     return all(isinstance(each, str) for each in texts) and all(
         type(each) in (int, float) for each in numbers

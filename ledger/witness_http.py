@@ -10,7 +10,6 @@ import contextlib
 import errno
 import re
 import socket
-import ssl
 import sys
 import threading
 import time
@@ -20,12 +19,14 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from exeat.ledger.note import MAX_NOTE
 from exeat.ledger.records import printable
 from exeat.ledger.witness import Reply
+from exeat.ledger.witness_tls import asking
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from exeat.ledger.witness import Witness
+    from exeat.ledger.witness_tls import DoorTls, Identity
 
 MAX_BODY: Final = 2 * MAX_NOTE  # bytes
 _MAX_HEAD: Final = 8192  # bytes
@@ -55,6 +56,7 @@ class Place(NamedTuple):
     address: tuple[str, int]
     tls: bool
     ca: Path | None = None
+    own: Identity | None = None
 
 
 class Answer(NamedTuple):
@@ -90,8 +92,8 @@ def post(place: Place, name: str, body: str, timeout_s: float) -> Answer:
 def _secured(sock: socket.socket, place: Place) -> socket.socket:
     if not place.tls:
         return sock
-    context = ssl.create_default_context(cafile=str(place.ca) if place.ca else None)
-    return context.wrap_socket(sock, server_hostname=place.host.rpartition(":")[0].strip("[]") or place.host)
+    name = place.host.rpartition(":")[0].strip("[]") or place.host
+    return asking(place.ca, place.own).wrap_socket(sock, server_hostname=name)
 
 
 def _answer(sock: socket.socket) -> Answer:
@@ -123,10 +125,10 @@ def _deadline(sock: socket.socket, seconds: float) -> Iterator[None]:
 
 
 class Server:
-    """Answers for a witness on one listening socket, a thread for each client."""
+    """Answers for a witness on one listening socket, a thread for each client; with `tls` by HTTPS."""
 
-    def __init__(self, listener: socket.socket, witness: Witness) -> None:
-        self._listener, self._witness = listener, witness
+    def __init__(self, listener: socket.socket, witness: Witness, tls: DoorTls | None = None) -> None:
+        self._listener, self._witness, self._tls = listener, witness, tls
         self._room = threading.BoundedSemaphore(_MAX_CLIENTS)
 
     def run(self) -> None:
@@ -147,9 +149,13 @@ class Server:
         try:
             with sock, _deadline(sock, _SERVE_S), contextlib.suppress(OSError):
                 sock.settimeout(_SERVE_S)
-                sock.sendall(_written(self._reply(sock)))
+                with self._greeted(sock) as safe:
+                    safe.sendall(_written(self._reply(safe)))
         finally:
             self._room.release()
+
+    def _greeted(self, sock: socket.socket) -> socket.socket:
+        return sock if self._tls is None else self._tls.context().wrap_socket(sock, server_side=True)
 
     def _reply(self, sock: socket.socket) -> Reply:
         try:

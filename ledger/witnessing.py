@@ -1,12 +1,12 @@
 """The process beside the ledger that has a network: sends checkpoints to witnesses, is one for others.
 
 It reads the published checkpoint and tiles, and holds no key of the ledger's. That a witness began
-or ceased to cosign is a `witness` record.
+or ceased to cosign is a `witness` record; where that lasts, and where a ledger that is watched here has
+fallen silent, there is an `anomaly`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
 import sys
@@ -19,9 +19,11 @@ from exeat.ledger import records
 from exeat.ledger.client import LedgerError, append_blocking, stamps
 from exeat.ledger.reactor import Reactor
 from exeat.ledger.records import Kind, Record
+from exeat.ledger.watched import SILENT, Watch
 from exeat.ledger.witness import Witness
 from exeat.ledger.witness_client import TIMEOUT_S, Rounds
 from exeat.ledger.witness_http import Server
+from exeat.ledger.witness_tls import DoorTls
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
     from exeat.ledger.note import Verifier
     from exeat.ledger.witness_client import Peer, Standing
+    from exeat.ledger.witness_tls import Identity
 
 ROUND_S: Final = 1.0
 
@@ -44,6 +47,10 @@ class WitnessSettings:
     name: str = ""
     listen: tuple[tuple[str, int], ...] = ()
     logs: tuple[Verifier, ...] = ()
+    alarm_s: float = 60.0  # so long a witness may be without answer
+    silent_after_s: float = 300.0  # and a log that is watched here without a checkpoint
+    own: Identity | None = None  # what `listen` shows by TLS; without it HTTP is plain
+    clients_ca: Path | None = None
 
     @property
     def origin_hash(self) -> str:
@@ -61,13 +68,9 @@ def serve(settings: WitnessSettings, ready: Callable[[], None]) -> int:
     reactor = Reactor()
     reactor.stop_on_signals()
     listeners = [_listener(place) for place in settings.listen]
-    if listeners:
-        folder = settings.state_dir / "witness" / "logs"
-        folder.mkdir(mode=0o750, exist_ok=True)
-        witness = Witness(folder, settings.name, settings.logs)
-        for listener in listeners:
-            threading.Thread(target=Server(listener, witness).run, daemon=True).start()
     ending = threading.Event()
+    if listeners:
+        _open(settings, listeners, ending)
     asking = threading.Thread(target=_ask, args=(settings, ending), daemon=True)
     if settings.peers:
         asking.start()
@@ -80,6 +83,18 @@ def serve(settings: WitnessSettings, ready: Callable[[], None]) -> int:
     for listener in listeners:
         listener.close()
     return 0
+
+
+def _open(settings: WitnessSettings, listeners: list[socket.socket], ending: threading.Event) -> None:
+    """Be a witness on these sockets."""
+    folder = settings.state_dir / "witness" / "logs"
+    folder.mkdir(mode=0o750, exist_ok=True)
+    tls = DoorTls(settings.own, settings.clients_ca) if settings.own is not None else None
+    witness = Witness(folder, settings.name, settings.logs)
+    for listener in listeners:
+        threading.Thread(target=Server(listener, witness, tls).run, daemon=True).start()
+    watch = Watch(folder, witness, settings.silent_after_s)
+    threading.Thread(target=_watch, args=(settings, watch, ending), daemon=True).start()
 
 
 def _listener(place: tuple[str, int]) -> socket.socket:
@@ -102,27 +117,63 @@ def _ask(settings: WitnessSettings, ending: threading.Event) -> None:
         last = ending.wait(ROUND_S)
         try:
             for standing, code in rounds.run():
-                _tell(settings, standing, code)
+                _tell_trouble(settings, Kind.WITNESS, standing, code, over=not standing.trouble)
+            for standing in rounds.standings:
+                _alarm(settings, standing)
         except Exception as error:  # whatever a witness answered, the others are asked again
             if str(error) != said:
                 said = str(error)
                 print(f"exeat: witness: {error}", file=sys.stderr, flush=True)
 
 
-def _tell(settings: WitnessSettings, standing: Standing, code: str) -> None:
+def _alarm(settings: WitnessSettings, standing: Standing) -> None:
+    """Say on the ledger that trouble with a witness has lasted too long, and when that is over."""
+    alarm = standing.trouble if standing.overdue(settings.alarm_s) else ""
+    if alarm != standing.alarmed and _tell_trouble(
+        settings, Kind.ANOMALY, standing, alarm or standing.alarmed, over=not alarm
+    ):
+        standing.alarmed = alarm
+
+
+def _tell_trouble(
+    settings: WitnessSettings, kind: Kind, standing: Standing, code: str, *, over: bool
+) -> bool:
     name = standing.vkey.partition("+")[0]
-    over = not standing.trouble
     detail = f"{name} cosigns again" if over else f"{name}: {standing.what}"
+    return _tell(settings, kind, code, detail, standing.seen, over=over)
+
+
+def _watch(settings: WitnessSettings, watch: Watch, ending: threading.Event) -> None:
+    """Look after the logs that are watched here, about once a second."""
+    said = ""
+    while not ending.wait(ROUND_S):
+        try:
+            for log in watch.look():
+                detail = f"{log.origin} is heard of again"
+                if log.alarm:
+                    detail = f"{log.origin} has sent no checkpoint for {log.silent_s} s: stopped, or cut off"
+                _tell(settings, Kind.ANOMALY, SILENT, detail, log.size, over=not log.alarm)
+        except OSError as error:  # a log whose memory is damaged is not cosigned either; the others are
+            if str(error) != said:
+                said = str(error)
+                print(f"exeat: witness: {error}", file=sys.stderr, flush=True)
+
+
+def _tell(settings: WitnessSettings, kind: Kind, code: str, detail: str, size: int, *, over: bool) -> bool:
+    """Whether it is on the ledger; the status says it all the same."""
     print(f"exeat: witness: {detail} [{code}]", file=sys.stderr, flush=True)
     record = Record(
-        Kind.WITNESS,
+        kind,
         *stamps(),
         node=settings.node,
         actor="witness",
         decision="over" if over else "began",
         reason_code=code,
-        count=standing.seen,
+        count=size,
         detail=records.printable(detail)[:512],
     )
-    with contextlib.suppress(LedgerError, OSError):  # the status says it all the same
+    try:
         append_blocking(settings.run_dir / "ledger" / "ledger.sock", [records.encode(record)])
+    except (LedgerError, OSError):
+        return False
+    return True

@@ -16,7 +16,7 @@ from exeat.appliance.errors import NotReachableError
 from exeat.appliance.limits import node_limits
 from exeat.appliance.preflight import runtime
 from exeat.appliance.routing import host_table, identities
-from exeat.appliance.supervisor import OPTIONAL, START_ORDER
+from exeat.appliance.supervisor import OPTIONAL, START_ORDER, witnesses
 
 if TYPE_CHECKING:
     import argparse
@@ -117,7 +117,7 @@ def _ledger(config: Config) -> int:
     from exeat.ledger.retention import Rules
 
     writers = {_uid(config.users.gateway): "gateway", _uid(config.users.control): "control"}
-    if config.ledger.witness:
+    if witnesses(config):
         writers[_uid(config.users.export)] = "witness"
     kept = config.ledger
     stores = [store.name for store in kept.archive]
@@ -150,6 +150,10 @@ def _witness(config: Config) -> int:
         name=config.witness.name,
         listen=endpoints(config.witness.listen),
         logs=tuple(parse_vkey(text) for text in config.witness.logs),
+        alarm_s=config.ledger.witness_alarm_s,
+        silent_after_s=config.witness.silent_after_s,
+        own=config.witness.identity(),
+        clients_ca=config.witness.clients_ca,
     )
     return serve(settings, notify_ready)
 

@@ -65,16 +65,20 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _alarms(config: Config) -> list[str]:
-    """What is wrong with checkpoints and their witnesses; looked for only where there are witnesses."""
-    if not config.ledger.witness:
+    """What is wrong with checkpoints and their witnesses, and with ledgers that are watched here.
+
+    Looked for only where there are witnesses.
+    """
+    if not (config.ledger.witness or config.witness.listen):
         return []
-    from exeat.appliance.ledger_seals import look
+    from exeat.appliance.ledger_seals import look, watched
     from exeat.ledger.keys import KeyMissingError
     from exeat.ledger.note import NoteError
     from exeat.ledger.reader import find_ledgers
 
     try:
-        return [alarm for each in find_ledgers(config.state_dir) for alarm in look(config, each).alarms]
+        own = find_ledgers(config.state_dir) if config.ledger.witness else []
+        return [*(alarm for each in own for alarm in look(config, each).alarms), *watched(config)]
     except (OSError, NoteError, KeyMissingError) as error:
         return [str(error)]
 

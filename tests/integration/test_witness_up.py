@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
 from contextlib import closing
 
 import pytest
 from tests.support.ledgers import wait_for
 from tests.support.standalone import Standalone
+
+from exeat.appliance.lab import pki
 
 pytestmark = pytest.mark.root
 
@@ -25,7 +28,13 @@ def test_a_node_and_its_witness() -> None:
     with closing(alone):
         text = alone.config.read_text()
         text = text[: text.index("[dns]")] + '[dns]\nupstream = ["127.0.0.1:5353"]\n'
+        tls = alone.base / "tls"
+        tls.mkdir()
+        pki.create(tls)
+        shutil.chown(tls / "north.key", "exeat-export")
+        (tls / "north.key").chmod(0o400)
         witness = f'[witness]\nlisten = ["127.0.0.1:{port}"]\nname = "witness.test/self"\nlogs = %s\n'
+        witness += f'certificate = "{tls}/north.pem"\nkey = "{tls}/north.key"\n'
         alone.config.write_text(text + witness % "[]")
         alone.up()
         logs = alone.base / "state" / "witness" / "logs"
@@ -34,7 +43,8 @@ def test_a_node_and_its_witness() -> None:
         vkey = json.loads(alone.exeat("ledger", "checkpoint", "--key", "--json").stdout)["vkey"]
         assert alone.down() == 0
         own = (logs / "vkey").read_text().strip()
-        peer = f'[[ledger.witness]]\nurl = "http://127.0.0.1:{port}"\nvkey = "{own}"\n'
+        peer = f'[[ledger.witness]]\nurl = "https://api.example.org:{port}"\nvkey = "{own}"\n'
+        peer += f'address = "127.0.0.1:{port}"\nca = "{tls}/ca.pem"\n'
         alone.config.write_text(text + witness % json.dumps([vkey]) + peer)
         alone.up()
 
@@ -45,6 +55,8 @@ def test_a_node_and_its_witness() -> None:
         wait_for(lambda: seals()["behind"] == 0, "it cosigns")
         assert seals()["trouble"] == ""
         assert json.loads(alone.exeat("status", "--json").stdout)["seals"] == []
+        wait_for(lambda: alone.exeat("ledger", "witness").returncode == 0, "and says whom it watches")
+        assert "watching    exeat/n1" in alone.exeat("ledger", "witness").stdout
         before = alone.pid_of("witness")
         alone.kill("witness")
         wait_for(lambda: alone.pid_of("witness") not in (0, before), "it is started again")

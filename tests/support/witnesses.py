@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tests.support.ledgers import deny
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from exeat.ledger.witness import Witness
+    from exeat.ledger.witness_tls import DoorTls
 
 ORIGIN = "exeat/n1"
 
@@ -64,14 +65,15 @@ class Ledger:
 
 
 @contextlib.contextmanager
-def serving(witness: Witness) -> Iterator[Peer]:
-    """The witness on a free port of loopback."""
+def serving(witness: Witness, tls: DoorTls | None = None, **place: Any) -> Iterator[Peer]:
+    """The witness on a free port of loopback; `place` is how its clients see it, if not plainly."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen(16)
         port = listener.getsockname()[1]
-        thread = threading.Thread(target=Server(listener, witness).run, daemon=True)
+        thread = threading.Thread(target=Server(listener, witness, tls).run, daemon=True)
         thread.start()
-        yield Peer(Place(f"127.0.0.1:{port}", "", ("127.0.0.1", port), tls=False), witness.verifier)
+        seen = Place(f"127.0.0.1:{port}", "", ("127.0.0.1", port), tls=tls is not None)._replace(**place)
+        yield Peer(seen, witness.verifier)
         listener.shutdown(socket.SHUT_RDWR)
         thread.join(10)
