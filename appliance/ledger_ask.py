@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exeat.appliance.errors import NotReachableError, UsageError
-from exeat.appliance.ledger_formats import FORMATS, SUMMED, write
+from exeat.appliance.ledger_formats import FORMATS, write
 from exeat.appliance.owner import as_owner
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def run_query(ledgers: list[Path], args: argparse.Namespace) -> int:
     if not where.get("port", "0").isdecimal():
         raise UsageError("--port: not a number")
     question = questions.Question(where, args.since, args.until)
-    columns: Sequence[str] = (*args.sum, *SUMMED) if args.sum else questions.ROW
+    columns: Sequence[str] = (*args.sum, *questions.SUMS) if args.sum else questions.ROW
     rows: list[tuple[Any, ...]] = []
     for directory in ledgers:
         opened = _open(directory)

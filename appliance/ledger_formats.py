@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from exeat.appliance.errors import NotReachableError, UsageError
 from exeat.appliance.ledger_text import cell
+from exeat.ledger.questions import SUMS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
 FORMATS = ("table", "json", "csv", "parquet")
-SUMMED = ("bytes_out", "bytes_in", "flows", "other")
-_NUMBERS = {"seq", "port", "count", *SUMMED}
+SHOWN = SUMS[:4]  # in a table whether there is any or not
+_NUMBERS = {"seq", "port", "count", *SUMS}
 
 
 def write(form: str, columns: Sequence[str], rows: list[tuple[Any, ...]], path: Path | None) -> None:
@@ -66,7 +67,7 @@ def _parquet(columns: Sequence[str], rows: list[tuple[Any, ...]], path: Path | N
 def _table(columns: Sequence[str], rows: list[tuple[Any, ...]], out: TextIO) -> None:
     # A column in which nobody has anything only takes room.
     shown = [
-        at for at, name in enumerate(columns) if name in SUMMED or any(row[at] not in ("", 0) for row in rows)
+        at for at, name in enumerate(columns) if name in SHOWN or any(row[at] not in ("", 0) for row in rows)
     ]
     texts = [[str(row[at]) or "-" for at in shown] for row in rows]
     heads = [columns[at] for at in shown]

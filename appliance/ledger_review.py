@@ -98,7 +98,7 @@ def _known(directory: Path, until_ms: int, days: int) -> list[tuple[str, str]]:
         rows = sums(index, Question({}, until_ms - days * 86_400_000, until_ms), ["project", "host"])
     finally:
         index.close()
-    return [(project, host) for project, host, _, _, flows, _ in rows if flows]
+    return [(project, host) for project, host, _, _, flows, *_ in rows if flows]
 
 
 def _put(path: Path, text: str) -> None:

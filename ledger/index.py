@@ -42,12 +42,12 @@ WHO: Final = (
     "rule",
     "node",
 )
-_VERSION: Final = 3
+_VERSION: Final = 4
 _BATCH: Final = 50_000
 _REMEMBERED: Final = 65_536  # of `who`
 _AT_ONCE: Final = 500  # values in one statement
-# Of bytes or a count in one record (70 TB). More than that is no measurement, and sums of 64 bits with a sign
-# must hold it 100,000 times; the record itself keeps what it says.
+# Of bytes, a count or nano-USD in one record (70 TB, 70,000 USD). More than that is no measurement, and sums
+# of 64 bits with a sign must hold it 100,000 times; the record itself keeps what it says.
 _MOST: Final = 1 << 46
 # Their encoding tells one row of `who` from another, in the order of the records' layout.
 _WHO_FIELDS: Final = (
@@ -62,9 +62,9 @@ _SCHEMA: Final = f"""
 create table place (id integer primary key, {", ".join(PLACE)}, unique ({", ".join(PLACE)}));
 create table who (id integer primary key, bytes blob unique, place integer, {", ".join(WHO)});
 create table entry (seq integer primary key, t integer, kind integer, who integer,
-                    bytes_out integer, bytes_in integer, count integer);
+                    bytes_out integer, bytes_in integer, count integer, cost integer);
 create table hour (hour integer, place integer, kind integer, entries integer,
-                   bytes_out integer, bytes_in integer, others integer,
+                   bytes_out integer, bytes_in integer, others integer, cost integer,
                    primary key (hour, place, kind)) without rowid;
 create table flow (id blob primary key, seq integer, who integer) without rowid;
 create index entry_t on entry (t);
@@ -76,14 +76,15 @@ _INSERT_WHO: Final = f"insert into who (bytes, place, {', '.join(WHO)}) values (
 _INSERT_PLACE: Final = f"insert into place ({', '.join(PLACE)}) values (?{', ?' * (len(PLACE) - 1)})"  # noqa: S608
 _FIND_PLACE: Final = f"select id from place where {' and '.join(f'{name} = ?' for name in PLACE)}"  # noqa: S608
 _ADD_HOUR: Final = """
-insert into hour values (?, ?, ?, ?, ?, ?, ?) on conflict do update set entries = entries + excluded.entries,
+insert into hour values (?, ?, ?, ?, ?, ?, ?, ?) on conflict do update set
+  entries = entries + excluded.entries,
   bytes_out = bytes_out + excluded.bytes_out, bytes_in = bytes_in + excluded.bytes_in,
-  others = others + excluded.others
+  others = others + excluded.others, cost = cost + excluded.cost
 """
 
 
 class _Row(NamedTuple):
-    """A row of `entry`. Time in milliseconds."""
+    """A row of `entry`. Time in milliseconds, cost in nano-USD."""
 
     seq: int
     t: int
@@ -92,6 +93,7 @@ class _Row(NamedTuple):
     bytes_out: int
     bytes_in: int
     times: int
+    cost: int
 
 
 class Fresh(NamedTuple):
@@ -113,12 +115,13 @@ class _Sums:
         self._changes: dict[tuple[int, int, int], list[int]] = {}
 
     def add(self, row: _Row, place: int, sign: int) -> None:
-        _, t, kind, _, out, into, count = row
-        sums = self._changes.setdefault((t // HOUR_MS, place, kind), [0, 0, 0, 0])
+        _, t, kind, _, out, into, count, cost = row
+        sums = self._changes.setdefault((t // HOUR_MS, place, kind), [0, 0, 0, 0, 0])
         sums[0] += sign
         sums[1] += sign * out
         sums[2] += sign * into
         sums[3] += sign * others_in(kind, count)
+        sums[4] += sign * cost
 
     def write(self, db: sqlite3.Connection) -> None:
         changed = {key: sums for key, sums in self._changes.items() if any(sums)}
@@ -197,7 +200,7 @@ class Index:
         for row in self._stored(ended):
             sums.add(row, self._place(row.who), -1)
         sums.write(self.db)
-        self.db.executemany("insert into entry values (?, ?, ?, ?, ?, ?, ?)", rows.values())
+        self.db.executemany("insert into entry values (?, ?, ?, ?, ?, ?, ?, ?)", rows.values())
         self.db.executemany("delete from entry where seq = ?", [(seq,) for seq in ended])
         self.db.executemany("delete from flow where id = ?", [(flow,) for flow in touched])
         left = [(flow, *self._flows[flow]) for flow in touched if flow in self._flows]
@@ -212,7 +215,7 @@ class Index:
         touched: set[bytes] = set()
         t = 0
         for seq, data in batch:
-            kind, real, flow, out, into, _, about, times = records.outline(data) or _decoded(data)
+            kind, real, flow, out, into, _, about, times, cost = records.outline(data) or _decoded(data)
             t = real // 1_000_000
             if kind in _PASSING:
                 continue
@@ -226,9 +229,9 @@ class Index:
                     who = before[1] if kind == Kind.ORPHAN else who
                 if kind != Kind.CLOSE:  # an orphaned flow may still be closed
                     self._flows[flow] = (seq, who)
-            if out | into | times > _MOST:
-                out, into, times = min(out, _MOST), min(into, _MOST), min(times, _MOST)
-            rows[seq] = _Row(seq, t, kind, who, out, into, times)
+            if out | into | times | cost > _MOST:
+                out, into, times, cost = (min(each, _MOST) for each in (out, into, times, cost))
+            rows[seq] = _Row(seq, t, kind, who, out, into, times, cost)
         return rows, ended, touched, t
 
     def _stored(self, numbers: Sequence[int]) -> Iterator[_Row]:
@@ -285,6 +288,7 @@ def _decoded(data: bytes) -> Outline:
         record.reserved,
         who,
         record.count,
+        record.cost_nano_usd,
     )
 
 

@@ -24,7 +24,8 @@ _TIMES: Final = {
     "day": "strftime('%Y-%m-%d', part.hour * 3600, 'unixepoch')",
 }
 SUM_KEYS: Final = (*WHO, "kind", *_TIMES)
-ROW: Final = ("seq", "time", "kind", *WHO[:-1], "bytes_out", "bytes_in", "count")
+ROW: Final = ("seq", "time", "kind", *WHO[:-1], "bytes_out", "bytes_in", "count", "cost_nano_usd")
+SUMS: Final = ("bytes_out", "bytes_in", "flows", "other", "cost_nano_usd")
 _IS_FLOW: Final = f"(kind in ({', '.join(str(int(kind)) for kind in sorted(SETTLED))}))"
 _OF_FLOW: Final = f"kind in ({', '.join(str(int(kind)) for kind in sorted(OF_FLOWS))})"
 _OTHERS: Final = f"case when {_OF_FLOW} then 0 else max(count, 1) end"
@@ -63,7 +64,7 @@ def entries(
         when, moments = f"{when} and entry.seq < ?", [*moments, before]
     columns = ", ".join(f"about.{name}" for name in WHO[:-1])
     found = index.db.execute(
-        f"select entry.seq, t, kind, {columns}, bytes_out, bytes_in, count"  # noqa: S608 - names are ours
+        f"select entry.seq, t, kind, {columns}, bytes_out, bytes_in, count, cost"  # noqa: S608 - names are ours
         f" from entry join who about on about.id = entry.who where {who} and {when}"
         " order by entry.seq desc limit ?",
         [*values, *moments, limit],
@@ -74,9 +75,10 @@ def entries(
 def sums(
     index: Index, question: Question, keys: Sequence[str], *, by_rows: bool = False
 ) -> list[tuple[Any, ...]]:
-    """Per combination of `keys` (of `SUM_KEYS`): the keys, then bytes_out, bytes_in, flows, other entries.
+    """Per combination of `keys` (of `SUM_KEYS`): the keys, then those of `SUMS`.
 
-    Most bytes first. Flows are those that are settled; their bytes are what `close` or `orphan` says.
+    Most bytes first. Flows are those that are settled; their bytes are what `close` or `orphan` says. `other`
+    are entries that are no flows.
     `by_rows` looks at every row even if the sums per hour could answer.
     """
     by_rows = by_rows or bool(why_by_rows(question, keys))
@@ -89,7 +91,7 @@ def sums(
     condition, values = _names(question)
     chosen = ", ".join(_TIMES.get(key) or ("part.kind" if key == "kind" else f"about.{key}") for key in keys)
     found = index.db.execute(
-        f"select {chosen}, sum(o), sum(i), sum(flows), sum(others) from ({parts}) as part"  # noqa: S608 - names are ours
+        f"select {chosen}, sum(o), sum(i), sum(flows), sum(others), sum(c) from ({parts}) as part"  # noqa: S608 - names are ours
         f" join {'who' if by_rows else 'place'} as about on about.id = part.at where {condition}"
         f" group by {_first(len(keys))} order by sum(o) + sum(i) desc, 1",
         [*moments, *values],
@@ -144,7 +146,7 @@ def _part(at: str, hour: str, flows: str, others: str, source: str, per: Sequenc
     more = "".join(f"{hour} as hour, " if name == "hour" else f"{name}, " for name in per)
     return (
         f"select {at} as at, {more}sum(bytes_out) as o, sum(bytes_in) as i, sum({flows}) as flows,"  # noqa: S608
-        f" sum({others}) as others from {source} group by {_first(1 + len(per))}"
+        f" sum({others}) as others, sum(cost) as c from {source} group by {_first(1 + len(per))}"
     )
 
 

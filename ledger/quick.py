@@ -21,6 +21,7 @@ _FRONT: Final = 6  # fields: two times, flow, three counts
 _WHO: Final = 18  # the fields from _FRONT up to here are remembered together
 _SRC: Final = 19  # behind `src`, which differs from flow to flow: it holds the client's port
 _NODE: Final = 21  # behind `node`, the last field that says who
+_COST: Final = 34  # `cost_nano_usd`, which most records are too short for
 _REMEMBERED: Final = 2048  # of such groups
 _KEY: Final = 64  # bytes of a group by which it is looked up
 _U32: Final = 1 << 32
@@ -57,6 +58,7 @@ class Outline(NamedTuple):
     reserved: int
     who: bytes
     times: int  # the record's `count`
+    cost_nano_usd: int
 
 
 class Quick:
@@ -232,7 +234,7 @@ class Quick:
         try:
             kind, real, flow, out, into, reserved, at, used = self._head(data)
             if used == _FRONT:
-                return Outline(kind, real, flow, out, into, reserved, self._nobody, 0)
+                return Outline(kind, real, flow, out, into, reserved, self._nobody, 0, 0)
             if used <= _WHO:
                 return None
             who = self._who_at(data, at)[0]
@@ -240,9 +242,12 @@ class Quick:
             _, end = self._walk(data, source, self._fields[_SRC : min(used, _NODE)])
             who += data[source:end] + b"\x60" * (_NODE - used)
             count = _number(data, end)[0] if used > _NODE else 0
+            cost = 0
+            if used > _COST:
+                cost = _number(data, self._walk(data, end, self._fields[_NODE:_COST])[1])[0]
         except (_Unusual, struct.error, IndexError, UnicodeDecodeError):
             return None
-        return Outline(kind, real, flow, out, into, reserved, who, count)
+        return Outline(kind, real, flow, out, into, reserved, who, count, cost)
 
     def _head(self, data: bytes) -> tuple[int, int, bytes, int, int, int, int, int]:
         """kind, t_real_ns, flow, the three counts; offset of `job`; how many fields there are."""

@@ -41,12 +41,13 @@ class Gist(NamedTuple):
     bytes_in: int
     reserved: int
     times: int  # the record's `count`
+    cost_nano_usd: int
     who: Record
 
     @classmethod
     def of(cls, record: Record) -> Gist:
         """Of a record that is decoded already."""
-        counts = record.bytes_out, record.bytes_in, record.reserved, record.count
+        counts = record.bytes_out, record.bytes_in, record.reserved, record.count, record.cost_nano_usd
         return cls(record.kind, record.t_real_ns, record.flow, *counts, record)
 
 
@@ -66,8 +67,8 @@ class _Reading:
             if len(self._known) >= _REMEMBERED:
                 self._known.clear()
             self._known[found.who] = who
-        kind, real, flow, out, into, reserved, _, count = found
-        return Gist(Kind(kind), real, flow, out, into, reserved, count, who)
+        kind, real, flow, out, into, reserved, _, count, cost = found
+        return Gist(Kind(kind), real, flow, out, into, reserved, count, cost, who)
 
 
 def gists_since(root: Path, since_ns: int) -> Iterator[Gist]:

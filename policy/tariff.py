@@ -42,6 +42,21 @@ class Price(NamedTuple):
             for place in places
         )
 
+    def of(self, wire: Wire, header: int) -> int:
+        """Nano-USD for a flow, rounded up. `header` is bytes a segment."""
+        out = (wire.bytes_out + header * wire.segs_out) * self.out_per_gb
+        into = (wire.bytes_in + header * wire.segs_in) * self.in_per_gb
+        return min(_MOST, self.per_flow + -(-(out + into) // _GB))
+
+    def reserve(self, count: int) -> int:
+        """Nano-USD that `count` bytes of payload, in either direction, may come to; headers aside."""
+        return -(-count * max(self.out_per_gb, self.in_per_gb) // _GB)
+
+    def affords(self, nano_usd: int) -> int:
+        """How many bytes of payload, in either direction, may pass for that: `reserve` of them is no more."""
+        dearest = max(self.out_per_gb, self.in_per_gb)
+        return max(0, nano_usd) * _GB // dearest if dearest else _MOST * (nano_usd > 0)
+
 
 class Wire(NamedTuple):
     """A flow as the network saw it: payload, and segments of TCP (0 where they are not known)."""
@@ -64,15 +79,19 @@ class Tariff:
         rows = [[price.name, [str(scope) for scope in price.scopes], *price[2:]] for price in self.prices]
         return hashlib.sha256(json.dumps(rows, separators=(",", ":")).encode()).hexdigest()
 
+    def price(self, host: str | Address, address: Address | None, port: int) -> Price | None:
+        """The one for this destination; None where there is none."""
+        return next((each for each in self.prices if each.reaches(host, address, port)), None)
+
     def cost(self, host: str | Address, address: Address | None, port: int, wire: Wire) -> int | None:
         """Nano-USD, rounded up; None where no price is for the destination.
 
         Payload and a header for each segment; what was sent again is not known by bytes and left out.
         """
-        price = next((each for each in self.prices if each.reaches(host, address, port)), None)
-        if price is None:
-            return None
-        header = HEADER_6 if address is not None and address.family == 6 else HEADER_4
-        out = (wire.bytes_out + header * wire.segs_out) * price.out_per_gb
-        into = (wire.bytes_in + header * wire.segs_in) * price.in_per_gb
-        return min(_MOST, price.per_flow + -(-(out + into) // _GB))
+        price = self.price(host, address, port)
+        return None if price is None else price.of(wire, header_bytes(address))
+
+
+def header_bytes(address: Address | None) -> int:
+    """Of a segment to or from this address."""
+    return HEADER_6 if address is not None and address.family == 6 else HEADER_4

@@ -9,14 +9,17 @@ from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
 
 from exeat.policy.model import Decision, Request, Verdict, permits
+from exeat.policy.tariff import Wire
 from exeat.proxy.gate import FIRST_STEP, Gate
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from exeat.policy.snapshot import Snapshot
+    from exeat.policy.tariff import Price
     from exeat.proxy.evidence import Evidence
     from exeat.proxy.gateway import Gateway
+    from exeat.proxy.spending import Allowance
 
 PROGRESS_S: Final = 60.0
 RETRY_S: Final = 0.25
@@ -32,6 +35,10 @@ class Holder(Protocol):
 
     def counts(self) -> tuple[int, int]:
         """Payload bytes (out, in) delivered so far."""
+        ...
+
+    def segments(self) -> tuple[int, int]:
+        """TCP segments (out, in) on the network's side so far, where anybody counts them."""
         ...
 
     def granted(self) -> None:
@@ -51,6 +58,8 @@ class Account:
         "_gateway",
         "_held",
         "_holder",
+        "_paid",
+        "_price",
         "_progressed",
         "_request",
         "decision",
@@ -71,6 +80,8 @@ class Account:
         self._by: Snapshot | None = None  # what was in force when the ledger was asked
         self._ceiling = 0  # as promised; the gate's own follows when it is durable
         self._held = 0
+        self._price: Price | None = None  # where budgets count what it costs
+        self._paid = 0  # nano-USD that are charged
         self._progressed = 0.0
 
     # -- opening
@@ -82,6 +93,8 @@ class Account:
         then the ledger is not asked.
         """
         self._gateway.spending.charge_open(self._request.subject.project, self.decision)
+        self._price = self.evidence.price if self.decision.budgets else None
+        self._pay(Wire(0, 0))
         ceiling = self._affordable(self.gate.first_ceiling(waiting))
         if ceiling < waiting or not ceiling:
             return self._exhausted()
@@ -107,7 +120,24 @@ class Account:
             self._charged = (out, back)
             project = self._request.subject.project
             self._gateway.spending.charge_bytes(project, self.decision, up, down)
+            if self._price is not None:
+                self._pay(Wire(out, back, *self._holder.segments()))
             self._promise(self._ceiling)
+
+    def _pay(self, wire: Wire) -> None:
+        """Charge what the flow costs up to here and is not charged yet."""
+        cost = self.evidence.cost(wire) if self._price is not None else None
+        if cost is not None and cost > self._paid:
+            more, self._paid = cost - self._paid, cost
+            self._gateway.spending.charge_cost(self._request.subject.project, self.decision, more)
+
+    @property
+    def overspent(self) -> bool:
+        """Whether the money of some budget is gone. Headers cost, too, and are not reserved."""
+        if self._price is None:
+            return False
+        left = self._gateway.spending.money_left(self._request.subject, self.decision)
+        return left is not None and left <= 0
 
     def _promise(self, ceiling: int) -> None:
         """Tell the others how much of `ceiling` (0: it is over) is held here and not used yet."""
@@ -115,12 +145,13 @@ class Account:
         if not self.decision.lease and not self.decision.budgets:
             return  # nobody counts
         held = max(0, ceiling - sum(self._charged))
-        self._gateway.spending.promise(self._request.subject.project, self.decision, held - self._held)
+        money = self._price.reserve(held) - self._price.reserve(self._held) if self._price is not None else 0
+        self._gateway.spending.promise(self._request.subject.project, self.decision, held - self._held, money)
         self._held = held
 
     def _affordable(self, ceiling: int) -> int:
         """The part of a wished ceiling that leases and budgets allow now."""
-        found = self._gateway.spending.allowance(self._request.subject, self.decision)
+        found = self._allowance()
         if found is None:
             return ceiling
         # Near a limit, take a share only: others may be running on the same lease.
@@ -165,15 +196,18 @@ class Account:
         """All reserved bytes are used, none can be had: over, unless others still hold some."""
         if self._holder.ended:
             return
-        found = self._gateway.spending.allowance(self._request.subject, self.decision)
+        found = self._allowance()
         undelivered = self.gate.taken - sum(self._holder.counts())
         if found is not None and found.left <= undelivered:
             self._holder.end(found.reason)
         else:
             self._gateway.reactor.call_later(RETRY_S, self._retry)
 
+    def _allowance(self) -> Allowance | None:
+        return self._gateway.spending.allowance(self._request.subject, self.decision, self._price)
+
     def _exhausted(self) -> str:
-        found = self._gateway.spending.allowance(self._request.subject, self.decision)
+        found = self._allowance()
         return found.reason if found is not None else "budget.exceeded"
 
     # -- what the gateway's sweeps ask
@@ -229,8 +263,9 @@ class Account:
         self._promise(0)
         self.gate.stop()
 
-    def leave(self) -> None:
-        """The flow's close is on its way: nobody is held on to, so that both can go."""
+    def leave(self, wire: Wire) -> None:
+        """The flow's close is on its way and says `wire`: nobody is held on to, so that both can go."""
+        self._pay(wire)
         self._holder = _GONE
 
 
@@ -240,6 +275,9 @@ class _Gone:
     ended = "gone"
 
     def counts(self) -> tuple[int, int]:
+        return 0, 0
+
+    def segments(self) -> tuple[int, int]:
         return 0, 0
 
     def granted(self) -> None:

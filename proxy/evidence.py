@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, Final
 from exeat.ledger.client import stamps
 from exeat.ledger.records import Dest, Kind, Record, compose, encode, heading
 from exeat.policy.model import Address, Decision, Sni, Speech, Verdict
-from exeat.policy.tariff import Wire
+from exeat.policy.tariff import Wire, header_bytes
 from exeat.proxy.refusal import host_text
 from exeat.proxy.tcpinfo import KernelCount
 
 if TYPE_CHECKING:
     from exeat.policy.model import Subject
-    from exeat.policy.tariff import Tariff
+    from exeat.policy.tariff import Price, Tariff
 
 Counts = tuple[int, int, int]  # bytes_out, bytes_in, reserved
 
@@ -132,7 +132,8 @@ class Evidence:
         up, near = upstream or _NOTHING, client or _NOTHING
         took_ms = (time.clock_gettime_ns(time.CLOCK_BOOTTIME) - self.started) // 1_000_000
         kernel = (up.sent, up.received, near.received, near.sent, up.segs_out, up.segs_in, up.retrans)
-        price = self._price(counts, up) if self.tariff is not None else None
+        cost = self.cost(Wire(*counts, up.segs_out, up.segs_in))
+        price = (cost, self.tariff.digest, "", b"") if cost is not None and self.tariff else None
         unacked = f"unacked {up.unacked}" if up.unacked else ""
         # Fields at the end that hold their default are left out.
         said = (0, *(price or _UNPRICED), unacked) if unacked else (0, *price[:2]) if price else ()
@@ -140,12 +141,15 @@ class Evidence:
             Kind.CLOSE, (*counts, ceiling), 0, b"", self.request_id, reason, took_ms, *kernel, *said
         )
 
-    def _price(self, counts: tuple[int, int], up: KernelCount) -> tuple[int, str, str, bytes] | None:
-        """cost_nano_usd to boot_id of a flow that some price is for."""
-        assert self.tariff is not None  # noqa: S101 - asked by the caller
-        wire = Wire(*counts, up.segs_out, up.segs_in)
-        cost = self.tariff.cost(self.host, self.address, self.port, wire)
-        return None if cost is None else (cost, self.tariff.digest, "", b"")
+    @property
+    def price(self) -> Price | None:
+        """What the flow's bytes cost; None where nothing says so."""
+        return None if self.tariff is None else self.tariff.price(self.host, self.address, self.port)
+
+    def cost(self, wire: Wire) -> int | None:
+        """Nano-USD, as the `close` record says it; None without a price."""
+        price = self.price
+        return None if price is None else price.of(wire, header_bytes(self.address))
 
     def deny(self, reason: str) -> bytes:
         """A refusal, which may come after an allow (a wrong server name, a failed dial)."""

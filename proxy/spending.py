@@ -4,6 +4,10 @@ Limits on the sum of both directions (a lease's `max_bytes`, a budget's `bytes`)
 one flow has reserved and not yet used is not offered to another. Limits on one direction
 (`bytes_up`, `bytes_down`) cannot be held by a reservation that covers both; near them, flows get
 the smallest step, so each overshoots by at most that.
+
+Money (`usd`) is what flows are estimated to cost. It is reserved as the dearer direction of the
+flow's payload; the headers of segments are charged as they pass, so a flow overshoots by those of
+about a second.
 """
 
 from __future__ import annotations
@@ -19,9 +23,12 @@ if TYPE_CHECKING:
     from exeat.policy.model import Decision, Subject
     from exeat.policy.rules import Limit
     from exeat.policy.snapshot import Snapshot
+    from exeat.policy.tariff import Price
 
 _EXACT: Final = "bytes"
 _DIRECTED: Final = frozenset({"bytes_up", "bytes_down"})
+_MONEY: Final = "usd"  # counted in micro-USD
+_NANO: Final = 1000  # nano-USD in one of them
 
 
 class Allowance(NamedTuple):
@@ -39,7 +46,9 @@ class Spending:
         self.usage = Usage()
         self._snapshot = snapshot
         self._now_ms = now_ms
-        self._promised: dict[tuple[str, str], int] = {}
+        self._promised: dict[tuple[str, str], int] = {}  # bytes
+        self._promised_nano: dict[tuple[str, str], int] = {}  # nano-USD
+        self._uncharged: dict[tuple[str, tuple[str, ...]], int] = {}  # nano-USD, less than a micro-USD each
         self._ended: set[str] = set()  # leases whose counters are of no use any more
 
     def ended(self, leases: Iterable[str]) -> None:
@@ -72,17 +81,39 @@ class Spending:
         if decision.lease:
             self.usage.charge_lease(decision.lease, bytes=up + down)
 
-    def promise(self, project: str, decision: Decision, change: int) -> None:
-        """A flow holds `change` more (or less) bytes that it may pass and has not."""
-        for key in _keys(project, decision):
-            held = self._promised.get(key, 0) + change
-            if held > 0:
-                self._promised[key] = held
-            else:
-                self._promised.pop(key, None)
+    def charge_cost(self, project: str, decision: Decision, nano_usd: int) -> None:
+        """A flow has cost that much more. Small sums add up: no budget is charged for a rounding."""
+        if not decision.budgets:
+            return
+        key = (project, decision.budgets)
+        micro, self._uncharged[key] = divmod(self._uncharged.get(key, 0) + nano_usd, _NANO)
+        self.usage.charge(project, decision.budgets, usd=micro, now_ms=self._now_ms())
 
-    def allowance(self, subject: Subject, decision: Decision) -> Allowance | None:
-        """The tightest limit on bytes, None when there is none."""
+    def promise(self, project: str, decision: Decision, change: int, nano_usd: int = 0) -> None:
+        """A flow holds `change` more (or less) bytes that it may pass and has not, worth `nano_usd`."""
+        for key in _keys(project, decision):
+            _add(self._promised, key, change)
+            if nano_usd:
+                _add(self._promised_nano, key, nano_usd)
+
+    def money_left(self, subject: Subject, decision: Decision) -> int | None:
+        """Nano-USD until the first budget is used up, None where none counts money."""
+        now_ms = self._now_ms()
+        return min(
+            (
+                self._money(subject, budget, limit, now_ms)
+                for budget, limit in self._limits(subject, decision)
+                if limit.counter == _MONEY
+            ),
+            default=None,
+        )
+
+    def _money(self, subject: Subject, budget: str, limit: Limit, now_ms: int) -> int:
+        used = self.usage.used(subject.project, budget, limit.counter, limit.window_ms, now_ms)
+        return _left(limit.amount, used) * _NANO
+
+    def allowance(self, subject: Subject, decision: Decision, price: Price | None = None) -> Allowance | None:
+        """The tightest limit on bytes, None when there is none. `price` is what they cost."""
         if not decision.lease and not decision.budgets:
             return None
         found: list[Allowance] = []
@@ -100,6 +131,10 @@ class Spending:
             elif limit.counter in _DIRECTED:
                 least = max(left, FIRST_STEP) if left > 0 else 0
                 found.append(Allowance(least, left, "budget.exceeded"))
+            elif limit.counter == _MONEY and price is not None:
+                nano = self._money(subject, budget, limit, now_ms)
+                free = nano - self._promised_nano.get((subject.project, budget), 0)
+                found.append(Allowance(price.affords(free), price.affords(nano), "budget.exceeded"))
         return min(found) if found else None
 
     def _free(self, key: tuple[str, str], left: int, reason: str) -> Allowance:
@@ -119,6 +154,14 @@ class Spending:
 def _left(amount: int, used: object) -> int:
     """What is not spent; nothing where the counter is no count."""
     return amount - used if type(used) is int and used >= 0 else 0
+
+
+def _add(promised: dict[tuple[str, str], int], key: tuple[str, str], change: int) -> None:
+    held = promised.get(key, 0) + change
+    if held > 0:
+        promised[key] = held
+    else:
+        promised.pop(key, None)
 
 
 def _keys(project: str, decision: Decision) -> Iterator[tuple[str, str]]:

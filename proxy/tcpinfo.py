@@ -88,6 +88,15 @@ def kernel_count(
     return KernelCount(max(0, sent), max(0, arrived), unacked, segs_out, segs_in, retrans)
 
 
+def segments(sock: socket.SocketType) -> tuple[int, int]:
+    """TCP segments (out, in) so far; none of a socket that has no such counts."""
+    try:
+        info = _info(sock)
+    except (OSError, struct.error):
+        return 0, 0
+    return info[5], info[6]
+
+
 def _steady(sock: socket.SocketType, info: tuple[int, ...]) -> tuple[tuple[int, ...], int, int]:
     """TCP_INFO and the queues as of one moment: packets go on arriving while we look."""
     for _ in range(_LOOKS):

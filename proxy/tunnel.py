@@ -13,6 +13,7 @@ import contextlib
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+from exeat.policy.tariff import Wire
 from exeat.proxy import refusal, stream, tcpinfo
 from exeat.proxy.account import Account
 from exeat.proxy.exchange import Before, Exchange
@@ -192,6 +193,9 @@ class Tunnel:
         relay = self.relay
         return relay.counts() if relay else (0, 0)
 
+    def segments(self) -> tuple[int, int]:
+        return tcpinfo.segments(self._upstream.sock)
+
     def granted(self) -> None:
         if self.relay is not None:
             self.relay.kick()
@@ -209,6 +213,8 @@ class Tunnel:
             self.end("idle")
         elif now > self._first_bytes_until:
             self.end("tls.timeout")
+        elif self.account.overspent:
+            self.end("budget.exceeded")
         else:
             self.account.progress(now)
 
@@ -342,7 +348,8 @@ class Tunnel:
     def _append_close(self, reason: str) -> None:
         self.ended = reason
         self.account.stop()
-        record = self.flow.evidence.close(reason, self.account.gate.reserved, self.counts(), *self._final)
+        counts, upstream = self.counts(), self._final[0] or KernelCount()
+        record = self.flow.evidence.close(reason, self.account.gate.reserved, counts, *self._final)
         # Without a relay nobody knows whether the ledger has the open: then it may refuse the close.
         self._gateway.append_close(self, record, CLOSE_TRIES if self.relay is not None else 1)
-        self.account.leave()
+        self.account.leave(Wire(*counts, upstream.segs_out, upstream.segs_in))

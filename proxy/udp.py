@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from exeat.ledger.reactor import EPOLLIN
 from exeat.policy.model import Address, Decision, Request, Sni, Speech, Verdict, permits
+from exeat.policy.tariff import Wire
 from exeat.proxy import refusal, tcpinfo
 from exeat.proxy.account import Account
 from exeat.proxy.client_hello import HelloError
@@ -294,6 +295,9 @@ class UdpFlow:
     def counts(self) -> tuple[int, int]:
         return self._out, self._in
 
+    def segments(self) -> tuple[int, int]:
+        return 0, 0
+
     def granted(self) -> None:
         """What found no room is gone; what comes now finds some."""
 
@@ -304,6 +308,8 @@ class UdpFlow:
         account.charge()
         if now - self._activity > IDLE_S:
             self.end("idle")
+        elif account.overspent:
+            self.end("budget.exceeded")
         else:
             account.progress(now)
 
@@ -358,4 +364,4 @@ class UdpFlow:
         record = self.evidence.close(reason, account.gate.reserved, self.counts(), None, None)
         # Not live, nobody knows whether the ledger has the open: then it may refuse the close.
         self.gateway.append_close(self, record, CLOSE_TRIES if self._live else 1)
-        account.leave()
+        account.leave(Wire(*self.counts()))

@@ -34,7 +34,7 @@ from exeat.appliance.control.rebuild import opened
 from exeat.appliance.control.resolvers import ResolverList
 from exeat.appliance.control.routing import Routing
 from exeat.appliance.control.scheduler import Scheduler
-from exeat.appliance.control.spent import longest_window_ms, spent_before
+from exeat.appliance.control.spent import Since, longest_window_ms, spent_before
 from exeat.appliance.control.store import StoreError
 from exeat.appliance.control.task_logs import TaskLogs
 from exeat.appliance.control.time import TrustedClock
@@ -42,6 +42,7 @@ from exeat.appliance.control.verbs import Verb, actor, from_console, from_root, 
 from exeat.appliance.errors import RefusedError
 from exeat.appliance.limits import node_limits
 from exeat.appliance.listeners import wanted
+from exeat.appliance.prices import tariff
 from exeat.ledger.in_force import Place
 from exeat.ledger.ipc import peer_uid
 from exeat.policy.model import Subject
@@ -262,9 +263,10 @@ class Control:
         if role == "proxy":
             await self.direct.settle()  # it will count anew from what the ledger says
         snapshot = Snapshot.load(self._snapshot())
-        since = self._clock.now_ms() - longest_window_ms(snapshot)
-        earliest = min(since, self.leases.counted_since_ms(since))
-        return await spent_before(self._config.state_dir / "ledger", snapshot, since, earliest, role)
+        budgets = self._clock.now_ms() - longest_window_ms(snapshot)
+        since = Since(budgets, min(budgets, self.leases.counted_since_ms(budgets)))
+        prices = tariff(self._config.prices)
+        return await spent_before(self._config.state_dir / "ledger", snapshot, since, prices, role)
 
     def _publish(self) -> None:
         self._generation += 1

@@ -2,7 +2,8 @@
 
 The counters live in the gateway, where they are charged, and die with it. A gateway process that
 starts is told what the records say was spent in the windows that still run. A flow that nobody
-closed counts with everything it had reserved, as upload: more than it used, never less.
+closed counts with everything it had reserved, as upload: more than it used, never less. What flows
+have cost is what their records say, by the prices of then.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import asyncio
 import sys
 from collections import defaultdict
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from exeat.ledger.reader import ReaderError
 from exeat.ledger.records import Kind
@@ -24,15 +25,17 @@ from exeat.policy.rules import ALWAYS
 from exeat.policy.usage import Usage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
     from exeat.ledger.since import Gist
     from exeat.policy.snapshot import Snapshot
+    from exeat.policy.tariff import Price, Tariff
 
 RETRY_S = 1.0
 GRAIN_MS = 1000  # no budget counts in a shorter window
-COUNTERS = ("connections", "lookups", "bytes_up", "bytes_down")
+COUNTERS = ("connections", "lookups", "bytes_up", "bytes_down", "nano_usd")
+NANO = 1000  # nano-USD in one of the micro-USD that budgets count
 
 
 @dataclass
@@ -45,6 +48,7 @@ class _Open:
     at_ms: int
     reserved: int = 0
     bytes_in: int = 0
+    price: Price | None = None  # of now: no record says what an open flow costs
 
 
 @dataclass
@@ -66,7 +70,7 @@ class Spent:
 
     def message(self, role: str) -> dict[str, Any]:
         """The hub message. Lookups are charged by the guard, everything else by the proxy."""
-        mine = ("lookups",) if role == "guard" else ("connections", "bytes_up", "bytes_down")
+        mine = ("lookups",) if role == "guard" else ("connections", "bytes_up", "bytes_down", "usd")
         rows = [
             {
                 "project": project,
@@ -74,21 +78,37 @@ class Spent:
                 "at_ms": at_ms,
                 **{name: row[name] for name in mine},
             }
-            for (project, budgets, at_ms), row in sorted(self.rows.items(), key=lambda item: item[0][2])
+            for (project, budgets, at_ms), row in self._in_dollars()
             if any(row[name] for name in mine)
         ]
         leases = [] if role == "guard" else [{"lease": name, **used} for name, used in self.leases.items()]
         return {"t": "spent", "rows": rows, "leases": leases}
 
+    def _in_dollars(self) -> Iterator[tuple[tuple[str, tuple[str, ...], int], dict[str, int]]]:
+        """The rows in the order of time, with `usd`. What is less than a micro-USD is carried on to the next
+        row of the same budgets, and counted whole in the first: a start forgets nothing."""
+        carried: dict[tuple[str, tuple[str, ...]], int] = defaultdict(lambda: NANO - 1)
+        for key, row in sorted(self.rows.items(), key=lambda item: item[0][2]):
+            micro, carried[key[:2]] = divmod(carried[key[:2]] + row["nano_usd"], NANO)
+            yield key, {**row, "usd": micro}
+
+
+class Since(NamedTuple):
+    """From when on records count, in milliseconds: those of `budgets`; and those of leases, `earliest`."""
+
+    budgets: int
+    earliest: int
+
 
 async def spent_before(
-    ledger: Path, snapshot: Snapshot, since_ms: int, earliest_ms: int, role: str
+    ledger: Path, snapshot: Snapshot, since: Since, tariff: Tariff | None, role: str
 ) -> dict[str, Any]:
-    """The hub message for a gateway process that has just started; budgets from `since_ms` on, leases
-    from `earliest_ms`. While the ledger cannot be read there is no answer, and the process opens nothing."""
+    """The hub message for a gateway process that has just started. While the ledger cannot be read there
+    is no answer, and the process opens nothing."""
 
     def read() -> dict[str, Any]:
-        return replay(gists_since(ledger, earliest_ms * 1_000_000), snapshot, since_ms).message(role)
+        records = gists_since(ledger, since.earliest * 1_000_000)
+        return replay(records, snapshot, since.budgets, tariff).message(role)
 
     while True:
         try:
@@ -111,7 +131,7 @@ def longest_window_ms(snapshot: Snapshot) -> int:
     )
 
 
-def replay(records: Iterable[Gist], snapshot: Snapshot, since_ms: int) -> Spent:
+def replay(records: Iterable[Gist], snapshot: Snapshot, since_ms: int, tariff: Tariff | None = None) -> Spent:
     """Sum up `records` (oldest first); those of budgets from `since_ms` on, those of leases all.
 
     Records from before `since_ms` may be left out but for the flows that went on (`ledger.since`),
@@ -123,6 +143,7 @@ def replay(records: Iterable[Gist], snapshot: Snapshot, since_ms: int) -> Spent:
         at_ms = record.t_real_ns // 1_000_000
         if record.kind is Kind.OPEN:
             flow = _opened(record, snapshot, at_ms)
+            flow.price = _price(record, tariff) if tariff is not None else None
             flows[record.flow] = flow
             if flow.lease:
                 spent.leases[flow.lease]["uses"] += 1
@@ -133,8 +154,21 @@ def replay(records: Iterable[Gist], snapshot: Snapshot, since_ms: int) -> Spent:
         elif record.flow in flows:
             _follow(spent, flows, record, at_ms, since_ms)
     for flow in flows.values():
-        _settle(spent, flow, max(flow.reserved - flow.bytes_in, 0), flow.bytes_in, flow.at_ms, since_ms)
+        up, price = max(flow.reserved - flow.bytes_in, 0), flow.price
+        cost = price.per_flow + price.reserve(max(flow.reserved, flow.bytes_in)) if price is not None else 0
+        _settle(spent, flow, (up, flow.bytes_in, cost), flow.at_ms, since_ms)
     return spent
+
+
+def _price(record: Gist, tariff: Tariff) -> Price | None:
+    dest = record.who.dest
+    if dest is None:
+        return None
+    try:
+        host = recorded_host(dest.host)
+    except MalformedError:
+        return None
+    return tariff.price(host, from_packed(dest.ip) if dest.ip else None, dest.port)
 
 
 def _follow(spent: Spent, flows: dict[bytes, _Open], record: Gist, at_ms: int, since_ms: int) -> None:
@@ -144,14 +178,17 @@ def _follow(spent: Spent, flows: dict[bytes, _Open], record: Gist, at_ms: int, s
     flow.at_ms = at_ms
     if record.kind is Kind.CLOSE:
         del flows[record.flow]
-        _settle(spent, flow, record.bytes_out, record.bytes_in, at_ms, since_ms)
+        used = (record.bytes_out, record.bytes_in, record.cost_nano_usd)
+        _settle(spent, flow, used, at_ms, since_ms)
 
 
-def _settle(spent: Spent, flow: _Open, up: int, down: int, at_ms: int, since_ms: int) -> None:
+def _settle(spent: Spent, flow: _Open, used: tuple[int, int, int], at_ms: int, since_ms: int) -> None:
+    """`used`: bytes up and down, nano-USD."""
+    up, down, cost = used
     if flow.lease:
         spent.leases[flow.lease]["bytes"] += up + down
     if at_ms >= since_ms:
-        spent.add(flow, at_ms, bytes_up=up, bytes_down=down)
+        spent.add(flow, at_ms, bytes_up=up, bytes_down=down, nano_usd=cost)
 
 
 def _opened(record: Gist, snapshot: Snapshot, at_ms: int) -> _Open:

@@ -5,6 +5,7 @@ Made and used inside `proxy_world.in_namespace`, with a name server and origins 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -70,8 +71,9 @@ class Standalone:
         assert self.process is not None
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
         for child in children:
-            if f"serve\0{name}\0" in Path(f"/proc/{child}/cmdline").read_text():
-                return int(child)
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it may just have ended
+                if f"serve\0{name}\0" in Path(f"/proc/{child}/cmdline").read_text():
+                    return int(child)
         return 0
 
     def kill(self, name: str) -> None:

@@ -6,7 +6,6 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 from exeat.appliance.console.explorer.asked import AskError, Place, question_of
-from exeat.appliance.ledger_formats import SUMMED
 from exeat.appliance.ledger_text import as_json
 from exeat.ledger import keys, proofs, questions, records
 from exeat.ledger.bundle import signed
@@ -144,7 +143,7 @@ def sums(place: Place, args: dict[str, Any]) -> dict[str, Any]:
     with place.index() as index:
         rows = questions.sums(index, question_of(args), by)
         fresh = index.fresh()
-    named = (*by, *SUMMED)
+    named = (*by, *questions.SUMS)
     return {
         "items": [dict(zip(named, row, strict=True)) for row in rows[:limit]],
         "more": max(0, len(rows) - limit),

@@ -10,7 +10,7 @@ from exeat.appliance.console.explorer.asked import AskError, Place, question_of
 from exeat.appliance.console.explorer.ledger import newest
 from exeat.appliance.review.tables import as_object, as_text
 from exeat.ledger.index import HOUR_MS
-from exeat.ledger.questions import Question, flows_by_step, sums
+from exeat.ledger.questions import SUMS, Question, flows_by_step, sums
 from exeat.ledger.review import review as review_day
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def egress(place: Place, args: dict[str, Any]) -> dict[str, Any]:
     named = [{"name": name, "other": False, **series[name]} for name in shown]
     others = [{"name": "", "other": True, **rest}] if len(total) > len(shown) else []
     times = [(first + number) * step for number in range(steps)]
-    named_edges = ("project", "host", "bytes_out", "bytes_in", "flows", "other")
+    named_edges = ("project", "host", *SUMS)
     return {
         "step_ms": step,
         "times": times,
@@ -65,7 +65,7 @@ def _rows(index: Index, by: str, step: int, question: Question) -> list[tuple[An
         found = sums(index, question, [by, "hour"])
         return [
             (int(datetime.fromisoformat(hour).timestamp() * 1000) // step, name, out, into, flows)
-            for name, hour, out, into, flows, _ in found
+            for name, hour, out, into, flows, *_ in found
         ]
     return flows_by_step(index, question, step, by)
 
@@ -76,7 +76,7 @@ def dns_anomalies(place: Place, args: dict[str, Any]) -> dict[str, Any]:
     with place.index() as index:
         for reason in _TUNNELS:
             asked = {**args, "reason": reason}
-            for project, agent, host, verdict, *_, times in sums(
+            for project, agent, host, verdict, *_, times, _cost in sums(
                 index, question_of(asked), ["project", "agent", "host", "verdict"]
             ):
                 about = {"project": project, "agent": agent, "host": host, "verdict": verdict}
@@ -97,7 +97,7 @@ def days(place: Place, _args: dict[str, Any]) -> dict[str, Any]:
     """The days of UTC there is anything about, newest first."""
     with place.index() as index:
         rows = sums(index, Question(), ["day"])
-    named = ("day", "bytes_out", "bytes_in", "flows", "others")
+    named = ("day", "bytes_out", "bytes_in", "flows", "others", "cost_nano_usd")
     return {"items": [dict(zip(named, row, strict=True)) for row in sorted(rows, reverse=True)]}
 
 
@@ -110,6 +110,6 @@ def review(place: Place, args: dict[str, Any]) -> dict[str, Any]:
     start_ms = int(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp() * 1000)
     with place.index() as index:
         rows = sums(index, Question({}, start_ms - _KNOWN_DAYS * DAY_MS, start_ms), ["project", "host"])
-    known = [(project, host) for project, host, _, _, flows, _ in rows if flows]
+    known = [(project, host) for project, host, _, _, flows, *_ in rows if flows]
     found = review_day(place.directory, day.isoformat(), start_ms * 1_000_000, known)
     return {"text": as_text(found), "figures": as_object(found)}

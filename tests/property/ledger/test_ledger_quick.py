@@ -209,7 +209,7 @@ def test_an_outline_is_of_its_record(one: Record, other: Record) -> None:
             record.bytes_in,
             record.reserved,
         )
-        assert found.times == record.count
+        assert (found.times, found.cost_nano_usd) == (record.count, record.cost_nano_usd)
         outlines.append(found)
     same = all(getattr(one, name) == getattr(other, name) for name in WHO)
     assert (outlines[0].who == outlines[1].who) is same
@@ -220,8 +220,10 @@ def test_an_outline_of_records_of_any_length(last: dict[str, Any]) -> None:
     """Where the trailing fields were left out, they are what they are where they were sent."""
     short = records.outline(records.encode(Record(Kind.DENY, **FIT, **last)))
     long = records.outline(records.encode(Record(Kind.DENY, **FIT, **last, cookie=1)))
+    priced = records.outline(records.encode(Record(Kind.DENY, **FIT, **last, cost_nano_usd=9, tariff="t")))
     assert short is not None
     assert short == long
+    assert priced == short._replace(cost_nano_usd=9)
 
 
 @pytest.mark.parametrize("kind", [Kind.OPEN, Kind.RESERVE, Kind.CLOSE, Kind.DENY])

@@ -12,7 +12,9 @@ from exeat.appliance.public_suffixes import bundled_suffixes
 from exeat.ledger.records import Dest, Kind, Record
 from exeat.ledger.since import Gist
 from exeat.policy.document import load_policy
+from exeat.policy.scopes import parse_scope
 from exeat.policy.snapshot import Snapshot
+from exeat.policy.tariff import Price, Tariff
 from exeat.policy.usage import Usage
 
 POLICY = """\
@@ -23,8 +25,9 @@ allow:
   - {id: web, to: web.example.org}
 budgets:
   default: {bytes_up: 1MB/1d, connections: 100/1h, lookups: 50/1h}
-  api: {bytes: 10MB/1h}
+  api: {bytes: 10MB/1h, usd: 5/1d}
 """
+TARIFF = Tariff((Price("api", (parse_scope("api.example.org"),), 2_000_000_000, 1_000_000_000, 700),))
 HOUR = 3_600_000
 NOW = 1_780_000_000_000 - 1_780_000_000_000 % HOUR + HOUR // 2
 
@@ -39,7 +42,7 @@ def snapshot() -> Snapshot:
 
 
 def replay(records: list[Record], snapshot: Snapshot, since_ms: int) -> Spent:
-    return spent.replay(map(Gist.of, records), snapshot, since_ms)
+    return spent.replay(map(Gist.of, records), snapshot, since_ms, TARIFF)
 
 
 def record(kind: Kind, flow: int, at_ms: int = NOW, host: str = "api.example.org", **fields: Any) -> Record:
@@ -152,3 +155,26 @@ def test_lookups_are_the_guards_to_count(snapshot: Snapshot) -> None:
     assert found.message("proxy")["rows"] == []
     counters = usage(found.message("guard"), snapshot)
     assert counters.used("p", "default", "lookups", HOUR, NOW) == 4
+
+
+def test_what_flows_cost_is_what_their_records_say_rounded_up_once(snapshot: Snapshot) -> None:
+    records = [
+        each
+        for number in range(1, 12)
+        for each in (
+            record(Kind.OPEN, number, NOW + number * 2000),
+            record(Kind.CLOSE, number, NOW + number * 2000, cost_nano_usd=300),
+        )
+    ]
+    counters = usage(replay(records, snapshot, 0).message("proxy"), snapshot)
+    assert counters.used("p", "api", "usd", 24 * HOUR, NOW) == 4  # 3,300 nano-USD
+
+
+def test_a_flow_that_nobody_closed_may_have_cost_all_it_had_reserved(snapshot: Snapshot) -> None:
+    records = [
+        record(Kind.OPEN, 1, reserved=1_000_000),
+        record(Kind.ORPHAN, 1, bytes_in=5000),
+        record(Kind.OPEN, 2, reserved=1_000_000, host="web.example.org"),  # has no price
+    ]
+    counters = usage(replay(records, snapshot, 0).message("proxy"), snapshot)
+    assert counters.used("p", "api", "usd", 24 * HOUR, NOW) == 2001

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from bench.reconcile import SHAPES, TURNS, Result, report
+from bench.reconcile import Result, report
+from bench.reconcile_flows import SHAPES, TURNS
 
 GOOD = Result(
     flows=10,

@@ -8,6 +8,7 @@ import json
 import sqlite3
 import subprocess
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,7 +19,7 @@ from tests.support.ledgers import flow_id
 from exeat.appliance.cli import main
 from exeat.ledger import index, questions
 from exeat.ledger.reconcile import reconcile
-from exeat.ledger.records import Dest, Kind, Record, encode
+from exeat.ledger.records import Dest, Kind, Record, decode, encode
 from exeat.ledger.store import Store
 
 if TYPE_CHECKING:
@@ -104,6 +105,7 @@ def test_sums(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
         "bytes_in": 300,
         "flows": 2,
         "other": 0,
+        "cost_nano_usd": 0,
     }
     assert (by_host["c.example.org"]["flows"], by_host["c.example.org"]["other"]) == (0, 7)
     by_hour = ask(store, capsys, "--sum", "hour", "--verdict", "allow")
@@ -114,6 +116,20 @@ def test_sums(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
     }
     kinds = {row["kind"]: row["flows"] for row in ask(store, capsys, "--sum", "kind")}
     assert kinds == {"close": 3, "deny": 0, "dns": 0}
+
+
+def test_sums_of_what_flows_cost(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    for number, cost in ((11, 5), (12, 70)):
+        opened, reserved, closed = flow(number, "cloud.example.org", 1, 1)
+        priced = replace(decode(closed), cost_nano_usd=cost, tariff="t", detail="unacked 1")
+        store.append([opened, reserved, encode(priced)], 1)
+    by_host = {row["host"]: row["cost_nano_usd"] for row in ask(store, capsys, "--sum", "host")}
+    assert by_host["cloud.example.org"] == 75
+    assert sum(by_host.values()) == 75
+    assert [row["cost_nano_usd"] for row in ask(store, capsys, "--host", "cloud.example.org")] == [5, 70]
+    assert ask(store, capsys, "--sum", "job", "--host", "cloud.example.org")[0]["cost_nano_usd"] == 75
+    assert main(["--state-dir", str(store.directory.parent.parent), "ledger", "query", "--sum", "day"]) == 0
+    assert capsys.readouterr().out.split()[-1] == "75"
 
 
 def test_the_index_catches_up_and_is_made_anew(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
@@ -163,11 +179,11 @@ def test_an_open_flow_shows_until_it_is_settled(tmp_path: Path) -> None:
     store.append(parts[:1], 1)
     for more in (parts[1:2], [of(Kind.ORPHAN, 1, bytes_out=4)], parts[2:]):
         found = index.open_index(store.directory)
-        seen.append([(row[2], row[7], row[-3]) for row in questions.entries(found, questions.Question(), 10)])
+        seen.append([(row[2], row[7], row[-4]) for row in questions.entries(found, questions.Question(), 10)])
         found.close()
         store.append(more, 1)
     found = index.open_index(store.directory)
-    seen.append([(row[2], row[7], row[-3]) for row in questions.entries(found, questions.Question(), 10)])
+    seen.append([(row[2], row[7], row[-4]) for row in questions.entries(found, questions.Question(), 10)])
     found.close()
     assert [[kind for kind, *_ in rows] for rows in seen] == [["open"], ["open"], ["orphan"], ["close"]]
     assert seen[2] == [("orphan", "", 4)]

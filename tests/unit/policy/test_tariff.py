@@ -81,3 +81,17 @@ def test_the_digest_changes_with_each_part() -> None:
     assert Tariff((base,)).digest == Tariff((base,)).digest
     assert Tariff((base, others[0])).digest != Tariff((others[0], base)).digest
     assert len(Tariff((base,)).digest) == 64  # what the record's field holds
+
+
+RATES = st.integers(0, 10**15)
+
+
+@given(RATES, RATES, st.integers(0, 2**50), st.integers(-(10**12), 2**60))
+def test_what_a_sum_affords_costs_no_more_than_that(out: int, into: int, split: int, nano: int) -> None:
+    found = price("x", "*", out=out, into=into)
+    count = found.affords(nano)
+    assert found.reserve(count) <= max(0, nano)
+    if nano > 0 and (out or into):
+        assert found.reserve(count + 1) > nano
+    passed = min(count, split)
+    assert found.of(Wire(passed, count - passed), 52) <= max(0, nano)

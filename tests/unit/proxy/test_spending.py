@@ -10,6 +10,7 @@ from exeat.policy.leases import Lease
 from exeat.policy.model import Decision, Subject, Verdict
 from exeat.policy.scopes import parse_scope
 from exeat.policy.snapshot import Snapshot
+from exeat.policy.tariff import Price
 from exeat.proxy.gate import FIRST_STEP
 from exeat.proxy.spending import Spending
 
@@ -19,7 +20,9 @@ project: p
 allow:
   - {id: a, to: a.example.org, budget: total}
   - {id: b, to: b.example.org, budget: upward}
+  - {id: c, to: c.example.org, budget: money}
 budgets:
+  money: {usd: 0.001/1d}
   total: {bytes: 1000/1d}
   upward: {bytes_up: 1000/1d}
 """
@@ -106,3 +109,40 @@ def test_a_counter_that_is_no_count_leaves_nothing(counter: object, monkeypatch:
     assert book.allowance(SUBJECT, decision("total")) == (0, 0, "budget.exceeded")
     assert book.allowance(SUBJECT, decision("upward")) == (0, 0, "budget.exceeded")
     assert book.allowance(SUBJECT, decision(lease="L")) == (0, 0, "lease.exhausted")
+
+
+CHEAP = Price("cheap", (), 1_000_000_000, 500_000_000, 0)  # nano-USD: a byte out costs one, a byte in a half
+
+
+def test_money_is_bytes_at_the_dearer_price() -> None:
+    book, first = spending(), decision("money")
+    assert book.allowance(SUBJECT, first) is None  # without a price
+    book.promise("p", first, 600_000, CHEAP.reserve(600_000))
+    found = book.allowance(SUBJECT, first, CHEAP)
+    assert found is not None
+    assert (found.free, found.left, found.reason) == (400_000, 1_000_000, "budget.exceeded")
+    book.charge_cost("p", first, 900_000)
+    book.promise("p", first, -600_000, -CHEAP.reserve(600_000))
+    found = book.allowance(SUBJECT, first, CHEAP)
+    assert found is not None
+    assert (found.free, found.left, book.money_left(SUBJECT, first)) == (100_000, 100_000, 100_000)
+    book.charge_cost("p", first, 200_000)
+    found = book.allowance(SUBJECT, first, CHEAP)
+    assert found is not None
+    assert (found.free, found.left, book.money_left(SUBJECT, first)) == (0, 0, -100_000)
+
+
+def test_small_sums_add_up_and_are_not_rounded_each() -> None:
+    book, first = spending(), decision("money")
+    for _ in range(25):
+        book.charge_cost("p", first, 199)
+    assert book.usage.used("p", "money", "usd", 86_400_000, NOW) == 4  # of 4,975 nano-USD
+    book.charge_cost("p", first, 25)
+    assert book.usage.used("p", "money", "usd", 86_400_000, NOW) == 5
+
+
+def test_what_has_no_budget_is_charged_to_none() -> None:
+    book = spending()
+    book.charge_cost("p", decision(), 10**12)
+    assert book.money_left(SUBJECT, decision("money")) == 1_000_000
+    assert book.money_left(SUBJECT, decision("total")) is None
