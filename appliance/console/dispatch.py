@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import time
 from typing import TYPE_CHECKING, Any, Final
@@ -93,7 +92,10 @@ def _query(route: Route, request: web.Request) -> BaseModel | None:
         return None
     if len(request.query) != len(set(request.query)):
         raise Problem(422, "http.query", "each key of the query once")
-    return _valid(route.query, dict(request.query), "query")
+    try:
+        return route.query.model_validate(dict(request.query))
+    except ValidationError as error:
+        raise _invalid(error, "query") from None
 
 
 async def _body(route: Route, request: web.Request) -> BaseModel | None:
@@ -105,23 +107,20 @@ async def _body(route: Route, request: web.Request) -> BaseModel | None:
         raise Problem(415, "http.415", "send application/json")
     raw = await request.read()
     try:
-        data = json.loads(raw)
-    except (ValueError, RecursionError):
-        raise Problem(400, "http.json", "the body is not JSON") from None
-    return _valid(route.body, data, "body", raw)
-
-
-def _valid(model: type[BaseModel], data: object, where: str, raw: bytes | None = None) -> BaseModel:
-    try:
-        return model.model_validate(data) if raw is None else model.model_validate_json(raw)
+        return route.body.model_validate_json(raw)
     except ValidationError as error:
-        wrong = [
-            {"at": ".".join(str(part) for part in each["loc"]), "what": each["msg"]}
-            for each in error.errors(include_url=False, include_input=False, include_context=False)[:20]
-        ]
-        first = wrong[0]
-        detail = f"{where}: `{first['at']}`: {first['what']}" if first["at"] else f"{where}: {first['what']}"
-        raise Problem(422, f"http.{where}", detail, errors=wrong) from None
+        raise _invalid(error, "body") from None
+
+
+def _invalid(error: ValidationError, where: str) -> Problem:
+    """Where and what; never the input itself, which may be a password."""
+    found = error.errors(include_url=False, include_input=False, include_context=False)[:20]
+    if found[0]["type"] == "json_invalid":
+        return Problem(400, "http.json", "the body is not JSON")
+    wrong = [{"at": ".".join(map(str, each["loc"])), "what": each["msg"]} for each in found]
+    first = wrong[0]
+    detail = f"{where}: `{first['at']}`: {first['what']}" if first["at"] else f"{where}: {first['what']}"
+    return Problem(422, f"http.{where}", detail, errors=wrong)
 
 
 async def _answer(route: Route, call: Call) -> web.StreamResponse:

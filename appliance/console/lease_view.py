@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import idna
 
@@ -14,8 +14,12 @@ from exeat.policy.names import parse_authority
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from exeat.appliance.console.auth.principal import Principal
+
 TTL_CHOICES_S: Final = (300, 900, 1800, 3600, 4 * 3600, 8 * 3600)
 MANY_TRIES: Final = 20
+UNDO_MS: Final = 60_000  # how long an approval can be undone by who gave it
+LIVE: Final = ("active", "revoking")
 # Characters that make text look like other text (Unicode TR 36): never shown, and a reason to look twice.
 _HIDDEN: Final = frozenset({"Cf", "Cc", "Co", "Cs", "Cn"})
 
@@ -84,30 +88,36 @@ class RequestRow(Out):
 
 
 class LeaseRow(Out):
-    """A lease that was approved. Times in ms since 1970."""
+    """A lease that was approved. Times in ms since 1970. `live_*` are of flows that live now (None: the
+    proxy does not say); `can` is what the caller may do with it: revoke, renew, undo."""
 
     id: str
     version: str
-    state: str
-    project_id: str
-    agent_ids: list[str]
+    state: Literal["active", "ended"]
+    ended_why: str
+    project: str
+    agent: str
+    job: str
+    episode: str
     requester: str
-    to: list[str]
-    ports: list[str]
-    protocols: list[str]
+    scope: str
+    host: str
+    port: int
+    proto: str
     speech: list[str]
+    direct: bool
     reason: str
+    granted_by: list[str]
+    granted_ms: int
+    expires_ms: int
+    ended_by: str
     ttl_s: int
     max_ttl_s: int
-    max_bytes: int | None
-    max_uses: int | None
-    started_ms: int
-    ends_ms: int
-    approvals: list[Approval]
-    ended_by: str
-    live_flows: int | None = None
-    bytes_out: int | None = None
-    bytes_in: int | None = None
+    bytes_limit: int | None
+    uses_limit: int | None
+    live_flows: int | None
+    live_bytes: int | None
+    can: list[str]
 
 
 def request_row(
@@ -152,31 +162,58 @@ def request_row(
     )
 
 
-def lease_row(row: Mapping[str, Any]) -> LeaseRow:
+def lease_row(
+    row: Mapping[str, Any], who: Principal, now_ms: int, flows: Iterable[Mapping[str, Any]] | None = None
+) -> LeaseRow:
+    """`flows` are the node's that live, None where nobody says."""
+    asked, dest = row["asked"] or {}, _dest(row)
+    active = row["state"] in LIVE
+    mine = None if flows is None else [flow for flow in flows if flow.get("lease") == row["id"]]
     return LeaseRow(
         id=row["id"],
         version=row["version"],
-        state=row["state"],
-        project_id=row["project"],
-        agent_ids=row["agents"],
+        state="active" if active else "ended",
+        ended_why="" if active else row["state"],
+        project=row["project"],
+        agent=next(iter(row["agents"]), ""),
+        job=row["job"] or asked.get("job", ""),
+        episode=asked.get("episode", ""),
         requester=row["requester"],
-        to=row["to"],
-        ports=row["ports"],
-        protocols=row["proto"],
+        scope=" ".join(f"{to}:{','.join(row['ports'])}" for to in row["to"]),
+        host=dest.host,
+        port=dest.port,
+        proto=dest.protocol,
         speech=row["speech"],
+        direct="direct" in row["speech"],
         reason=visible(row["reason"]),
+        granted_by=row["approvals"],
+        granted_ms=row["activated"],
+        expires_ms=row["exp"],
+        ended_by=row["ended_by"],
         ttl_s=row["ttl_ms"] // 1000,
         max_ttl_s=row["max_ttl_ms"] // 1000,
-        max_bytes=row["max_bytes"],
-        max_uses=row["max_uses"],
-        started_ms=row["activated"],
-        ends_ms=row["exp"],
-        approvals=[Approval(**each) for each in row["approved"]],
-        ended_by=row["ended_by"],
-        live_flows=row.get("live_flows"),
-        bytes_out=row.get("bytes_out"),
-        bytes_in=row.get("bytes_in"),
+        bytes_limit=row["max_bytes"],
+        uses_limit=row["max_uses"],
+        live_flows=None if mine is None else len(mine),
+        live_bytes=None if mine is None else sum(flow["bytes_out"] + flow["bytes_in"] for flow in mine),
+        can=_can(row, who, now_ms) if active else [],
     )
+
+
+def undoable(row: Mapping[str, Any], name: str, now_ms: int) -> bool:
+    """Whether it is by this person's yes that it holds, given only now."""
+    approved = row["approved"]
+    late = not approved or now_ms - approved[-1]["at_ms"] > UNDO_MS
+    return row["state"] == "active" and not late and approved[-1]["by"] == name
+
+
+def _can(row: Mapping[str, Any], who: Principal, now_ms: int) -> list[str]:
+    """What control would allow (`policy.admin`): one's own, or a reviewer's."""
+    if not who.may("leases.keep") or row["state"] != "active":
+        return []
+    theirs = who.name == row["requester"] or who.may("requests.decide")
+    found = ["revoke", "renew"] if theirs else []
+    return [*found, "undo"] if undoable(row, who.name, now_ms) else found
 
 
 def visible(text: str, most: int = 500) -> str:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from exeat.appliance.console.routes import (
+    flows,
     jobs,
+    kill,
+    leases,
     ledger,
     nodes,
     policies,
@@ -22,6 +25,9 @@ ALL: Final[tuple[Route, ...]] = (
     *session.routes,
     *status.routes,
     *requests.routes,
+    *leases.routes,
+    *flows.routes,
+    *kill.routes,
     *ledger.routes,
     *views.routes,
     *policies.routes,

@@ -39,7 +39,7 @@ PEOPLE = {
 
 class Answer(NamedTuple):
     status: int
-    headers: Mapping[str, str]
+    headers: http.client.HTTPMessage  # whatever the case of a name; None for one that is not there
     body: bytes
 
     @property
@@ -125,7 +125,7 @@ class ConsoleRig:
         try:
             connection.request(method, path, body, dict(headers or {}))
             response = connection.getresponse()
-            return Answer(response.status, dict(response.getheaders()), response.read())
+            return Answer(response.status, response.headers, response.read())
         finally:
             connection.close()
 

@@ -96,7 +96,9 @@ class Accounts:
     def digest(self, kind: str, secret: str) -> bytes:
         """What is kept of a secret. `kind` keeps a session's from being taken for a token's."""
         person = kind.encode().ljust(16, b"\0")
-        return hashlib.blake2b(secret.encode(), digest_size=32, key=self._key, person=person).digest()
+        return hashlib.blake2b(
+            secret.encode(errors="surrogateescape"), digest_size=32, key=self._key, person=person
+        ).digest()
 
     # -- accounts
 

@@ -54,5 +54,5 @@ def check_csrf(request: web.Request, who: Principal) -> None:
     if who.session is None or request.method in SAFE:
         return
     said = request.headers.get(CSRF_HEADER, "")
-    if not hmac.compare_digest(said.encode(), who.session.csrf.encode()):
+    if not hmac.compare_digest(said.encode(errors="surrogateescape"), who.session.csrf.encode()):
         raise Problem(403, "auth.csrf", f"send the session's csrf in {CSRF_HEADER}")
