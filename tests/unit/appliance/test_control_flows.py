@@ -11,6 +11,7 @@ from exeat.appliance.control import flows
 from exeat.appliance.control.evidence import Evidence
 from exeat.appliance.control.flows import MAX_RECENT, Flows
 from exeat.appliance.control.store import Store
+from exeat.appliance.control.verbs import from_root
 from exeat.appliance.errors import RefusedError
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ def test_flows_past_the_proxy_stand_beside_its_own_and_are_cut_like_them(tmp_pat
 
 def call(view: Flows, verb: str, **message: Any) -> dict[str, Any]:
     async def ask() -> dict[str, Any]:
-        return await view.verbs()[verb](message, [])
+        return await view.verbs()[verb](from_root(message), [])
 
     return asyncio.run(ask())
 

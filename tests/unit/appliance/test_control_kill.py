@@ -13,6 +13,7 @@ from tests.support import ledgers
 from exeat.appliance.control.evidence import Evidence
 from exeat.appliance.control.kill import KillSwitch
 from exeat.appliance.control.store import Store
+from exeat.appliance.control.verbs import from_root
 from exeat.appliance.errors import RefusedError
 from exeat.ledger.reader import read_records
 from exeat.ledger.records import Kind
@@ -58,7 +59,7 @@ class Desk:
         return rows
 
     async def _call(self, verb: str, message: dict[str, Any]) -> dict[str, Any]:
-        return await self.kill.verbs()[verb](message, [])
+        return await self.kill.verbs()[verb](from_root(message), [])
 
     def refusal(self, verb: str, message: dict[str, Any]) -> str:
         with pytest.raises(RefusedError) as caught:

@@ -22,6 +22,7 @@ from exeat.appliance.documents import Documents
 from exeat.appliance.errors import RefusedError
 from exeat.ledger.reader import read_records
 from exeat.ledger.records import Kind
+from exeat.policy.admin import Actor
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -74,7 +75,7 @@ class Desk:
         return asyncio.run(self.leases.ask({**ASK, **changes}))
 
     def do(self, verb: str, lease: str, person: str = "u1", **more: Any) -> Any:
-        return asyncio.run(getattr(self.leases, verb)({"lease": lease, **more}, person))
+        return asyncio.run(getattr(self.leases, verb)({"lease": lease, **more}, Actor(person, "approver")))
 
     def active(self) -> list[str]:
         return [lease.id for lease in self.leases.for_gateway()]
