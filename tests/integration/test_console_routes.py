@@ -77,7 +77,8 @@ def test_each_role_may_what_the_declaration_says(rig: ConsoleRig, route: Route) 
         elif name == "nobody":
             assert (answer.status, answer.json["reason_code"]) == (401, "auth.needed")
         elif PEOPLE[name][0] in PERMISSIONS[route.permission]:
-            assert answer.status not in codes, (name, answer)
+            partly = answer.status == 403 and answer.json["reason_code"] == "auth.projects"
+            assert answer.status not in codes or (partly and PEOPLE[name][1]), (name, answer)
         else:
             assert (answer.status, answer.json["reason_code"]) == (403, "auth.role"), (name, answer)
 

@@ -118,7 +118,7 @@ class GrowthQuery(Query):
     """`from` and `to` are numbers of records; without `to` it is the checkpoint's."""
 
     old: Annotated[int, Field(ge=0, le=2**60, alias="from")]
-    new: Annotated[int, Field(ge=0, le=2**60, alias="to")] | None = None
+    new: Annotated[int | None, Field(ge=0, le=2**60, alias="to")] = None
 
 
 class Growth(Out):

@@ -131,10 +131,10 @@ def test_a_database_that_fails_stops_nothing_from_being_stopped(
 def test_on_while_off_waits_for_the_ledger_wins(desk: Desk) -> None:
     async def both() -> None:
         verbs = desk.kill.verbs()
-        await verbs["kill.on"](dict(ALL), [])
-        off = asyncio.ensure_future(verbs["kill.off"](dict(ALL), []))
+        await verbs["kill.on"](from_root(ALL), [])
+        off = asyncio.ensure_future(verbs["kill.off"](from_root(ALL), []))
         await asyncio.sleep(0)  # it has asked the ledger
-        await verbs["kill.on"]({**ALL, "reason": "again"}, [])
+        await verbs["kill.on"](from_root({**ALL, "reason": "again"}), [])
         with pytest.raises(RefusedError, match="meanwhile"):
             await off
 
