@@ -7,6 +7,7 @@ the confinement tests ran on; distributions keep it and patch it.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import pwd
 import re
@@ -145,6 +146,13 @@ def check_seccomp(actions: str) -> Check:
     if {"errno", "allow"} <= set(actions.split()):
         return ok("seccomp", "filters are available")
     return fail("seccomp", "no filters in this kernel", "use a kernel with CONFIG_SECCOMP_FILTER")
+
+
+def check_landlock(abi: int) -> Check:
+    """`abi` is the answer of landlock_create_ruleset(2) to the question for its version."""
+    if abi > 0:
+        return ok("landlock", f"ABI {abi}, over the mounts of jobs that are given files")
+    return warn("landlock", "not in this kernel: mounts alone confine files", "boot with lsm=landlock,...")
 
 
 def check_cgroups(mountinfo: str) -> Check:
@@ -359,6 +367,8 @@ def _examine(config: Config) -> Iterator[Check]:
     yield from (check_tool(tool) for tool in TOOLS)
     yield check_ipv6(Path("/proc/net"), Path("/sys/module/ipv6/parameters/disable"))
     yield check_seccomp(_text("/proc/sys/kernel/seccomp/actions_avail"))
+    # landlock_create_ruleset has this number everywhere (uapi/asm-generic/unistd.h).
+    yield check_landlock(ctypes.CDLL(None).syscall(444, None, ctypes.c_size_t(0), 1))
     yield check_cgroups(_text("/proc/self/mountinfo"))
     yield check_reuseport()
     yield check_splice()

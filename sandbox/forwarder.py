@@ -56,6 +56,8 @@ if os.fork() == 0:
     asyncio.run(main())
 for each in listeners:
     each.close()
+for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them, a command must not
+    signal.signal(number, signal.SIG_DFL)
 try:
     os.execvp(sys.argv[1], sys.argv[1:])
 except OSError as error:

@@ -12,6 +12,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from exeat.sandbox.landlock import confined
 from exeat.sandbox.names import SpecError
 from exeat.sandbox.seccomp import profile
 from exeat.sandbox.spec import GATEWAY, WORK, Mount
@@ -208,7 +209,7 @@ def _process(job: JobSpec, uid: int, max_open_files: int) -> dict[str, Any]:
     return {
         "terminal": False,
         "user": {"uid": uid, "gid": uid, "umask": 0o022},
-        "args": ["/bin/sh", "-c", _INIT, "exeat-init", *job.argv],
+        "args": ["/bin/sh", "-c", _INIT, "exeat-init", *confined(job)],
         "env": [f"{name}={value}" for name, value in job.env],
         "cwd": job.cwd,
         "noNewPrivileges": True,

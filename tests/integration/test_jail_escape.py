@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import itertools
 import json
 import os
 import socket
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.support.escapes import ENOSYS, EXPECTED, NARROWER
+from tests.support.escapes import EXPECTED, expected
 from tests.support.redirected import original
 from tests.support.warden_rig import UID_BASE, WardenRig
 
@@ -62,13 +63,12 @@ def world(request: pytest.FixtureRequest) -> Iterator[World]:
         yield World(rig, tcp, unix)
 
 
-@pytest.fixture(scope="module", params=list(Profile))
+@pytest.fixture(scope="module", params=itertools.product(Profile, (False, True)), ids=str)
 def inside(request: pytest.FixtureRequest, world: World) -> Inside:
-    narrower = NARROWER[request.param]
-    expected = {name: ENOSYS if name in narrower else said for name, said in EXPECTED.items()}
-    result, came = world.probe(request.param)
+    profile, files = request.param
+    result, came = world.probe(profile, files=files)
     probes = {name: judged(said, came) for name, said in result["probes"].items()}
-    return Inside(result["facts"], probes, expected)
+    return Inside(result["facts"], probes, expected(profile, files=files))
 
 
 class World:
@@ -106,17 +106,20 @@ class World:
             assert output.readline() == "ready\n"
         return started["pid"], started["work"]
 
-    def probe(self, profile: Profile) -> tuple[dict[str, Any], set[str]]:
-        """What the probes say, and where those wanted to go who came to the jail's own doors."""
+    def probe(self, profile: Profile, *, files: bool) -> tuple[dict[str, Any], set[str]]:
+        """What the probes say, and where those wanted to go who came to the jail's own doors.
+
+        `files`: they are a file that the job was given, else the command itself.
+        """
         sockets = self._rig.call("jail.create", jail="probe")  # held open: a live gateway
         script = self._rig.base / "share" / "probes.py"
         script.write_text(SCRIPT)
         read, write = os.pipe()
         started = self._rig.start_job(
             "probe",
-            ["/usr/bin/python3", str(script), json.dumps(self._given)],
+            ["/usr/bin/python3", *([str(script)] if files else ["-c", SCRIPT]), json.dumps(self._given)],
             (write, write, write),
-            mounts=[{"path": str(script), "mode": "ro"}],
+            mounts=[{"path": str(script), "mode": "ro"}] if files else [],
             profile=profile,
         )
         os.close(write)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+
 from exeat.sandbox.spec import Profile
 
 # It came to our own door, or the jail's rules refused it.
@@ -176,3 +178,23 @@ NARROWER = {
     Profile.STANDARD: NO_SOCKETS,
     Profile.STANDARD_NET: set(),
 }
+
+# In a job that was given files Landlock is asked first, where the kernel has it (sandbox/landlock.py).
+BY_LANDLOCK = {
+    *("leave_by_a_link_in_proc", "leave_by_the_folder_of_init", "leave_by_the_root_of_init", "make_device"),
+    *("neighbour_work_by_root", "write_memory_of_init"),
+}
+
+
+def has_landlock() -> bool:
+    """landlock_create_ruleset(2), asked for its version."""
+    answer: int = ctypes.CDLL(None).syscall(444, None, ctypes.c_size_t(0), 1)
+    return answer > 0
+
+
+def expected(profile: Profile, *, files: bool) -> dict[str, set[str]]:
+    """What each attempt may be answered; `files`: the job was given some."""
+    answers = {name: ENOSYS if name in NARROWER[profile] else said for name, said in EXPECTED.items()}
+    if files and has_landlock():
+        answers |= {name: {"EACCES"} for name in BY_LANDLOCK}
+    return answers

@@ -42,6 +42,8 @@ GIB = 1024**3
         (doctor.check_python((3, 10, 12)), Status.FAIL),
         (doctor.check_seccomp("kill_process errno log allow\n"), Status.OK),
         (doctor.check_seccomp(""), Status.FAIL),
+        (doctor.check_landlock(7), Status.OK),
+        (doctor.check_landlock(-1), Status.WARN),
         (doctor.check_cgroups(V2), Status.OK),
         (doctor.check_cgroups(f"{V1}\n{V2_BESIDE}"), Status.WARN),
         (doctor.check_cgroups(V1), Status.WARN),

@@ -34,6 +34,7 @@ BUILDERS = (
     "limits",
     "env",
     "forwarder",
+    "landlock",
     "redirect",
     "rules",
     "routing",
