@@ -181,12 +181,16 @@ def _distinct_streams(value: tuple[Stream, ...]) -> tuple[Stream, ...]:
 
 
 class Ledger(Watched, Kept):
-    """`archive_segments` make a batch of an archive, or fewer once the first is `archive_after_s` old."""
+    """`archive_segments` make a batch of an archive, or fewer once the first is `archive_after_s` old.
+
+    `exeat up` looks every `archive_every_s`; units have a timer.
+    """
 
     archive: Annotated[tuple[ArchiveStore, ...], AfterValidator(_distinct)] = ()
     stream: Annotated[tuple[Stream, ...], AfterValidator(_distinct_streams)] = ()
     archive_segments: Annotated[int, Field(ge=1, le=64)] = 8
     archive_after_s: Annotated[int, Field(ge=0, le=604_800)] = 3600
+    archive_every_s: Annotated[int, Field(ge=5, le=86_400)] = 600
     archive_waiting: Annotated[int, Field(ge=1, le=1024)] = 4
     archive_compression: Literal["zst", "gz"] = "zst"
 

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TextIO
 
 from exeat.appliance import listeners
+from exeat.appliance.archive_runs import ArchiveRuns
 from exeat.ledger.reactor import EPOLLIN, Reactor
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ class Supervisor:
     doors: list[Listener] = field(default_factory=list)
     stopping: bool = False
     failed: str = ""
+    archiving: ArchiveRuns | None = None
 
     def run(self) -> int:
         """Start all, wait for the end, stop all. Returns the exit code (0, or 3)."""
@@ -111,6 +113,9 @@ class Supervisor:
         try:
             self._start_all()
             if not self.failed:
+                if self.config.ledger.archive:
+                    every_s = self.config.ledger.archive_every_s
+                    self.archiving = ArchiveRuns(self.reactor, self.arguments, every_s)
                 print("exeat: up (ctrl-c or SIGTERM to stop)", flush=True)
                 self.reactor.run()
         finally:
@@ -251,6 +256,8 @@ class Supervisor:
 
     def _stop_all(self) -> None:
         self.stopping = True
+        if self.archiving is not None:
+            self.archiving.stop()
         for name in STOP_ORDER:
             child = self.children.get(name)
             if child is None or child.process is None:
