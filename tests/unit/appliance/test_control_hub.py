@@ -52,7 +52,6 @@ def test_a_jail_that_leaves_while_its_sockets_are_opened_again_is_not_added_behi
             on_flows=cast("Any", None),
             on_direct=cast("Any", None),
             on_desk=cast("Any", None),
-            on_desk=cast("Any", None),
             ended=list,
             spawn=lambda work: tasks.append(asyncio.ensure_future(work)),
         )
