@@ -1,4 +1,4 @@
-"""`exeat ledger query|index|reconcile`: ask the evidence, and hold it against the kernel's own counts."""
+"""`exeat ledger query|index`: ask the evidence."""
 
 from __future__ import annotations
 
@@ -20,11 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from exeat.ledger.index import Fresh, Index
-    from exeat.ledger.reconcile import Account, Drift, Reconciliation
 
 _FILTERS = ("project", "job", "agent", "episode", "lease", "host", "port", "verdict", "reason", "rule")
 _UNITS_MS = {"s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
-_DRIFTS = 50
 
 
 def register(actions: Any, directories: Callable[[argparse.Namespace], list[Path]]) -> list[Any]:
@@ -45,16 +43,7 @@ def register(actions: Any, directories: Callable[[argparse.Namespace], list[Path
     kept.add_argument("--anew", action="store_true", help="make it from the first record on")
     kept.set_defaults(handler=lambda args: run_index(directories(args), args))
 
-    books = actions.add_parser("reconcile", help="the ledger's bytes against the kernel's, flow by flow")
-    books.add_argument("--job", default="", metavar="J", help="only this job's flows")
-    books.add_argument(
-        "--watch",
-        type=_limit,
-        metavar="S",
-        help="for S seconds, against what the kernel itself tells of connections that end (on the host)",
-    )
-    books.set_defaults(handler=lambda args: run_reconcile(directories(args), args))
-    return [ask, kept, books]
+    return [ask, kept]
 
 
 def _limit(text: str) -> int:
@@ -149,75 +138,3 @@ def _open(directory: Path, *, anew: bool = False) -> Index:
 
 def _time(ms: int) -> str:
     return datetime.fromtimestamp(ms / 1000, tz=UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-# --- reconcile
-
-
-def run_reconcile(ledgers: list[Path], args: argparse.Namespace) -> int:
-    from exeat.ledger.reader import ReaderError, read
-    from exeat.ledger.reconcile import reconcile
-    from exeat.ledger.records import RecordError
-
-    if args.watch is not None:
-        from exeat.appliance.ledger_watch import run
-
-        return run(ledgers, args)
-    drifting = False
-    for directory in ledgers:
-        try:
-            found = reconcile(read(directory), args.job)
-        except (ReaderError, OSError) as error:
-            raise NotReachableError(f"{directory}: {error}") from None
-        except (RecordError, ValueError) as error:
-            print(f"exeat: {directory}: {error}: run `exeat ledger verify`", file=sys.stderr)
-            return 1
-        drifting = drifting or bool(found.drifts)
-        print(json.dumps(_json(directory, found)) if args.json else _text(found))
-    return int(drifting)
-
-
-def _json(directory: Path, found: Reconciliation) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    return {
-        "ok": not found.drifts,
-        "path": str(directory),
-        "total": asdict(found.total),
-        "jobs": {job: asdict(account) for job, account in found.jobs.items()},
-        "drifts": [{**drift._asdict(), "flow": drift.flow.hex()} for drift in found.drifts],
-    }
-
-
-def _text(found: Reconciliation) -> str:
-    total = found.total
-    lines = [_account(f"job {job or '-'}", account) for job, account in sorted(found.jobs.items())]
-    lines.append(_account("all", total))
-    lines.append(
-        f"on the wire about {total.headers} bytes of headers more (52 a segment, 72 for IPv6),"
-        f" {total.retransmitted} retransmitted"
-    )
-    if total.uncounted:
-        lines.append(f"{total.uncounted} flows without counts of the kernel")
-    if total.orphaned:
-        lines.append(f"{total.orphaned} flows orphaned: bounds, not counts")
-    if total.open:
-        lines.append(f"{total.open} flows still open")
-    lines += [_drift(drift) for drift in found.drifts[:_DRIFTS]]
-    if len(found.drifts) > _DRIFTS:
-        lines.append(f"... and {len(found.drifts) - _DRIFTS} more")
-    lines.append(f"DRIFT in {len(found.drifts)} flows" if found.drifts else "the books agree")
-    return "\n".join(lines)
-
-
-def _account(name: str, account: Account) -> str:
-    return (
-        f"{name}: {account.flows} flows, ledger out {account.bytes_out} in {account.bytes_in},"
-        f" kernel out {account.kernel_out} in {account.kernel_in}"
-    )
-
-
-def _drift(drift: Drift) -> str:
-    parts = ", ".join(f"{name} {difference:+d}" for name, difference in drift.differences.items())
-    flow = f"flow {drift.flow.hex()[:8]} of {drift.job or '-'} to {drift.host or '-'}"
-    return f"record {drift.seq}: {flow}: {parts} bytes"

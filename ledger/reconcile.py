@@ -10,15 +10,16 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from exeat.ledger import records
-from exeat.ledger.records import Kind
+from exeat.ledger.records import Kind, Record
 from exeat.policy.tariff import HEADER_4, HEADER_6
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from exeat.ledger.records import Record
+    from collections.abc import Callable, Iterable, Sequence
 
 REWRITTEN: Final = ("http", "host")  # name_source of requests whose head the proxy writes anew
+
+
+_IN_JAIL: Final = "jail:"  # in `src`, before the jail's name
 
 
 class Drift(NamedTuple):
@@ -48,52 +49,87 @@ class Account:
     open: int = 0
 
 
+def _jail(record: Record) -> str:
+    """The jail whose door the client came in by; "" for one outside all jails."""
+    door = record.src.partition(" ")[0]
+    return door.removeprefix(_IN_JAIL) if door.startswith(_IN_JAIL) else ""
+
+
+KEYS: Final[dict[str, Callable[[Record], str]]] = {
+    "jail": _jail,
+    "lease": lambda record: record.lease_id,
+    "project": lambda record: record.project,
+    "agent": lambda record: record.agent,
+    "job": lambda record: record.job,
+    "host": lambda record: record.dest.host if record.dest is not None else "",
+}
+
+
 @dataclass(slots=True)
 class Reconciliation:
-    """`total`, the same per job, and every flow that drifts, in the order of the ledger."""
+    """`total`, the same per key (of `KEYS`) and value, and every flow that drifts, in the ledger's order."""
 
     total: Account = field(default_factory=Account)
-    jobs: dict[str, Account] = field(default_factory=dict)
+    groups: dict[str, dict[str, Account]] = field(default_factory=dict)
     drifts: list[Drift] = field(default_factory=list)
 
+    def accounts(self, record: Record) -> list[Account]:
+        """All that a flow with this record belongs to."""
+        return [
+            self.total,
+            *(group.setdefault(KEYS[key](record), Account()) for key, group in self.groups.items()),
+        ]
 
-def reconcile(entries: Iterable[tuple[int, bytes]], job: str = "") -> Reconciliation:
-    """Compare the books of all flows (of `job`, if given). Raises RecordError."""
-    result = Reconciliation()
-    unsettled: dict[bytes, tuple[str, bool]] = {}  # job, is it orphaned
+
+def reconcile(
+    entries: Iterable[tuple[int, bytes]],
+    job: str = "",
+    by: Sequence[str] = ("jail", "lease"),
+    each: Callable[[int, Record], None] | None = None,
+) -> Reconciliation:
+    """Compare the books of all flows (of `job`, if given), sum them up `by` keys of `KEYS`.
+
+    `each` gets their `close` records. Raises RecordError.
+    """
+    result = Reconciliation(groups={key: {} for key in by})
+    unsettled: dict[bytes, tuple[bytes, bool]] = {}  # its open, is it orphaned
     for seq, data in entries:
         brief = records.recall(data)
         if brief.kind is Kind.OPEN:
-            unsettled[brief.flow] = (brief.job, False)
+            unsettled[brief.flow] = (data, False)
         elif brief.kind is Kind.ORPHAN:
-            opened = unsettled.get(brief.flow, (brief.job, False))
-            unsettled[brief.flow] = (opened[0], True)
+            unsettled[brief.flow] = (unsettled.get(brief.flow, (data, False))[0], True)
         elif brief.kind is Kind.CLOSE:
             unsettled.pop(brief.flow, None)
             if not job or brief.job == job:
-                _close(result, seq, records.decode(data))
-    for name, orphaned in unsettled.values():
-        if not job or name == job:
-            for account in _accounts(result, name):
+                record = records.decode(data)
+                _close(result, seq, record)
+                if each is not None:
+                    each(seq, record)
+    for opening, orphaned in unsettled.values():
+        record = records.decode(opening)
+        if not job or record.job == job:
+            for account in result.accounts(record):
                 account.orphaned += orphaned
                 account.open += not orphaned
     return result
 
 
-def _accounts(result: Reconciliation, job: str) -> tuple[Account, Account]:
-    return result.total, result.jobs.setdefault(job, Account())
+def header_bytes(record: Record) -> int:
+    """On the wire and no payload: segments times the size of their headers."""
+    header = HEADER_6 if record.dest is not None and len(record.dest.ip) == 16 else HEADER_4
+    return header * (record.segs_out + record.segs_in)
 
 
 def _close(result: Reconciliation, seq: int, record: Record) -> None:
     found = differences(record)
-    header = HEADER_6 if record.dest is not None and len(record.dest.ip) == 16 else HEADER_4
-    for account in _accounts(result, record.job):
+    for account in result.accounts(record):
         account.flows += 1
         account.bytes_out += record.bytes_out
         account.bytes_in += record.bytes_in
         account.kernel_out += record.kernel_out
         account.kernel_in += record.kernel_in
-        account.headers += header * (record.segs_out + record.segs_in)
+        account.headers += header_bytes(record)
         account.retransmitted += record.retrans
         account.uncounted += found is None
         account.drifting += bool(found)

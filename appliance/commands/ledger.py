@@ -17,6 +17,7 @@ from exeat.appliance import (
     ledger_archive,
     ledger_ask,
     ledger_proofs,
+    ledger_reconcile,
     ledger_review,
     ledger_seals,
     ledger_stream,
@@ -66,7 +67,7 @@ def register(commands: Any) -> None:
     others = [
         part.register(actions, _ledgers)
         for part in (
-            *(ledger_ask, ledger_proofs, ledger_why, ledger_review),
+            *(ledger_ask, ledger_reconcile, ledger_proofs, ledger_why, ledger_review),
             *(ledger_archive, ledger_stream, ledger_seals),
         )
     ]

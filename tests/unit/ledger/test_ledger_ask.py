@@ -52,8 +52,9 @@ def flow(number: int, host: str, out: int, into: int, at: int = NOON, **who: Any
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     made = Store.create(tmp_path / "ledger" / "abc", "exeat/n1", 1, segment_bytes=4096)
-    made.append(flow(1, "a.example.org", 10, 100), 1)
-    made.append(flow(2, "a.example.org", 20, 200, NOON + HOUR, job="j2", agent="x"), 1)
+    made.append(flow(1, "a.example.org", 10, 100, src="jail:j1"), 1)
+    second = {"job": "j2", "agent": "x", "src": "jail:j2 to 192.0.2.1:443", "lease_id": "p1/x/1"}
+    made.append(flow(2, "a.example.org", 20, 200, NOON + HOUR, **second), 1)
     made.append(flow(3, "b.example.net", 1, 2, NOON + 2 * HOUR, project="p2", job="j3"), 1)
     refused = {"project": "p1", "job": "j1", "decision": "deny", "reason_code": "rule.deny"}
     made.append([of(Kind.DENY, None, NOON + 1, dest=Dest("bad.example.org", 443), **refused)], 1)
@@ -331,7 +332,16 @@ def test_books_that_agree(store: Store, capsys: pytest.CaptureFixture[str]) -> N
     assert code == 0
     assert (found["total"]["flows"], found["total"]["bytes_in"], found["total"]["kernel_in"]) == (3, 302, 302)
     assert found["total"]["headers"] == 3 * 10 * 52
-    assert found["jobs"]["j2"]["bytes_out"] == 20
+    assert {name: group["bytes_out"] for name, group in found["jails"].items()} == {"": 1, "j1": 10, "j2": 20}
+    assert {name: group["flows"] for name, group in found["leases"].items()} == {"": 2, "p1/x/1": 1}
+    assert "jobs" not in found
+    assert books(store, capsys, "--by", "job,host")[1]["jobs"]["j2"]["bytes_out"] == 20
+    flows = books(store, capsys, "--flows")[1]["flows"]
+    assert [(flow["seq"], flow["jail"], flow["lease"], flow["differ"]) for flow in flows] == [
+        (2, "j1", "", ""),
+        (5, "j2", "p1/x/1", ""),
+        (8, "", "", ""),
+    ]
     assert books(store, capsys, "--job", "j3")[1]["total"]["flows"] == 1
 
 
@@ -369,14 +379,21 @@ def test_what_cannot_be_compared_is_said(store: Store, capsys: pytest.CaptureFix
     assert code == 0
     assert (total["uncounted"], total["orphaned"], total["open"]) == (1, 1, 1)
     assert main(["--state-dir", str(store.directory.parent.parent), "ledger", "reconcile"]) == 0
-    assert "the books agree" in capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[:3] == ["jail", "flows", "bytes_out"]
+    assert [line.split()[:3] for line in lines[1:4]] == [
+        ["-", "3", "6"],
+        ["j1", "1", "10"],
+        ["j2", "1", "20"],
+    ]
+    assert lines[-1] == "the books agree"
 
 
 def test_reconcile_is_the_same_for_a_part(store: Store) -> None:
     from exeat.ledger.reader import read
 
     whole = reconcile(read(store.directory))
-    parts = [reconcile(read(store.directory), job) for job in whole.jobs]
+    parts = [reconcile(read(store.directory), job) for job in ("j1", "j2", "j3")]
     assert sum(part.total.flows for part in parts) == whole.total.flows
 
 
