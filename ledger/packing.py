@@ -39,7 +39,8 @@ class Packing:
         try:
             path = self._find(signed)
             if path is not None:
-                replace(path, segment.pack(path.read_bytes()))
+                # Not beside the segments: there a writer that starts removes what is left of its own.
+                replace(path, segment.pack(path.read_bytes()), temporary=self._directory / "packed.tmp")
         except (segment.SegmentError, ReaderError) as error:
             self._next += 1
             self._say(f"segment {self._next - 1} stays as it is: {error}")

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def replace(path: Path, content: str | bytes, mode: int = 0o640) -> None:
-    """Give `path` this content: all of it, or what it had before. Raises OSError."""
-    temporary = path.with_name(path.name + ".tmp")
+def replace(path: Path, content: str | bytes, mode: int = 0o640, temporary: Path | None = None) -> None:
+    """Give `path` this content, by way of `temporary`: all of it, or what it had before. Raises OSError."""
+    temporary = temporary or path.with_name(path.name + ".tmp")
     temporary.unlink(missing_ok=True)
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     with open(fd, "wb") as file:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 from tests.support.ledgers import wait_for
 
+from exeat.ledger.packing import Packing
 from exeat.ledger.reader import read
 from exeat.ledger.store import Store
 from exeat.ledger.verify import verify
@@ -116,11 +117,14 @@ class Machine:
         io = None if self._synced else NoSync()
         store = Store.open(self._mount / "l", 0, segment_bytes=_SEGMENT, io=io)  # type: ignore[arg-type]
         enough = store.size + _AT_MOST
+        packing = Packing(store.directory)
         while store.size < enough:
             count = self._chance.choice((1, 1, 3, 40))
             store.append([entry(store.size + number) for number in range(count)], 0)
             told[:] = _SIZE.pack(store.size)
             store.prepare()
+            if self._synced:  # as another process does: its own syncs would help who has none
+                packing.step(store.size)
         signal.pause()  # the disk is not large: wait for the cut
 
     def _judge(self, acked: int) -> str:

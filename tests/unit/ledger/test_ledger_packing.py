@@ -163,9 +163,28 @@ def test_a_kill_at_any_step_loses_nothing(ledger: Ledger) -> None:
         steps += 1
     assert steps >= 2 * 3  # two segments at least, and of each: sync, rename, sync of the folder
     assert not any(plain(ledger.directory)[:-1])
+    assert not list(ledger.directory.rglob("*.tmp"))
+
+
+def test_a_writer_that_starts_meanwhile_leaves_it_alone(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a kill of the writer, whose publisher goes on for a moment: neither is in the other's way."""
+    before, real = content(ledger.directory), os.fsync
     ledger.store.close()
-    ledger.store = Store.open(ledger.directory, 1, segment_bytes=SEGMENT)
-    assert not list((ledger.directory / "seg").glob("*.tmp"))
+
+    def start_in_between(fd: int) -> None:
+        real(fd)
+        if not ledger.store.latched:
+            return
+        ledger.store = Store.open(ledger.directory, 1, segment_bytes=SEGMENT)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("exeat.ledger.small_files.os.fsync", start_in_between)
+        assert Packing(ledger.directory).step(ledger.store.size)
+    assert not ledger.store.latched
+    assert plain(ledger.directory)[0] is False
+    assert content(ledger.directory) == before
 
 
 def _killed_at(stop_at: int, work: Callable[[], object]) -> bool:
