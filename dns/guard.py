@@ -30,6 +30,7 @@ from exeat.ledger.client import LedgerClient
 from exeat.ledger.hub import HubClient
 from exeat.ledger.reactor import Reactor
 from exeat.ledger.snapshots import SnapshotLoader
+from exeat.ledger.tally import Tally, Teller
 from exeat.policy.identity import Identities
 
 if TYPE_CHECKING:
@@ -80,13 +81,14 @@ class Guard:
         self._open_doors: list[UdpDoor | TcpDoor] = []
         self._judge = Judge(reactor.now, Screen(reactor.now, settings.registrable, self._on_warned))
         self._ledger = LedgerClient(reactor, settings.run_dir / "ledger" / "ledger.sock")
-        self._journal = Journal(reactor, self._ledger)
+        self._tally = Tally()
+        self._journal = Journal(reactor, self._ledger, self._tally)
         self._upstream = Upstream(reactor, settings.upstreams, settings.upstream_ca)
         self._resolver = Resolver(reactor, self._upstream, self._judge)
         self._ahead = Ahead(reactor, lambda: self._judge.snapshot, lambda said: self._hub.send(said))
         self._others = OtherRecords(reactor, self._upstream, self._judge)
         core = (self._judge, self._resolver, self._others, self._journal)
-        self._responder = Responder(reactor.now, *core, self._ahead.answer)
+        self._responder = Responder(reactor.now, *core, self._ahead.answer, self._tally)
         uids = frozenset({0, settings.control_uid, settings.proxy_uid})
         services = (self._judge, self._resolver, self._journal, self._responder.pins)
         self._desk = Desk(reactor, settings.run_dir / "guard" / "guard.sock", uids, services)
@@ -94,6 +96,7 @@ class Guard:
         self._hub = HubClient(
             reactor, settings.run_dir / "control" / "hub.sock", "guard", self, settings.control_uid
         )
+        Teller(reactor.call_later, self._tally, self._hub.send, lambda: self._hub.connection, self._about)
 
     @property
     def connected(self) -> bool:
@@ -170,9 +173,15 @@ class Guard:
         """Nothing flows through the guard, but what it remembers may be what was cut."""
         self._forget_answers()
 
+    def _about(self) -> dict[str, int]:
+        """For the metrics: which snapshot is in force here."""
+        snapshot = self._judge.snapshot
+        return {"generation": snapshot.generation if snapshot is not None else 0}
+
     def _on_warned(self, warned: Warned) -> None:
         """Something is wrong with lookups: on the ledger as one of the domain, and told to control."""
         subject, decision = warned.subject, warned.decision
+        self._tally.count("dns_anomalies_total", subject.project, decision.reason)
         detail = f"score {warned.score}: {' '.join(warned.signals)}"
         lookup = Lookup.of(subject, warned.domain, decision, "dns", self._judge.binding(subject), detail)
         if self._journal.ready:

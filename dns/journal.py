@@ -12,11 +12,13 @@ from collections import OrderedDict  # whose oldest item is found at once, howev
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
+from exeat.dns.wire import Rcode
 from exeat.ledger.client import LedgerClient, stamps
 from exeat.ledger.records import Dest, Kind, Record, RecordError, compose, encode, heading
+from exeat.ledger.tally import Tally
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from exeat.dns.judge import Binding
     from exeat.ledger.reactor import Reactor
@@ -71,9 +73,11 @@ class Lookup(NamedTuple):
 class Sight:
     """One remembered lookup: `count` lookups are not on the ledger yet."""
 
-    __slots__ = ("count", "durable", "lookup", "waiters")
+    __slots__ = ("count", "durable", "lookup", "rcode", "repeated", "waiters")
 
     def __init__(self, lookup: Lookup) -> None:
+        self.rcode = 0  # of the answer that is remembered
+        self.repeated = 0  # answers from memory that are not in the metrics yet
         self.lookup = lookup
         self.count = 0
         self.durable = False
@@ -83,7 +87,8 @@ class Sight:
 class Journal:
     """The guard's hand on the ledger. `ready` is false while lookups could not be recorded."""
 
-    def __init__(self, reactor: Reactor, client: LedgerClient) -> None:
+    def __init__(self, reactor: Reactor, client: LedgerClient, tally: Tally | None = None) -> None:
+        self._tally = tally or Tally()
         self._reactor = reactor
         self._client = client
         self._sights: dict[Subject, OrderedDict[Lookup, Sight]] = {}
@@ -134,6 +139,12 @@ class Journal:
         sight.count += 1
         if sight.count == 1:
             self._dirty[sight] = None
+
+    def repeat(self, sights: Iterable[Sight]) -> None:
+        """More lookups like these, which were answered from memory."""
+        for sight in sights:
+            sight.repeated += 1
+            self.count(sight)
 
     def _first(self, table: OrderedDict[Lookup, Sight], lookup: Lookup) -> Sight:
         share = min(MAX_SIGHTS, MAX_ALL // len(self._sights))
@@ -187,6 +198,7 @@ class Journal:
             record = _record(sight.lookup, sight.count, self._generation)
             if self._room < len(record) + 2:
                 self._send()
+            self._tell(sight)
             job = sight.lookup.subject.job
             self._in_flight[job] = self._in_flight.get(job, 0) + 1
             self._batch.append((sight, sight.count))
@@ -194,6 +206,12 @@ class Journal:
             self._room -= len(record) + 2
             sight.count = 0
             del self._dirty[sight]
+
+    def _tell(self, sight: Sight) -> None:
+        """Count for the metrics what was answered from memory; the rest is counted as it is answered."""
+        if sight.repeated:
+            answered(self._tally, sight.lookup, sight.rcode, sight.repeated)
+            sight.repeated = 0
 
     def _send(self) -> None:
         batch, records = self._batch, self._records
@@ -227,6 +245,21 @@ class Journal:
         if self.ready:
             self._flush(mine)
         self._reactor.call_later(0.02, lambda: self.forget(job, done))
+
+
+def answered(tally: Tally, lookup: Lookup, rcode: int, count: int = 1) -> None:
+    """Count answers to clients for the metrics. Of an RCODE over 15 (RFC 6891) `rcode` is the low half."""
+    project = lookup.subject.project
+    tally.count("dns_queries_total", project, rcode_text(rcode), lookup.verdict, by=count)
+    if lookup.reason == "dns.encrypted_resolver":
+        tally.count("bypass_attempts_total", project, "doh", by=count)
+
+
+def rcode_text(rcode: int) -> str:
+    try:
+        return Rcode(rcode).name
+    except ValueError:
+        return str(rcode)
 
 
 # The fields of a record from `job` to `node`, but for the host's text: what is before it and behind it.

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from exeat.dns import build, wire
 from exeat.dns.batch import Hot
-from exeat.dns.journal import Journal, Lookup, Sight
+from exeat.dns.journal import Journal, Lookup, Sight, answered, rcode_text
 from exeat.dns.judge import Admitted, Asker, Binding, Judge
 from exeat.dns.pins import Pins
 from exeat.dns.rdata import SERVED
@@ -25,6 +25,7 @@ from exeat.dns.upstream import MAX_IN_FLIGHT
 from exeat.dns.vet import MIN_TTL_S, Status
 from exeat.dns.wire import Ede, Qtype, Query, Rcode
 from exeat.ledger.limits import TokenBucket
+from exeat.ledger.tally import Tally
 from exeat.policy.model import Decision, Subject, Verdict
 
 if TYPE_CHECKING:
@@ -86,7 +87,10 @@ class Responder:
         others: OtherRecords,
         journal: Journal,
         ahead: Ahead = at_once,
+        tally: Tally | None = None,
     ) -> None:
+        self.tally = tally or Tally()
+        self.took = self.tally.time("dns_duration_seconds")
         self.pins = Pins(now)
         self.epoch = 0  # goes up when all that is remembered is forgotten
         self.pending = 0  # unanswered queries of all jails
@@ -110,9 +114,7 @@ class Responder:
 
     def repeated(self, sights: list[Sight]) -> None:
         """Lookups like these were answered with what is remembered of them. Only while `ready`."""
-        count = self._journal.count
-        for sight in sights:
-            count(sight)
+        self._journal.repeat(sights)
 
     def answer(self, jail: Jail, data: bytes, reply: Reply, *, udp: bool) -> bool:
         """Answer one message, now or later, once; False if it is none that gets an answer."""
@@ -129,7 +131,8 @@ class Responder:
         elif not self.ready or jail.pending >= min(MAX_PENDING, MAX_IN_FLIGHT - self.pending):
             # A jail may wait for as many answers as there is room left for: those that flood get equal
             # shares, and one more always finds as much as each of them has.
-            reply(turn.not_ready())
+            turn.count(refused := turn.not_ready())
+            reply(refused)
         else:
             turn.start()
         return True
@@ -139,6 +142,7 @@ class _Turn:
     """One query on its way to its reply."""
 
     __slots__ = (
+        "_began",
         "_binding",
         "_data",
         "_ended",
@@ -162,6 +166,7 @@ class _Turn:
         self._reply = reply
         self._udp = udp
         self._sight: Sight | None = None
+        self._began = responder._now()
         self._ended = False
         self._epoch = responder.epoch
         self._host = ""
@@ -339,13 +344,24 @@ class _Turn:
         self._ended = True
         jail.pending -= 1
         self._responder.pending -= 1
+        self.count(reply)
+        self._responder.took.add(self._responder._now() - self._began)
         # Only a name seen before, and no client option (a cookie differs each time): what an
         # attacker varies must not push out what others repeat.
         if holds and sight is not None and sight.count and self._may_be_remembered():
             if len(jail.hot) >= MAX_HOT:
                 jail.hot.clear()
+            sight.rcode = reply[3] & 15
             jail.hot[self._data[2:]] = Hot(reply[2:], self._responder._now() + holds, sight)
         self._reply(reply)
+
+    def count(self, reply: bytes) -> None:
+        """For the metrics. What was not decided has no verdict."""
+        rcode, tally = reply[3] & 15, self._responder.tally
+        if self._sight is not None:
+            answered(tally, self._sight.lookup, rcode)
+        else:
+            tally.count("dns_queries_total", self._jail.subject.project, rcode_text(rcode), "none")
 
     def _may_be_remembered(self) -> bool:
         """Over UDP, without an option, and decided under what is in force now."""

@@ -59,11 +59,17 @@ class HubClient:
         self._handler = handler
         self._jails: set[str] = set()
         self._told = False  # by a first snapshot, before which `spent` must come
+        self._connections = 0
         self._line = Line(reactor, path, frozenset({0, server_uid}), self)
 
     @property
     def connected(self) -> bool:
         return self._line.connected
+
+    @property
+    def connection(self) -> int:
+        """Which of its connections this is, from 1; 0 while there is none."""
+        return self._connections if self._line.connected else 0
 
     def send(self, message: Message) -> bool:
         """Tell control; False when it cannot be told now (the caller fails closed)."""
@@ -75,6 +81,7 @@ class HubClient:
 
     def on_connected(self) -> None:
         """Say who this is; control then sends the whole truth."""
+        self._connections += 1
         self._line.send(
             {
                 "t": "hello",

@@ -39,6 +39,7 @@ class FarSide(NearSide):
         "_hold_until",
         "_question",
         "_request",
+        "_since",
     )
 
     def __init__(self, gateway: Gateway, jail: Jail, client: End, src: str) -> None:
@@ -50,6 +51,7 @@ class FarSide(NearSide):
         self._decided_at = 0.0  # reactor time
         self._ask_key = ""
         self._hold_until: float | None = None
+        self._since = 0.0  # reactor time: when the wait for a person, or the dial, began
 
     @abstractmethod
     def _connected(self, upstream: End, address: Address | None) -> None: ...
@@ -154,18 +156,26 @@ class FarSide(NearSide):
             self._dial_through(chain, addresses)
             return
         self._until(self.gateway.settings.dial_timeout_s, "dial.timeout")
-        dialer = Dialer(
-            self.gateway.reactor, addresses, self.evidence.port, self._connected, self._dial_failed
-        )
+        self._since = self.gateway.reactor.now()
+        dialer = Dialer(self.gateway.reactor, addresses, self.evidence.port, self._dialled, self._dial_failed)
         self._cancel = dialer.cancel
 
     def _dial_through(self, chain: Upstream, targets: tuple[Address, ...] | tuple[str]) -> None:
         self._until(self.gateway.settings.dial_timeout_s, "dial.timeout")
+        self._since = self.gateway.reactor.now()
         self._cancel = ChainDialer(
-            self.gateway.reactor, chain, targets, self.evidence.port, self._connected, self._dial_failed
+            self.gateway.reactor, chain, targets, self.evidence.port, self._dialled, self._dial_failed
         ).cancel
 
+    def _dialled(self, upstream: End, address: Address | None) -> None:
+        self._took("connect_duration_seconds", "ok")
+        self._connected(upstream, address)
+
+    def _took(self, name: str, result: str) -> None:
+        self.gateway.tally.time(name, result).add(self.gateway.reactor.now() - self._since)
+
     def _dial_failed(self, code: str) -> None:
+        self._took("connect_duration_seconds", code)
         self._cancel = None
         self._ask_again()
         if not self.closed:
@@ -194,10 +204,13 @@ class FarSide(NearSide):
             return
         self._ask_key = key
         self.jail.parked += 1
+        self._since = gateway.reactor.now()
         self.deadline = self._hold_until
 
-    def _unpark(self) -> None:
+    def _unpark(self, result: str = "gone") -> None:
+        """`result`: what came of the wait, for the metrics."""
         if self._ask_key:
+            self._took("hold_duration_seconds", result)
             self.gateway.asks.leave(self._ask_key, self)
             self._ask_key = ""
             self.jail.parked -= 1
@@ -209,7 +222,7 @@ class FarSide(NearSide):
         if decision.verdict is Verdict.ASK:
             return
         self._request = request
-        self._unpark()
+        self._unpark("allow" if decision.allowed else "deny")
         if decision.allowed:
             self._admit()
         else:

@@ -316,6 +316,7 @@ class Flow(FarSide):
         if self._hear is Flow._hear_nothing_more or self._before is not None:
             self._close()
         elif self._ask_key and self.evidence.decision is not None:
+            self._unpark("timeout")
             self._refuse(self._denied(self.evidence.decision))
         else:
             self._refuse(self._own(self._timeout_code))

@@ -19,6 +19,7 @@ from exeat.ledger.client import LedgerClient
 from exeat.ledger.clock import Clock
 from exeat.ledger.hub import HubClient
 from exeat.ledger.snapshots import SnapshotLoader
+from exeat.ledger.tally import Tally, Teller
 from exeat.policy.identity import Identities
 from exeat.proxy import jails, live
 from exeat.proxy.accepting import SPARE_FDS, Accepting, always
@@ -94,7 +95,8 @@ class Gateway(Judging):
     def __init__(self, settings: ProxySettings, reactor: Reactor) -> None:
         self.settings = settings
         clock = Clock()
-        super().__init__(reactor, clock, Spending(lambda: self.snapshot, clock.now_ms))
+        tally = Tally()
+        super().__init__(reactor, clock, Spending(lambda: self.snapshot, clock.now_ms, tally), tally)
         self.relays = Relays(reactor)
         self._spent: Message | None = None  # what an earlier process had spent, until a snapshot comes
         self._jails: dict[str, Jail] = {}
@@ -117,7 +119,8 @@ class Gateway(Judging):
         self.hub = HubClient(
             reactor, run / "control" / "hub.sock", "proxy", self, settings.control_uid, about
         )
-        self._events = Events(self.hub.send)
+        self._events = Events(self.hub.send, tally)
+        Teller(reactor.call_later, tally, self.hub.send, lambda: self.hub.connection, self._about)
         self._loader = SnapshotLoader(reactor, "proxy", self._in_force)
         self.asks = AskBook(self.hub.send)
         self.desk = Desk(self.hub.send)
@@ -300,10 +303,12 @@ class Gateway(Judging):
 
     def live(self, tunnel: Tunnel | UdpFlow) -> None:
         self._tunnels[tunnel.flow] = tunnel
+        self._events.live(tunnel.flow, 1)
         self._events.announce("open", tunnel.flow, "allow", tunnel.decision.reason, 0, 0)
 
     def settling(self, tunnel: Tunnel | UdpFlow) -> None:
-        self._tunnels.pop(tunnel.flow, None)
+        if self._tunnels.pop(tunnel.flow, None) is not None:
+            self._events.live(tunnel.flow, -1)
 
     def settle_later(self, tunnel: Tunnel | UdpFlow, seconds: float) -> None:
         """Ask the kernel about the tunnel's last bytes again after `seconds`."""
@@ -371,6 +376,13 @@ class Gateway(Judging):
             )
             for tunnel in list(self._tunnels.values()):
                 self.reactor.guarded(partial(tunnel.sweep, now))
+
+    def _about(self) -> dict[str, Any]:
+        """For the metrics: which snapshot is in force here, and how far the budgets are used up."""
+        self.tally.gauges |= {
+            ("budget_used_ratio", project, budget): used for project, budget, used in self.spending.ratios()
+        }
+        return {"generation": self.snapshot.generation if self.snapshot is not None else 0}
 
     def _end_leases(self) -> None:
         for tunnel in [tunnel for tunnel in (*self._tunnels.values(), *self._settling) if tunnel.lease]:

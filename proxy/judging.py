@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from exeat.policy.model import Decision, Request, Verdict
@@ -10,6 +11,7 @@ from exeat.proxy import jails
 if TYPE_CHECKING:
     from exeat.ledger.clock import Clock
     from exeat.ledger.reactor import Reactor
+    from exeat.ledger.tally import Tally
     from exeat.policy.model import Address
     from exeat.policy.snapshot import Snapshot
     from exeat.proxy.evidence import Evidence
@@ -34,8 +36,10 @@ class _Lately(NamedTuple):
 class Judging:
     """The part of the gateway that decides. `snapshot` is None before the first one."""
 
-    def __init__(self, reactor: Reactor, clock: Clock, spending: Spending) -> None:
+    def __init__(self, reactor: Reactor, clock: Clock, spending: Spending, tally: Tally) -> None:
         self.reactor = reactor
+        self.tally = tally
+        self._deciding = tally.time("decision_duration_seconds")
         self.clock = clock
         self.spending = spending
         self.snapshot: Snapshot | None = None
@@ -57,7 +61,9 @@ class Judging:
 
     def judge(self, evidence: Evidence, request: Request) -> Decision:
         """Decide, and write down in the flow's evidence by what and how."""
+        began = time.perf_counter()
         decision = self.decide(request)
+        self._deciding.add(time.perf_counter() - began)
         self.describe_policy(evidence)
         evidence.decision = decision
         evidence.shadow = self.shadow(request, decision)

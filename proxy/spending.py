@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from exeat.ledger.tally import Tally
 from exeat.policy.usage import Usage
 from exeat.proxy.gate import FIRST_STEP
 
@@ -42,8 +43,11 @@ class Allowance(NamedTuple):
 class Spending:
     """One table for all flows of this process."""
 
-    def __init__(self, snapshot: Callable[[], Snapshot | None], now_ms: Callable[[], int]) -> None:
+    def __init__(
+        self, snapshot: Callable[[], Snapshot | None], now_ms: Callable[[], int], tally: Tally | None = None
+    ) -> None:
         self.usage = Usage()
+        self._tally = tally or Tally()
         self._snapshot = snapshot
         self._now_ms = now_ms
         self._promised: dict[tuple[str, str], int] = {}  # bytes
@@ -76,6 +80,8 @@ class Spending:
             self.usage.charge_lease(decision.lease, uses=1)
 
     def charge_bytes(self, project: str, decision: Decision, up: int, down: int) -> None:
+        self._tally.count("bytes_total", project, "out", by=up)
+        self._tally.count("bytes_total", project, "in", by=down)
         if decision.budgets:
             self.usage.charge(project, decision.budgets, bytes_up=up, bytes_down=down, now_ms=self._now_ms())
         if decision.lease:
@@ -139,6 +145,19 @@ class Spending:
 
     def _free(self, key: tuple[str, str], left: int, reason: str) -> Allowance:
         return Allowance(max(0, left - self._promised.get(key, 0)), left, reason)
+
+    def ratios(self) -> Iterator[tuple[str, str, float]]:
+        """Project, budget, and how much of it is used up: of its limits the one that is nearest."""
+        snapshot, now_ms = self._snapshot(), self._now_ms()
+        for project, digest in snapshot.projects.items() if snapshot is not None else ():
+            policy = snapshot.policies.get(digest) if snapshot is not None else None
+            for name, budget in policy.document.budgets.items() if policy is not None else ():
+                used = [
+                    self.usage.used(project, name, limit.counter, limit.window_ms, now_ms)
+                    / max(1, limit.amount)
+                    for limit in budget.limits
+                ]
+                yield project, name, max(used, default=0.0)
 
     def _limits(self, subject: Subject, decision: Decision) -> Iterator[tuple[str, Limit]]:
         snapshot = self._snapshot()
