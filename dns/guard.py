@@ -13,7 +13,7 @@ import socket
 import sys
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from exeat.dns.desk import Desk
 from exeat.dns.direct import Ahead
@@ -173,10 +173,11 @@ class Guard:
         """Nothing flows through the guard, but what it remembers may be what was cut."""
         self._forget_answers()
 
-    def _about(self) -> dict[str, int]:
-        """For the metrics: which snapshot is in force here."""
-        snapshot = self._judge.snapshot
-        return {"generation": snapshot.generation if snapshot is not None else 0}
+    def _about(self) -> dict[str, Any]:
+        """For metrics and live views: which snapshot is in force here, and what was looked up first."""
+        snapshot, lookups = self._judge.snapshot, self._journal.fresh
+        self._journal.fresh = []
+        return {"generation": snapshot.generation if snapshot is not None else 0, "lookups": lookups}
 
     def _on_warned(self, warned: Warned) -> None:
         """Something is wrong with lookups: on the ledger as one of the domain, and told to control."""

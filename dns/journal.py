@@ -34,6 +34,7 @@ MAX_ALL = 200_000  # of all jobs together: each may have its share
 MAX_SUBJECTS = 1024
 MAX_BATCH = 60_000  # octets of records in one datagram of 64 KiB
 MAX_FRAMES = 1024
+MAX_FRESH = 250  # told in one go
 _SAMPLE = 40  # octets of a host that stands for any other
 _LONG_TEXT = 256  # octets: from here on its length is written otherwise
 
@@ -92,6 +93,7 @@ class Journal:
         self._reactor = reactor
         self._client = client
         self._sights: dict[Subject, OrderedDict[Lookup, Sight]] = {}
+        self.fresh: list[tuple[str, ...]] = []  # first lookups that nobody has been told of
         self._dirty: dict[Sight, None] = {}
         self._in_flight: dict[str, int] = {}  # job -> counts made into records and not yet acknowledged
         self._batch: list[tuple[Sight, int]] = []  # counts whose records are made and not sent yet
@@ -162,7 +164,9 @@ class Journal:
 
     def _on_first(self, sight: Sight, *, durable: bool) -> None:
         sight.durable = durable
-        if not durable:
+        if durable:
+            self._show(sight.lookup)
+        else:
             # The waiters are told no, so their lookups did not happen: nothing is left to count.
             sight.count = 0
             self._dirty.pop(sight, None)
@@ -172,6 +176,13 @@ class Journal:
         waiters, sight.waiters = sight.waiters, []
         for done in waiters:
             done(sight if sight.durable else None)
+
+    def _show(self, lookup: Lookup) -> None:
+        """For live views; all of it is on the ledger."""
+        if lookup.source == "dns" and len(self.fresh) < MAX_FRESH:
+            subject = lookup.subject
+            who = (subject.project, subject.agent, subject.job)
+            self.fresh.append((*who, lookup.host, lookup.verdict, lookup.reason))
 
     def _tick(self) -> None:
         self._reactor.call_later(FLUSH_S, self._tick)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final
 
 from exeat.ledger import keys, records, wire
 from exeat.ledger import reactor as loop
+from exeat.ledger.counted import Counted
 from exeat.ledger.doors import Doors
 from exeat.ledger.flows import NOBODY, TRACKED, FlowError, FlowTable, OpenFlow, State, step
 from exeat.ledger.note import NoteError
@@ -117,6 +118,7 @@ class Daemon:
         dropping = Dropping(settings.directory, lambda: self._table.oldest(), lambda: self._store.size)
         self._upkeep = Upkeep(settings.directory, self._own, dropping)
         self._told = 0  # up to where the publisher knows
+        self._counted = Counted(settings.socket_path.parent)
         try:
             self._begin()
             self._doors = Doors(reactor, settings.socket_path, settings.writers, self)
@@ -187,6 +189,7 @@ class Daemon:
             self._say_latched()
         self._run_errands()
         self._tell_publisher()
+        self._counted.tell(self._store.size, self._store.latched)
 
     def _prepare(self) -> None:
         was, self._short_of_room = self._short_of_room, not self._store.prepare()
@@ -310,9 +313,10 @@ class Daemon:
             spare.begin()
 
     def _append(self, batch: list[bytes], answers: list[_Answer]) -> None:
-        was = self._store.latched
+        was, began = self._store.latched, time.perf_counter()
         try:
             self._store.append(batch, time.time_ns())
+            self._counted.appended(time.perf_counter() - began)
             if self._store.size - self._told >= _CHECKPOINT_RECORDS:
                 self._tell_publisher()
         except StoreError:

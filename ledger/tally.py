@@ -7,6 +7,7 @@ label is the project wherever there is one. Names without the `exeat_` before th
 
 from __future__ import annotations
 
+import time
 from bisect import bisect_left
 from typing import TYPE_CHECKING, Any, Final
 
@@ -75,6 +76,7 @@ class Tally:
         self._projects: set[str] = set()
         self._told: dict[Series, int] = {}
         self._by = 0  # the connection on which they were told
+        self._run = time.clock_gettime_ns(time.CLOCK_BOOTTIME)  # counts begin at 0 in each process
 
     def count(self, *series: str, by: int = 1) -> None:
         """Add to a series whose first label is a project."""
@@ -101,6 +103,10 @@ class Tally:
             times = self.times[series] = Times(bounds)
         return times
 
+    def forget(self) -> None:
+        """The next message says everything again."""
+        self._told.clear()
+
     def message(self, connection: int) -> Message:
         """For control: what has changed since the last message on this connection, all of it on a new one."""
         if connection != self._by:
@@ -111,6 +117,7 @@ class Tally:
         times = [(*split(series), times.counts, times.seconds) for series, times in self.times.items()]
         return {
             "t": "counts",
+            "run": self._run,
             "counts": [(*split(series), value) for series, value in counts],
             "gauges": [(*split(series), value) for series, value in self.gauges.items()],
             "times": times,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
 from exeat.ledger import records
@@ -30,6 +31,7 @@ class BookKeeper:
 
     def __init__(self, state_dir: Path, evidence: Evidence) -> None:
         self.state: dict[str, Any] = {"compared": 0, "drifts": 0, "last": ""}
+        self.costs = Counter[str]()  # nano-USD by project, of the flows that closed since control started
         self._state_dir, self._evidence = state_dir, evidence
         self._followers: dict[Path, Follower] = {}
 
@@ -64,6 +66,7 @@ class BookKeeper:
                 if records.recall(data).kind is not Kind.CLOSE:
                     continue
                 record = records.decode(data)
+                self.costs[record.project] += record.cost_nano_usd
                 wrong = differences(record)
                 self.state["compared"] += wrong is not None
                 if wrong:

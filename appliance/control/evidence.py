@@ -15,6 +15,7 @@ from exeat.ledger.in_force import PLACE, Place, lease_data
 from exeat.ledger.records import Kind, Record, encode, printable
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from exeat.appliance.control.store import Store
@@ -31,6 +32,7 @@ class Evidence:
         self._node = node
         self._store = store
         self.generation = 0  # of the snapshot that holds: what a record says holds in later ones
+        self.written: Callable[[Sequence[bytes]], None] = lambda _records: None  # hears of what is durable
         self._owed = store.load_owed()
         self._paying = asyncio.Lock()
 
@@ -155,3 +157,4 @@ class Evidence:
             await asyncio.to_thread(append_blocking, self._path, list(records), timeout=PATIENCE_S)
         except (LedgerError, OSError) as error:
             raise RefusedError("ledger.unavailable", f"the ledger cannot record: {error}") from None
+        self.written(records)

@@ -38,9 +38,17 @@ _WHAT: Final = ("flow", "project", "job", "lease")
 
 
 class Flows:
-    """`lease_id` gives the whole id of a lease, or raises RefusedError."""
+    """`lease_id` gives the whole id of a lease, or raises RefusedError. `told` hears what happens, too."""
 
-    def __init__(self, hub: Hub, evidence: Evidence, direct: Direct, lease_id: Callable[[str], str]) -> None:
+    def __init__(
+        self,
+        hub: Hub,
+        evidence: Evidence,
+        direct: Direct,
+        lease_id: Callable[[str], str],
+        told: Callable[[list[dict[str, Any]]], None] = lambda _: None,
+    ) -> None:
+        self._told = told
         self._direct = direct
         self._hub = hub
         self._evidence = evidence
@@ -70,6 +78,7 @@ class Flows:
         """Tell those who watch."""
         events = [_clean(row) for row in rows]
         self._recent.extend(events)
+        self._told(events)
         self._next += len(events)
         news, self._news = self._news, asyncio.Event()
         news.set()

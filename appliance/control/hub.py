@@ -56,6 +56,8 @@ class Hub:
         on_flows: Callable[[Message], None],
         on_direct: Callable[[Message], Awaitable[None]],
         on_desk: Callable[[Message], Awaitable[Answer]],
+        on_counts: Callable[[str, Message], None],
+        on_alert: Callable[[Message], None],
         ended: Callable[[], list[str]],
         spawn: Callable[[Coroutine[Any, Any, None]], None],
     ) -> None:
@@ -67,6 +69,8 @@ class Hub:
         self._on_flows = on_flows
         self._on_direct = on_direct
         self._on_desk = on_desk
+        self._on_counts = on_counts
+        self._on_alert = on_alert
         self._ended = ended
         self._spawn = spawn
         self._links: dict[str, Link] = {}
@@ -109,15 +113,21 @@ class Hub:
             self._spawn(self._direct(message))
         elif kind == "alert":
             print(f"control: {_alert_text(message)}", file=sys.stderr)
+            self._on_alert(message)
+        elif kind == "counts":
+            self._on_counts(self._role(link), message)
         elif kind == "jail.removed":
             jail = self.jails.get(str(message.get("jail")))
-            role = next((role for role, known in self._links.items() if known is link), "")
+            role = self._role(link)
             if jail is not None and role in jail.removed:
                 jail.removed[role].set()
 
     async def _desk(self, link: Link, message: Message) -> None:
         said = await self._on_desk(message)
         link.send({"t": "desk.said", "question": message.get("question"), **asdict(said)})
+
+    def _role(self, link: Link) -> str:
+        return next((role for role, known in self._links.items() if known is link), "")
 
     async def _welcome(self, link: Link, hello: Message) -> None:
         role = str(hello["role"])

@@ -102,6 +102,15 @@ class Leases:
     def counts(self) -> dict[str, int]:
         return dict(Counter(str(lease.state) for lease in self._all.values()))
 
+    def standing(self) -> list[tuple[str, str, int]]:
+        """Project, state and when it was asked for (ms since 1970) of every lease that is remembered."""
+        return [(lease.project, str(lease.state), lease.requested_ms) for lease in self._all.values()]
+
+    def waiting(self) -> dict[str, int]:
+        """When the requests that wait for an answer were asked for (ms since 1970), by id."""
+        waits = (lease for lease in self._all.values() if lease.state is State.REQUESTED)
+        return {lease.id: lease.requested_ms for lease in waits}
+
     def rows(self, project: object, *, everything: bool) -> list[dict[str, Any]]:
         """The live leases, or all; of one project, or of all (None)."""
         return [

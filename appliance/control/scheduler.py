@@ -128,6 +128,10 @@ class Scheduler:
         unended = (task for task in self._tasks.values() if task.state not in OVER)
         return [task.id for task in unended if task.request.get("root") == root]
 
+    def waiting(self) -> list[Task]:
+        """The tasks that wait for their turn."""
+        return list(queued(self._tasks.values()))
+
     def changed(self) -> None:
         """Something happened that may let a task start."""
         self._look.set()

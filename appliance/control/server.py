@@ -21,12 +21,14 @@ from exeat.appliance.control.desk import AgentDesk
 from exeat.appliance.control.direct import Direct
 from exeat.appliance.control.edits import Edits
 from exeat.appliance.control.evidence import Evidence
+from exeat.appliance.control.feed import Feed
 from exeat.appliance.control.flows import Flows
 from exeat.appliance.control.hub import Hub
 from exeat.appliance.control.jobs import KILL_SWITCH, KILLED, Jobs
 from exeat.appliance.control.kill import KillSwitch
 from exeat.appliance.control.lease_rows import why
 from exeat.appliance.control.leases import Leases
+from exeat.appliance.control.metrics import Metrics
 from exeat.appliance.control.policies import Change, Policies
 from exeat.appliance.control.policy_desk import PolicyDesk, warn
 from exeat.appliance.control.queue import Rules
@@ -45,6 +47,7 @@ from exeat.appliance.listeners import wanted
 from exeat.appliance.prices import tariff
 from exeat.ledger.in_force import Place
 from exeat.ledger.ipc import peer_uid
+from exeat.ledger.tally import Tally
 from exeat.policy.model import Subject
 from exeat.policy.snapshot import Snapshot
 
@@ -86,6 +89,10 @@ class Control:
             changed=self._publish,
             ended=lambda name: self.hub.ended(name),
         )
+        self._tally = Tally()
+        self.feed = Feed(self._tally, self.leases.waiting(), self._clock.now_ms)
+        self._evidence.written = self.feed.wrote
+        self.metrics = Metrics(self, config, lambda: (self._generation, self._published), self._tally)
         self.hub = Hub(
             config.run_dir / "control" / "hub.sock",
             pwd.getpwnam(config.users.gateway).pw_uid,
@@ -97,6 +104,8 @@ class Control:
             on_flows=lambda message: self.flows.heard(message),
             on_direct=lambda message: self.direct.heard(message),
             on_desk=AgentDesk(self.leases, self._verdict).answer,
+            on_counts=self._counts,
+            on_alert=self.feed.alert,
             ended=self.leases.ended,
             spawn=self.spawn,
         )
@@ -134,7 +143,11 @@ class Control:
         self.books = BookKeeper(config.state_dir, self._evidence)
         self.routing = Routing(config, warden, self._evidence, self.direct.counted)
         self.flows = Flows(
-            self.hub, self._evidence, self.direct, lambda name: str(self.leases.row(name)["id"])
+            self.hub,
+            self._evidence,
+            self.direct,
+            lambda name: str(self.leases.row(name)["id"]),
+            told=lambda events: self.feed.say("flows", events),
         )
         self.policy_desk = PolicyDesk(
             self.policies,
@@ -175,6 +188,8 @@ class Control:
             "lease.revoke": self._lease_revoke,
             "why": self._why,
             **self.kill.verbs(),
+            "metrics": self.metrics.rows,
+            **self.feed.verbs(),
             **self.flows.verbs(),
             **self.scheduler.verbs(),
             **Edits(self.jobs, self.scheduler, self._evidence).verbs(),
@@ -238,6 +253,10 @@ class Control:
             await self._evidence.owe(record)
         if time.monotonic() - self._published > FRESH_MS / 3000:
             self._publish()
+
+    def _counts(self, role: str, message: Message) -> None:
+        self.metrics.heard(role, message)
+        self.feed.lookups(message.get("lookups"))
 
     # -- the snapshot
 

@@ -54,6 +54,7 @@ CONSOLE: Final = frozenset(
         "task.submit",
         "task.cancel",
         "task.output",
+        "metrics",
     }
 )
 
