@@ -66,10 +66,20 @@ class Times:
         self.seconds += seconds
 
 
+class Traffic:
+    """What the flows of a project pass and how many live: counted so often that it is no series by itself."""
+
+    __slots__ = ("back", "live", "out")
+
+    def __init__(self) -> None:
+        self.out = self.back = self.live = 0
+
+
 class Tally:
     """The counts of one process since it started. For one thread."""
 
     def __init__(self) -> None:
+        self._traffic: dict[str, Traffic] = {}
         self.counts: dict[Series, int] = {}
         self.gauges: dict[Series, float] = {}
         self.times: dict[Series, Times] = {}
@@ -88,6 +98,14 @@ class Tally:
             self.counts[named] = self.counts.get(named, 0) + by
         else:
             self.counts[series] = known + by
+
+    def traffic(self, project: str) -> Traffic:
+        """Of a project, to be added to."""
+        known = self._traffic.get(project)
+        if known is None:
+            name = self._capped(("", project))[1]
+            known = self._traffic.setdefault(name, Traffic())
+        return known
 
     def _capped(self, series: Series) -> Series:
         name, project, *rest = series
@@ -109,6 +127,10 @@ class Tally:
 
     def message(self, connection: int) -> Message:
         """For control: what has changed since the last message on this connection, all of it on a new one."""
+        for project, traffic in self._traffic.items():
+            self.counts["bytes_total", project, "out"] = traffic.out
+            self.counts["bytes_total", project, "in"] = traffic.back
+            self.gauges["connections_active", project] = traffic.live
         if connection != self._by:
             self._by = connection
             self._told.clear()

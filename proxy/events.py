@@ -44,7 +44,8 @@ class Events:
     def announce(
         self, event: str, flow: Flow | UdpFlow, verdict: str, reason: str, out: int, back: int
     ) -> None:
-        self._count(event, flow.evidence, verdict, reason)
+        if event != "close":
+            self._count(flow.evidence, verdict, reason)
         if len(self._events) >= MAX_EVENTS:
             self._untold += 1
             return
@@ -63,22 +64,17 @@ class Events:
             }
         )
 
-    def _count(self, event: str, evidence: Evidence, verdict: str, reason: str) -> None:
+    def _count(self, evidence: Evidence, verdict: str, reason: str) -> None:
         """An `open` or `deny` is what was decided of a flow in the end, or of what it then said."""
-        if event == "close":
-            return
         project = evidence.subject.project
         self._tally.count("decisions_total", project, verdict, reason)
+        if verdict == "allow":
+            return
         if (kind := BYPASS.get(reason)) is not None:
             kind = "dot" if kind == "udp53" and evidence.port == DOT_PORT else kind
             self._tally.count("bypass_attempts_total", project, kind)
         if reason in WRONG_PASSWORD:
             self._tally.count("auth_failures_total", "proxy")
-
-    def live(self, flow: Flow | UdpFlow, change: int) -> None:
-        """So many flows more live now."""
-        series = ("connections_active", flow.evidence.subject.project)
-        self._tally.gauges[series] = self._tally.gauges.get(series, 0) + change
 
     def tell(self) -> None:
         if self._events:

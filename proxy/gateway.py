@@ -303,12 +303,12 @@ class Gateway(Judging):
 
     def live(self, tunnel: Tunnel | UdpFlow) -> None:
         self._tunnels[tunnel.flow] = tunnel
-        self._events.live(tunnel.flow, 1)
+        self.tally.traffic(tunnel.flow.evidence.subject.project).live += 1
         self._events.announce("open", tunnel.flow, "allow", tunnel.decision.reason, 0, 0)
 
     def settling(self, tunnel: Tunnel | UdpFlow) -> None:
         if self._tunnels.pop(tunnel.flow, None) is not None:
-            self._events.live(tunnel.flow, -1)
+            self.tally.traffic(tunnel.flow.evidence.subject.project).live -= 1
 
     def settle_later(self, tunnel: Tunnel | UdpFlow, seconds: float) -> None:
         """Ask the kernel about the tunnel's last bytes again after `seconds`."""

@@ -80,8 +80,9 @@ class Spending:
             self.usage.charge_lease(decision.lease, uses=1)
 
     def charge_bytes(self, project: str, decision: Decision, up: int, down: int) -> None:
-        self._tally.count("bytes_total", project, "out", by=up)
-        self._tally.count("bytes_total", project, "in", by=down)
+        traffic = self._tally.traffic(project)
+        traffic.out += up
+        traffic.back += down
         if decision.budgets:
             self.usage.charge(project, decision.budgets, bytes_up=up, bytes_down=down, now_ms=self._now_ms())
         if decision.lease:
