@@ -50,15 +50,21 @@ def running() -> Iterator[Running]:
 def test_what_happened_is_what_is_counted(running: Running) -> None:
     running.run("sh", "-c", TRIES)
     allowed = ("exeat_decisions_total", P, ("verdict", "allow"))
-    seen = wait_for(lambda: (s := scrape(running)).value(*allowed) == 2 and s)
-    assert seen.value("exeat_decisions_total", P, ("reason", "ip_literal.denied")) == 1
+    denied = ("exeat_decisions_total", P, ("reason", "ip_literal.denied"))
+    active = ("exeat_connections_active", P)
+    records = len(running.records(500))
+
+    def told() -> Seen | None:
+        seen = scrape(running)
+        over = (seen.value(*allowed), seen.value(*denied), seen.value(*active)) == (2, 1, 0)
+        return seen if over and seen.value("exeat_ledger_entries_total") >= records else None
+
+    seen = wait_for(told)
     assert seen.value("exeat_bypass_attempts_total", P, ("kind", "ip_literal")) == 1
     assert seen.value("exeat_bytes_total", P, ("direction", "in")) > 2000
-    assert seen.value("exeat_connections_active", P) == 0
     assert seen.value("exeat_connect_duration_seconds_count", ("result", "ok")) == 2
     assert seen.value("exeat_decision_duration_seconds_count") >= 3
     assert seen.value("exeat_job_exits_total", P, ("reason", "exited")) == 1
-    assert seen.value("exeat_ledger_entries_total") > 8
     assert seen.value("exeat_ledger_append_duration_seconds_count") > 0
     assert seen.value("exeat_ledger_writable") == 1
     assert seen.value("exeat_ledger_bytes") > 1000
