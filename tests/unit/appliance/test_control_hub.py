@@ -53,6 +53,8 @@ def test_a_jail_that_leaves_while_its_sockets_are_opened_again_is_not_added_behi
             on_direct=cast("Any", None),
             on_desk=cast("Any", None),
             ended=list,
+            on_counts=lambda _role, _message: None,
+            on_alert=lambda _message: None,
             spawn=lambda work: tasks.append(asyncio.ensure_future(work)),
         )
         proxy, guard = Heard(), Heard()
