@@ -1,12 +1,19 @@
 // Deciding on a request: what is sent, and what keeps a hand that is too quick from deciding twice.
 import { post } from "./api.js";
+import { signal } from "./ui.js";
 
 // After a decision the next request moves up under the same finger.
 const GUARD_MS = 600;
-let guarded = -Infinity;
+let timer = 0;
 
-export const guard = () => { guarded = performance.now() + GUARD_MS; };
-export const isGuarded = () => performance.now() < guarded;
+/** True just after a decision: keys and buttons do nothing. */
+export const guarded = signal(false);
+
+export function guard() {
+  guarded.value = true;
+  clearTimeout(timer);
+  timer = setTimeout(() => { guarded.value = false; }, GUARD_MS);
+}
 
 const base64url = (bytes) => btoa(String.fromCharCode(...new Uint8Array(bytes))).replace(/\+/g, "-").replace(/\//g, "_").replace(/=+$/, "");
 

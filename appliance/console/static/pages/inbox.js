@@ -1,6 +1,6 @@
 // What waits for a person. Nothing is decided here by itself: no countdown, no default.
 import { may } from "../lib/api.js";
-import { batch, deny, guard, isGuarded } from "../lib/decide.js";
+import { batch, deny, guard, guarded } from "../lib/decide.js";
 import { clean, place, span } from "../lib/format.js";
 import { useList } from "../lib/list.js";
 import { Ask, Badge, Empty, Filter, Head, Host, Trouble, say } from "../lib/parts.js";
@@ -96,7 +96,7 @@ export default function Inbox() {
     list.reload();
   };
   const refuse = async () => {
-    if (isGuarded()) return;
+    if (guarded.value) return;
     guard();
     try {
       await deny(row);
@@ -112,7 +112,7 @@ export default function Inbox() {
     const acts = {
       j: () => move(1), k: () => move(-1), x: () => row && !row.flags.length && decides && tick(row.id),
       "/": () => /** @type {any} */ (document.querySelector("[data-filter=q]"))?.focus(),
-      a: () => decides && row && !row.gone && !isGuarded() && form.current?.requestSubmit(),
+      a: () => decides && row && !row.gone && !guarded.value && form.current?.requestSubmit(),
       d: () => decides && row && !row.gone && refuse(),
     };
     if (!acts[event.key]) return;

@@ -1,5 +1,5 @@
 // One request: the facts, what the job says, what a yes would open, and the terms of the yes.
-import { approve, flagText, guard, isGuarded, undo } from "../lib/decide.js";
+import { approve, flagText, guard, guarded, undo } from "../lib/decide.js";
 import { bytes, clean, clock, place, span, usd } from "../lib/format.js";
 import { attempt, Badge, Dialog, Facts, Host, Quote, Time, Trouble } from "../lib/parts.js";
 import { html, useSignal } from "../lib/ui.js";
@@ -71,7 +71,7 @@ export function Detail({ row, form, refuse, decided, decides }) {
   };
   const submit = (event) => {
     event.preventDefault();
-    if (busy.value || row.gone || isGuarded()) return;
+    if (busy.value || row.gone || guarded.value) return;
     if (row.flags.length) twice.value = true;
     else send();
   };
@@ -84,8 +84,8 @@ export function Detail({ row, form, refuse, decided, decides }) {
     ${row.needs > 1 && html`<p class="note">Needs ${row.needs} persons. ${row.approvals.length ? `Said yes: ${row.approvals.map((a) => clean(a.by, 60)).join(", ")}.` : "Nobody has said yes yet."}</p>`}
     ${decides ? html`<form ref=${form} onSubmit=${submit} onKeyDown=${noEnter}><${Terms} row=${row} scope=${scope} ttl=${ttl}/>
       <${Trouble} error=${error.value}/>
-      <div class="buttons"><button type="button" disabled=${row.gone} onClick=${refuse}>Deny <kbd>d</kbd></button>
-        <button class="main" disabled=${busy.value || row.gone}>${row.passkey ? "Approve with passkey" : "Approve"} <kbd>a</kbd></button></div></form>`
+      <div class="buttons"><button type="button" disabled=${row.gone || guarded.value} onClick=${refuse}>Deny <kbd>d</kbd></button>
+        <button class="main" disabled=${busy.value || row.gone || guarded.value}>${row.passkey ? "Approve with passkey" : "Approve"} <kbd>a</kbd></button></div></form>`
       : html`<p class="note">Your role can look, and not decide.</p>`}
     ${twice.value && html`<${Twice} row=${row} close=${() => { twice.value = false; }} go=${send}/>`}</article>`;
 }
