@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,8 @@ from exeat.policy.units import parse_duration, parse_size
 if TYPE_CHECKING:
     import argparse
 
+LOOK_S = 0.2
+
 
 def register(commands: Any) -> None:
     parser = commands.add_parser("lease", help="list, ask for, approve and revoke leases")
@@ -23,19 +26,7 @@ def register(commands: Any) -> None:
     listing.add_argument("--project", metavar="P", help="of this project only")
     listing.add_argument("--all", action="store_true", help="ended ones too")
     _with_lease(add_verb(verbs, "show", "one lease, whole", _show))
-    request = add_verb(verbs, "request", "ask for a lease", _request)
-    request.add_argument("to", metavar="HOST[:PORT]")
-    request.add_argument("--project", metavar="P")
-    request.add_argument("--udp", action="store_true", help="datagrams instead of TCP connections")
-    request.add_argument("--ttl", metavar="TIME", help="how long it shall last (for example 30m)")
-    request.add_argument("--reason", default="", help="shown to the approver")
-    request.add_argument("--raw", action="store_true", help="any bytes may be spoken, TLS or not")
-    request.add_argument("--ech", action="store_true", help="TLS may hide its inner server name")
-    request.add_argument("--direct", action="store_true", help="past the proxy, for a member of [routing]")
-    request.add_argument("--bytes", metavar="SIZE", help="how much it may move (for example 200MB)")
-    request.add_argument("--agent", metavar="A", help="for this agent of the project only")
-    request.add_argument("--records", action="store_true", help="lookups of TXT, MX and the like too")
-    request.add_argument("--as", dest="person", metavar="NAME", help="the person who asks")
+    request_options(add_verb(verbs, "request", "ask for a lease", _request))
     approve = _deciding(add_verb(verbs, "approve", "let a pending request through", _approve))
     approve.add_argument("--ttl", metavar="TIME", help="shorter than was asked for")
     approve.add_argument("--to", action="append", metavar="SCOPE", help="narrower than was asked for")
@@ -48,6 +39,26 @@ def register(commands: Any) -> None:
     _deciding(add_verb(verbs, "renew", "extend an active lease, up to its limit", _renew))
     revoke = _deciding(add_verb(verbs, "revoke", "end a lease and its flows now", _revoke))
     revoke.add_argument("--prefix", action="store_true", help="every lease whose id begins so")
+
+
+def request_options(request: argparse.ArgumentParser) -> None:
+    """Of `exeat lease request`, and of `exeat request`, which is the same."""
+    request.add_argument("to", metavar="HOST[:PORT]")
+    request.add_argument("--project", metavar="P")
+    request.add_argument("--udp", action="store_true", help="datagrams instead of TCP connections")
+    request.add_argument("--ttl", metavar="TIME", help="how long it shall last (for example 30m)")
+    request.add_argument("--reason", default="", help="shown to the approver")
+    request.add_argument("--raw", action="store_true", help="any bytes may be spoken, TLS or not")
+    request.add_argument("--ech", action="store_true", help="TLS may hide its inner server name")
+    request.add_argument("--direct", action="store_true", help="past the proxy, for a member of [routing]")
+    request.add_argument("--bytes", metavar="SIZE", help="how much it may move (for example 200MB)")
+    request.add_argument("--agent", metavar="A", help="for this agent of the project only")
+    request.add_argument("--records", action="store_true", help="lookups of TXT, MX and the like too")
+    request.add_argument("--as", dest="person", metavar="NAME", help="the person who asks")
+    request.add_argument(
+        "--wait", nargs="?", const="1h", metavar="TIME", help="until it is decided, at most so long (1h)"
+    )
+    request.set_defaults(handler=_request)
 
 
 def _with_lease(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -122,13 +133,13 @@ def _print_one(args: argparse.Namespace, row: dict[str, Any]) -> int:
     return 0
 
 
-def _ttl(text: str | None) -> int | None:
+def _ttl(text: str | None, option: str = "--ttl") -> int | None:
     if text is None:
         return None
     try:
         return parse_duration(text)
     except UnitError as error:
-        raise UsageError(f"--ttl {text}: {error}") from None
+        raise UsageError(f"{option} {text}: {error}") from None
 
 
 def _size(text: str | None) -> int | None:
@@ -141,6 +152,7 @@ def _size(text: str | None) -> int | None:
 
 
 def _request(args: argparse.Namespace) -> int:
+    wait_ms = _ttl(args.wait, "--wait")
     reply = _call(
         args,
         "lease.request",
@@ -157,7 +169,22 @@ def _request(args: argparse.Namespace) -> int:
         records=args.records or None,
         **{"as": args.person},
     )
-    return _print_one(args, reply["lease"])
+    row = reply["lease"]
+    if wait_ms is None:
+        return _print_one(args, row)
+    if not args.json:
+        print(f"exeat: {row['id']} waits for a person", file=sys.stderr)
+    row = _decided(args, row, time.monotonic() + wait_ms / 1000)
+    _print_one(args, row)
+    return 0 if row["state"] == "active" else 1
+
+
+def _decided(args: argparse.Namespace, row: dict[str, Any], until: float) -> dict[str, Any]:
+    """The row once somebody has decided, the request has lapsed, or the time is over."""
+    while row["state"] == "requested" and time.monotonic() < until:
+        time.sleep(LOOK_S)
+        row = _call(args, "lease.show", lease=row["id"])["lease"]
+    return row
 
 
 def _approve(args: argparse.Namespace) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import httpx2
@@ -13,11 +14,13 @@ from mcp.client import Client
 from mcp.client.streamable_http import streamable_http_client
 from tests.support.dns_servers import name_server, zone_handler
 from tests.support.proxy_world import in_namespace, read_all, read_head
+from tests.support.running import wait_for
 from tests.support.standalone import Standalone
 
 from exeat.ledger.records import Kind
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Callable
 
 pytestmark = pytest.mark.root
@@ -110,6 +113,31 @@ def test_an_agent_asks_waits_and_gives_up_but_never_decides() -> None:
         assert ask("POST", f"/leases/{short}/approve", {})[0] == 405
         told = [r.actor for r in made.records() if r.kind is Kind.LEASE and r.lease_id == row["id"]]
         assert told == ["ci", "anna", "ci"]
+
+    alone(body)
+
+
+def test_a_person_asks_and_waits_at_the_command_line() -> None:
+    def body(made: Standalone) -> None:
+        def asks(host: str, answer: str) -> subprocess.CompletedProcess[str]:
+            with ThreadPoolExecutor() as pool:
+                waiting = pool.submit(
+                    made.exeat, "request", host, "--project", "builds", "--as", "ci", "--wait", "20s"
+                )
+                (row,) = wait_for(lambda: json.loads(made.exeat("lease", "ls", "--json").stdout))
+                assert made.exeat("lease", answer, row["id"], "--as", "anna").returncode == 0
+                return waiting.result()
+
+        assert asks("no.example.org", "deny").returncode == 1
+        yes = asks("yes.example.org", "approve")
+        assert yes.returncode == 0
+        assert "active" in yes.stdout
+        assert "waits for a person" in yes.stderr
+        late = made.exeat("request", "late.example.org", "--project", "builds", "--wait", "1ms")
+        assert late.returncode == 1
+        assert "requested" in late.stdout
+        wrong = made.exeat("request", "x.example.org", "--project", "builds", "--wait", "soon")
+        assert (wrong.returncode, "--wait soon" in wrong.stderr) == (2, True)
 
     alone(body)
 
