@@ -34,6 +34,7 @@ _PARSERS: Final[dict[str, Callable[[str], int]]] = {
     "work": parse_size,
     "file": parse_size,
     "files": parse_count,
+    "io": parse_size,
     TIME: parse_duration,
 }
 

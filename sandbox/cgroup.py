@@ -11,10 +11,18 @@ _ROOT: Final = "/sys/fs/cgroup"
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """`mask` is a mount to hide from crun ("" for none); `limits` says whether memory and pids hold."""
+    """`mask` is a mount to hide from crun ("" for none); `limits` says whether memory and pids hold.
+
+    `io` says whether those of reading and writing disks do.
+    """
 
     mask: str
     limits: bool
+    io: bool = False
+
+    def held(self, disks: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]:
+        """Those of them for which a limit holds."""
+        return disks if self.io else ()
 
 
 def layout(mountinfo: str, controllers: str) -> Layout:
@@ -31,10 +39,15 @@ def layout(mountinfo: str, controllers: str) -> Layout:
             mounts[fields[4]] = (kind[0], fields[5])
     root = mounts.get(_ROOT, ("", ""))
     if root[0] == "cgroup2":
-        return Layout("", _writable(root) and {"memory", "pids"} <= set(controllers.split()))
-    needed = [mounts.get(f"{_ROOT}/{name}", ("", "")) for name in ("memory", "pids", "devices")]
-    v1 = all(kind == "cgroup" and _writable((kind, options)) for kind, options in needed)
-    return Layout(UNIFIED if mounts.get(UNIFIED, ("", ""))[0] == "cgroup2" else "", v1)
+        there = set(controllers.split()) if _writable(root) else set()
+        return Layout("", {"memory", "pids"} <= there, "io" in there)
+    v1 = {name for name in ("memory", "pids", "devices", "blkio") if _is_v1(mounts.get(f"{_ROOT}/{name}"))}
+    mask = UNIFIED if mounts.get(UNIFIED, ("", ""))[0] == "cgroup2" else ""
+    return Layout(mask, {"memory", "pids", "devices"} <= v1, "blkio" in v1)
+
+
+def _is_v1(mount: tuple[str, str] | None) -> bool:
+    return mount is not None and mount[0] == "cgroup" and _writable(mount)
 
 
 def _writable(mount: tuple[str, str]) -> bool:

@@ -24,7 +24,7 @@ from exeat.sandbox.steps import ENV, done
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from exeat.sandbox.spec import JobSpec
+    from exeat.sandbox.spec import JobSpec, WardenSettings
 
     Answer = Callable[[dict[str, Any]], None]
 
@@ -66,15 +66,15 @@ class Job:
 
 
 class Jobs:
-    def __init__(self, places: Places, program: str, reactor: Reactor) -> None:
+    def __init__(self, places: Places, settings: WardenSettings, reactor: Reactor) -> None:
         self.all: dict[str, Job] = {}
         self._places, self._reactor = places, reactor
         layout = cgroup.layout(_MOUNTS.read_text(), _CONTROLLERS.read_text() if _CONTROLLERS.exists() else "")
-        self._runtime = runtime(program, places, layout)
+        self._runtime = runtime(settings.runtime, places, layout)
         links = oci.merged_links(path.name for path in Path("/").iterdir() if path.is_symlink())
         etc = tuple(filter(os.path.exists, oci.HOST_ETC))
-        max_files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-        self._host = oci.Host(os.uname().machine, links, etc, layout.limits, max_files)
+        held = layout.limits, resource.getrlimit(resource.RLIMIT_NOFILE)[1], layout.held(settings.disks)
+        self._host = oci.Host(os.uname().machine, links, etc, *held)
 
     def start(self, spec: JobSpec, uid: int, fds: list[int], reply: Callable[[dict[str, Any]], None]) -> None:
         """Start a job in its jail; `reply` gets pid and work folder, or why not."""

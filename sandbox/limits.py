@@ -18,7 +18,10 @@ KIB, MIB, GIB = 1024, 1024**2, 1024**3
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Sizes in bytes; `cpu` in thousandths of one processor. 0 is none, for those that may be 0."""
+    """Sizes in bytes; `cpu` in thousandths of one processor. 0 is none, for those that may be 0.
+
+    `io` is bytes a second: as many may be read, and as many written, of each disk of the node.
+    """
 
     memory: int = (
         4 * GIB
@@ -29,12 +32,15 @@ class Limits:
     work: int = 0  # of /work, then held in memory; 0: a folder on the node's disk
     file: int = 0  # of each file
     files: int = 4096  # open descriptors of each process
+    io: int = 0
 
 
 # Below these not even a shell comes up, or the kernel refuses the value.
-LEAST: Final = Limits(memory=8 * MIB, pids=4, cpu=10, tmp=64 * KIB, work=64 * KIB, file=64 * KIB, files=64)
-MAY_BE_NONE: Final = frozenset({"cpu", "work", "file"})
-BY_CGROUP: Final = frozenset({"memory", "pids", "cpu"})  # nothing else holds them
+LEAST: Final = Limits(
+    memory=8 * MIB, pids=4, cpu=10, tmp=64 * KIB, work=64 * KIB, file=64 * KIB, files=64, io=64 * KIB
+)
+MAY_BE_NONE: Final = frozenset({"cpu", "work", "file", "io"})
+BY_CGROUP: Final = frozenset({"memory", "pids", "cpu", "io"})  # nothing else holds them
 
 
 def parse_limits(raw: object, ceiling: Limits) -> Limits:

@@ -89,6 +89,7 @@ class Host:
     etc: tuple[str, ...]  # those of HOST_ETC that exist
     cgroups: bool  # limits can be enforced
     max_open_files: int  # our own hard limit: raising it would need CAP_SYS_RESOURCE
+    disks: tuple[tuple[int, int], ...] = ()  # (major, minor) of those whose use cgroups can limit
 
 
 def merged_links(names: Iterable[str]) -> tuple[tuple[str, str], ...]:
@@ -121,6 +122,8 @@ def plan(job: JobSpec, *, uid: int, host: Host, places: Places, kept: int = 0) -
         raise SpecError("edits.full", f"{MAX_EDITS} edits wait: merge or drop some (exeat job edits)")
     if job.needs_cgroup and not host.cgroups:
         raise SpecError("limits", "no memory, pids or cpu limit holds on this node: see `exeat doctor`")
+    if job.limits.io and not host.disks:
+        raise SpecError("limits", "no limit of io holds on this node: its disks are none that cgroups know")
     if job.root and not host.cgroups:
         raise SpecError("limits", "no cgroup keeps jobs from devices on this node: see `exeat doctor`")
     staged = tuple((mount, places.staged(job.job, number)) for number, mount in enumerate(job.mounts))
@@ -196,7 +199,7 @@ def config(job: JobSpec, *, uid: int, host: Host, binds: Iterable[Bind], places:
                 *({"type": kind} for kind in ("pid", "mount", "ipc", "uts", "cgroup")),
                 {"type": "network", "path": str(places.netns(job.job))},
             ],
-            "resources": _resources(job.limits) if host.cgroups else {},
+            "resources": _resources(job.limits, host.disks) if host.cgroups else {},
             "cgroupsPath": f"/{places.group(job.job)}",
             "seccomp": profile(job.profile, host.machine),
             "maskedPaths": [f"/proc/{name}" for name in _MASKED],
@@ -269,7 +272,7 @@ def _bind(bind: Bind) -> dict[str, Any]:
     return {"destination": bind.target, "type": "bind", "source": bind.source, "options": options}
 
 
-def _resources(limits: Limits) -> dict[str, Any]:
+def _resources(limits: Limits, disks: Iterable[tuple[int, int]]) -> dict[str, Any]:
     resources: dict[str, Any] = {
         "devices": [{"allow": False, "access": "rwm"}],
         "memory": {"limit": limits.memory},
@@ -277,4 +280,7 @@ def _resources(limits: Limits) -> dict[str, Any]:
     }
     if limits.cpu:
         resources["cpu"] = {"quota": limits.cpu * _CPU_PERIOD_US // 1000, "period": _CPU_PERIOD_US}
+    if limits.io:
+        each = [{"major": major, "minor": minor, "rate": limits.io} for major, minor in disks]
+        resources["blockIO"] = {"throttleReadBpsDevice": each, "throttleWriteBpsDevice": each}
     return resources

@@ -150,6 +150,7 @@ class WardenSettings:
     roots: tuple[Path, ...]
     runtime: str = "crun"
     limits: Limits = field(default_factory=Limits)
+    disks: tuple[tuple[int, int], ...] = ()  # major, minor; those that a limit of `io` is about
     table: Table = field(default_factory=Table)
 
     @property

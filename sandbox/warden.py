@@ -44,7 +44,7 @@ class Warden:
         self._places = Places(settings.run_dir / "warden", settings.state_dir / "work")
         for folder, mode in self._places.folders():
             folder.mkdir(mode, parents=True, exist_ok=True)
-        self._jobs = Jobs(self._places, settings.runtime, reactor)
+        self._jobs = Jobs(self._places, settings, reactor)
         self._jobs.adopt()
         self._routing = Routing(settings.table, f"{self._places.run}/pinholes")
         self._watch()

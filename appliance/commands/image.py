@@ -59,7 +59,7 @@ def _told() -> Iterator[None]:
     try:
         yield
     except (ImageError, ArchiveError) as error:
-        raise RefusedError(error.code, f"{error} [{error.code}]") from None
+        raise RefusedError(error.code, str(error)) from None
 
 
 def _ls(args: argparse.Namespace) -> int:

@@ -8,10 +8,12 @@ import pwd
 import resource
 import signal
 import socket
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exeat.appliance import listeners
 from exeat.appliance.client import load_config
+from exeat.appliance.disks import disks_of
 from exeat.appliance.errors import NotReachableError
 from exeat.appliance.limits import node_limits
 from exeat.appliance.preflight import runtime
@@ -107,6 +109,7 @@ def _warden(config: Config) -> int:
         roots=config.sandbox.roots,
         runtime=runtime(config.sandbox.runtime),
         limits=node_limits(config.sandbox.limits)[0],
+        disks=disks_of((config.state_dir, Path("/usr"), *config.sandbox.roots)),
     )
     return serve(settings, notify_ready)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 import time
 import zipfile
 from importlib.util import find_spec
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from tests.support.running import Running
 
+from exeat.appliance.disks import disks_of
 from exeat.appliance.lab import plan
 
 if TYPE_CHECKING:
@@ -143,6 +145,25 @@ def test_one_that_fails_says_so_and_changes_nothing(
     assert (row["state"], row["code"]) == ("failed", 4)
     assert "--no-such-option" in running.exeat("job", "logs", "--err", row["id"]).stdout
     assert sorted(path.name for path in folder.iterdir()) == sorted(SOURCE)
+
+
+def test_how_fast_it_uses_disks_is_limited_where_cgroups_know_them(running: Running) -> None:
+    """As the kernel says it, of the job's own cgroup."""
+    words = ("run", "--quiet", "--project", plan.PROJECT, "--limits=io=2MiB", "--", "sh", "-c")
+    command, pipe = running.command(*words, "echo on; read x"), subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
+        assert process.stdout is not None
+        if process.stdout.readline() == "on\n":
+            (config,) = (running.lab.appliance_run / "warden" / "jobs").glob("*/config.json")
+            group = json.loads(config.read_text())["linux"]["cgroupsPath"].strip("/")
+            v1 = Path("/sys/fs/cgroup/blkio", group, "blkio.throttle.write_bps_device")
+            said = (v1 if v1.exists() else Path("/sys/fs/cgroup", group, "io.max")).read_text()
+            for major, minor in disks_of((running.lab.state_dir, Path("/usr"))):
+                assert f"{major}:{minor} " in said
+            assert "2097152" in said
+        else:
+            assert "no limit of io holds on this node" in process.communicate()[1]
+        process.communicate("x\n", timeout=30)
 
 
 # Not on every distribution is there a Chromium that needs no daemon; where it is, it is tried.

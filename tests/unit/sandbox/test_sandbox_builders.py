@@ -248,20 +248,24 @@ UNIFIED = "35 25 0:30 / /sys/fs/cgroup rw,relatime - cgroup2 cgroup2 rw\n"
 
 
 @pytest.mark.parametrize(
-    ("mountinfo", "controllers", "mask", "limits"),
+    ("mountinfo", "controllers", "mask", "limits", "io"),
     [
-        (HYBRID, "", cgroup.UNIFIED, True),
-        ("\n".join(HYBRID.splitlines()[:-1]), "", "", True),
-        (HYBRID.replace("/pids rw", "/pids ro"), "", cgroup.UNIFIED, False),
-        (UNIFIED, "cpu io memory pids\n", "", True),
-        (UNIFIED, "cpu\n", "", False),
-        (UNIFIED.replace("rw,relatime -", "ro,relatime -"), "memory pids", "", False),
-        ("", "", "", False),
-        ("garbage\n\n - \n", "", "", False),
+        (HYBRID, "", cgroup.UNIFIED, True, False),
+        (HYBRID.replace("devices", "blkio") + HYBRID, "", cgroup.UNIFIED, True, True),
+        ("\n".join(HYBRID.splitlines()[:-1]), "", "", True, False),
+        (HYBRID.replace("/pids rw", "/pids ro"), "", cgroup.UNIFIED, False, False),
+        (UNIFIED, "cpu io memory pids\n", "", True, True),
+        (UNIFIED, "memory pids\n", "", True, False),
+        (UNIFIED, "cpu\n", "", False, False),
+        (UNIFIED.replace("rw,relatime -", "ro,relatime -"), "io memory pids", "", False, False),
+        ("", "", "", False, False),
+        ("garbage\n\n - \n", "", "", False, False),
     ],
 )
-def test_cgroup_layout(mountinfo: str, controllers: str, mask: str, limits: bool) -> None:
-    assert cgroup.layout(mountinfo, controllers) == cgroup.Layout(mask, limits)
+def test_cgroup_layout(mountinfo: str, controllers: str, mask: str, limits: bool, io: bool) -> None:
+    found = cgroup.layout(mountinfo, controllers)
+    assert found == cgroup.Layout(mask, limits, io)
+    assert found.held(((8, 0),)) == (((8, 0),) if io else ())
 
 
 def test_commands_are_fixed_text_with_arguments() -> None:
@@ -281,6 +285,7 @@ def test_the_limits_of_a_job_are_in_its_configuration() -> None:
     resources = config["linux"]["resources"]
     assert (resources["memory"]["limit"], resources["pids"]["limit"]) == (2**26, 9)
     assert resources["cpu"] == {"quota": 150_000, "period": 100_000}
+    assert "blockIO" not in config["linux"]["resources"]
     rlimits = {row["type"]: row["hard"] for row in config["process"]["rlimits"]}
     assert rlimits == {"RLIMIT_NOFILE": 100, "RLIMIT_CORE": 0, "RLIMIT_FSIZE": 2**19}
     mounts = {mount["destination"]: mount for mount in config["mounts"]}
@@ -288,6 +293,17 @@ def test_the_limits_of_a_job_are_in_its_configuration() -> None:
     assert (mounts["/work"]["type"], "size=1048576" in mounts["/work"]["options"]) == ("tmpfs", True)
     assert {"uid=1000", "gid=1000", "mode=0700"} <= set(mounts["/work"]["options"])
     assert "size=65536" in mounts["/tmp"]["options"]
+
+
+def test_reading_and_writing_of_each_disk_is_limited() -> None:
+    job = replace(JOB, limits=Limits(io=2**20))
+    plan = oci.plan(job, uid=1000, host=replace(HOST, disks=((8, 0), (259, 3))), places=PLACES)
+    rates = [{"major": 8, "minor": 0, "rate": 2**20}, {"major": 259, "minor": 3, "rate": 2**20}]
+    resources = json.loads(plan.config)["linux"]["resources"]
+    assert resources["blockIO"] == {"throttleReadBpsDevice": rates, "throttleWriteBpsDevice": rates}
+    with pytest.raises(SpecError) as caught:
+        oci.plan(job, uid=1000, host=HOST, places=PLACES)
+    assert caught.value.code == "limits"
 
 
 def test_a_job_that_needs_what_does_not_hold_here_is_refused() -> None:
