@@ -156,7 +156,7 @@ class Hub:
             await self._send_missing(role, link, jails)
 
     def _drop_strangers(self, role: str, link: Link) -> None:
-        for name in self._served[role] - self.jails.keys():
+        for name in self._served[role] - {name for name, jail in self.jails.items() if not jail.leaving}:
             link.send({"t": "jail.remove", "jail": name})
 
     async def _send_missing(self, role: str, link: Link, jails: list[Jail]) -> None:
