@@ -273,7 +273,7 @@ class Scheduler(Section):
     groups: dict[Project, Annotated[int, Field(ge=1, le=512)]] = Field(default_factory=dict)
     projects: dict[Project, Annotated[int, Field(ge=1, le=512)]] = Field(default_factory=dict)
     weights: dict[Project, Annotated[int, Field(ge=1, le=1000)]] = Field(default_factory=dict)
-    preempt: bool = False
+    preempt: Literal["no", "end", "pause"] = "no"
 
 
 class Asks(Section):

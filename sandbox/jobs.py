@@ -61,9 +61,6 @@ class Job:
         else:
             call()
 
-    def row(self) -> dict[str, Any]:
-        return {"job": self.name, "running": self.code is None, "code": self.code}
-
 
 class Jobs:
     def __init__(self, places: Places, settings: WardenSettings, reactor: Reactor) -> None:
@@ -145,6 +142,13 @@ class Jobs:
         if job.launcher >= 0 and (group := _number(self._places.job(job.name) / "launcher")):
             os.killpg(group, signal.SIGKILL)  # its process id is not free before the pidfd is handled
 
+    def steer(self, job: Job, verb: str) -> None:
+        """Do job.kill, job.pause or job.resume. Raises SpecError where there is nothing to stop it by."""
+        if verb == "job.kill":
+            job.kill()
+        if verb != "job.kill" or self._places.frozen(job.name).exists():
+            netns.run(done(*self._places.freezing(job.name, verb)))
+
     def _ended(self, job: Job) -> None:
         self._reactor.remove(job.launcher)
         job.launcher = _closed(job.launcher)
@@ -183,7 +187,7 @@ class Jobs:
         """Kill every job, wait for the ends (after `seconds` by force), remove all traces."""
         deadline = self._reactor.now() + seconds
         for job in self.all.values():
-            job.kill()
+            self._reactor.guarded(lambda job=job: self.steer(job, "job.kill"))
         while running := [job for job in self.all.values() if job.launcher >= 0]:
             for job in running if self._reactor.now() > deadline else ():
                 self._force(job)
@@ -206,8 +210,7 @@ class Jobs:
 
 def _find_launcher(folder: Path) -> int:
     """A pidfd of the job's launcher, or -1; in that case it can no longer start, either."""
-    with contextlib.suppress(FileExistsError):
-        (folder / "launcher").open("x").close()
+    (folder / "launcher").touch()
     pid = _number(folder / "launcher") or 0
     with contextlib.suppress(OSError):
         fd, proc = os.pidfd_open(pid), Path(f"/proc/{pid}")

@@ -59,6 +59,7 @@ while found=$(running) && [ $((tries -= 1)) -gt 0 ]; do
   for each in $found; do each=${each#/proc/}; kill -KILL "${each%/cmdline}"; done
   sleep 0.02
 done
+for each in /sys/fs/cgroup/freezer/"$group"/freezer.state; do [ ! -e "$each" ] || echo THAWED >"$each"; done
 [ -z "$mask" ] || mount -t tmpfs none "$mask"
 "$@"
 [ -z "$mask" ] || umount "$mask"
@@ -70,6 +71,29 @@ while found=$(groups) && [ -n "$found" ] && [ $((tries -= 1)) -gt 0 ]; do
   done
 done
 [ -z "$(groups)" ]
+"""
+# Stops the processes in the cgroup ($1), or lets them go on, and waits until they have (2 s at most). Version
+# 1 of cgroups kills nothing that is frozen, so $folder/frozen says that it has to be thawed to die.
+_FREEZE: Final = """
+group=$1 folder=$2 verb=$3 old=THAWED new=0 found= tries=100
+if [ "$verb" = job.pause ]; then
+  [ -s "$folder/pid" ] && ! [ -e "$folder/exit" ] || { echo "it does not run" >&2; exit 1; }
+  : >"$folder/frozen" && old=FROZEN new=1
+fi
+for each in /sys/fs/cgroup/"$group" /sys/fs/cgroup/*/"$group"; do
+  if [ -e "$each/freezer.state" ]; then echo $old >"$each/freezer.state" && found=$each
+  elif [ -e "$each/cgroup.freeze" ]; then echo $new >"$each/cgroup.freeze" && found=$each; fi
+done
+[ -n "$found" ] || { rm -f "$folder/frozen"; echo "no freezer of cgroups holds it" >&2; exit 1; }
+reached() {
+  if [ -e "$found/freezer.state" ]; then [ "$(cat "$found/freezer.state")" = $old ]
+  else grep -qx "frozen $new" "$found/cgroup.events"; fi
+}
+until reached || [ $new = 0 -a ! -e "$found" ]; do
+  [ $((tries -= 1)) -gt 0 ] || { echo "its processes did not come to a halt in time" >&2; exit 1; }
+  sleep 0.02
+done
+[ $new = 1 ] || rm -f "$folder/frozen"
 """
 # $3 is the job's edit, which stays where it changed anything.
 _REMOVE: Final = """
@@ -122,6 +146,14 @@ class Places:
         """
         folders = map(str, (self.job(job), self.output(job), self.edit(job)))
         return "/bin/sh", "-c", _REMOVE, "exeat-remove", *folders
+
+    def freezing(self, job: str, verb: str) -> tuple[str, ...]:
+        """The command that has a job's processes stop (job.pause) or go on (any other verb)."""
+        return "/bin/sh", "-c", _FREEZE, "exeat-freeze", self.group(job), str(self.job(job)), verb
+
+    def frozen(self, job: str) -> Path:
+        """Is there from before a job's processes are stopped until they go on."""
+        return self.job(job) / "frozen"
 
     def edit(self, job: str) -> Path:
         """What the job changed in the folder it edits: `upper`, `work` (overlayfs) and `edit.json`."""

@@ -27,3 +27,8 @@ def parse_name(raw: object) -> JailName:
     if not isinstance(raw, str) or not _NAME.fullmatch(raw):
         raise SpecError("argument", "a name is 1 to 31 of a-z, 0-9 and -, and does not begin with -")
     return JailName(raw)
+
+
+def fields_of(error: SpecError | OSError) -> dict[str, Any]:
+    """The reply to a request that failed so."""
+    return (error if isinstance(error, SpecError) else SpecError("failed", str(error))).fields()

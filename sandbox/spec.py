@@ -78,6 +78,8 @@ VERBS: Final[dict[str, tuple[frozenset[str], frozenset[str]]]] = {
     ),
     "job.wait": (frozenset({"job"}), frozenset()),
     "job.kill": (frozenset({"job"}), frozenset()),
+    "job.pause": (frozenset({"job"}), frozenset()),
+    "job.resume": (frozenset({"job"}), frozenset()),
     "job.remove": (frozenset({"job"}), frozenset()),
     "job.list": (frozenset(), frozenset()),
     "routing.set": (frozenset({"pinholes"}), frozenset()),

@@ -15,7 +15,7 @@ from exeat.ledger.service import Reply, Service
 from exeat.sandbox import netns
 from exeat.sandbox.jobs import Job, Jobs
 from exeat.sandbox.launcher import Places
-from exeat.sandbox.names import SpecError
+from exeat.sandbox.names import SpecError, fields_of
 from exeat.sandbox.routing import WATCH_S, Routing
 from exeat.sandbox.spec import Request, WardenSettings, choose_uid
 
@@ -77,13 +77,14 @@ class Warden:
             case "job.wait":
                 job = self._job(request)
                 job.when_ended(lambda: reply({"code": job.code, "oom": job.oom}))
-            case "job.kill":
-                self._job(request).kill()
+            case "job.kill" | "job.pause" | "job.resume":
+                self._jobs.steer(self._job(request), request.verb)
                 reply({})
             case "job.remove":
                 self._remove_job(self._job(request), reply)
             case "job.list":
-                reply({"jobs": [job.row() for job in self._jobs.all.values()]})
+                rows = self._jobs.all.values()
+                reply({"jobs": [{"job": j.name, "running": j.code is None, "code": j.code} for j in rows]})
             case "routing.set" | "routing.status":
                 netns.run(self._routing.serve(request, self._reactor.now()))
                 reply(self._routing.report(self._reactor.now()))
@@ -164,7 +165,5 @@ class Warden:
 def _guarded(work: Callable[[], None], reply: Reply) -> None:
     try:
         work()
-    except SpecError as error:
-        reply(error.fields())
-    except OSError as error:
-        reply(SpecError("failed", str(error)).fields())
+    except (SpecError, OSError) as error:
+        reply(fields_of(error))

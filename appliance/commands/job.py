@@ -60,6 +60,14 @@ def register(commands: Any) -> None:
     logs.add_argument("-f", "--follow", action="store_true", help="go on until it is over")
     cancel = _one(add_verb(verbs, "cancel", "take it out of the queue, or end it", _cancel))
     cancel.add_argument("--as", dest="person", metavar="NAME", help="the person who decides")
+    pause = _one(
+        add_verb(verbs, "pause", "stop its processes where they are (or those of `exeat run`)", _steer)
+    )
+    resume = _one(add_verb(verbs, "resume", "let them go on, once there is a place", _steer))
+    nack = _one(add_verb(verbs, "nack", "end it and put it back into the queue; no try is lost", _nack))
+    nack.add_argument("--after", type=int, default=0, metavar="S", help="seconds before it may begin again")
+    for parser in (pause, resume, nack):
+        parser.add_argument("--as", dest="person", metavar="NAME", help="the person who decides")
     _one(add_verb(verbs, "wait", "until it is over; exit as it did", _wait))
     edit.register(verbs)
 
@@ -178,6 +186,20 @@ def _logs(args: argparse.Namespace) -> int:
 def _cancel(args: argparse.Namespace) -> int:
     more = {"as": args.person} if args.person else {}
     row = Client(load_config(args)).call("task.cancel", task=args.task, **more)["task"]
+    print(json.dumps(row) if args.json else _line(row))
+    return 0
+
+
+def _steer(args: argparse.Namespace) -> int:
+    more = {"as": args.person} if args.person else {}
+    Client(load_config(args)).call(f"job.{args.verb}", job=args.task, **more)
+    return 0
+
+
+def _nack(args: argparse.Namespace) -> int:
+    more = {"as": args.person} if args.person else {}
+    reply = Client(load_config(args)).call("task.nack", task=args.task, after_ms=1000 * args.after, **more)
+    row = reply["task"]
     print(json.dumps(row) if args.json else _line(row))
     return 0
 

@@ -91,8 +91,8 @@ class Evidence:
         ran_ms: int,
         actor: str = "",
     ) -> bytes:
-        """The record of a job: `what` is start, exit, or what `actor` did with its edit (control/edits.py);
-        `reason` is how it ended.
+        """The record of a job: `what` is start, pause, resume, exit, or what `actor` did with its edit
+        (control/edits.py); `reason` is how it ended.
         """
         said = self._record(Kind.JOB, project, actor, what, detail)
         return encode(
@@ -121,19 +121,20 @@ class Evidence:
             detail=printable(detail),
         )
 
-    async def owe(self, record: bytes, *, instead_of_job: str = "") -> None:
+    async def owe(self, record: bytes, *, instead_of_job: str = "", task: str = "", end: str = "") -> None:
         """Write it now if that can be; else it stays owed, in order, until `pay` succeeds.
 
         Kept first, so that it outlives this process; one that dies between the two may write it twice.
-        With `instead_of_job` that job's row goes as the record is kept: both or neither.
+        With `instead_of_job` that job's row goes as the record is kept, and the `task` it was of is told of
+        its `end`: all or nothing.
         """
-        self._owed.append((self._kept(record, instead_of_job), record))
+        self._owed.append((self._kept(record, instead_of_job, task, end), record))
         await self.pay()
 
-    def _kept(self, record: bytes, job: str) -> int:
+    def _kept(self, record: bytes, job: str, task: str, end: str) -> int:
         """Its number in the database, 0 where that cannot be written: then it is owed from memory only."""
         try:
-            return self._store.save_owed(record, instead_of_job=job)
+            return self._store.save_owed(record, instead_of_job=job, task=task, end=end)
         except sqlite3.Error as error:
             print(f"control: what the ledger is owed cannot be kept: {error}", file=sys.stderr, flush=True)
             return 0

@@ -55,6 +55,7 @@ class Job:
     limits: dict[str, int] = field(default_factory=dict)  # what was asked for, as the warden takes it
     time_ms: int = 0  # how long it may run; 0: without end
     started_s: float = 0.0  # CLOCK_BOOTTIME; 0: not yet
+    paused: bool = False  # its processes are stopped, or about to be
     ending: str = ""  # why it is being killed, one of the reasons above
     code: int | None = None
     reason: str = ""  # how it ended
@@ -67,6 +68,11 @@ class Job:
 
 def _boot_s() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def _check(wanted: Callable[[], bool]) -> None:
+    if not wanted():
+        raise RefusedError("job.cancelled", "it was cancelled before it began")
 
 
 def _doors(network: object) -> list[str]:
@@ -114,14 +120,22 @@ class Jobs:
         self._spawn = spawn
         self.all: dict[str, Job] = {}
 
-    async def start(self, request: dict[str, Any], fds: Sequence[int], *, task: str = "") -> Job:
+    async def start(
+        self,
+        request: dict[str, Any],
+        fds: Sequence[int],
+        *,
+        task: str = "",
+        wanted: Callable[[], bool] = lambda: True,
+    ) -> Job:
         """Make the jail, bind the policy, start the container. Nothing is left if a step fails.
 
-        `task`: of the queue, which alone says so.
+        `task`: of the queue, which alone says so. `wanted`: is it, still? Asked while nothing has run yet.
         """
         job = self._new(request)
         job.task = task
         await self._hub.wait_for_gateway()
+        _check(wanted)
         if self._stopped(job.project):  # from here on, `end_all` finds the job
             raise RefusedError(KILL_SWITCH, "no job may run: the kill switch is on (see `exeat kill`)")
         # Before anything is made or recorded: a crash from here on leaves nothing that nobody owns.
@@ -133,6 +147,7 @@ class Jobs:
         self._policies.bind(job.name, job.policy)
         try:
             await self._prepare(job, request)
+            _check(wanted)
             await self._start_container(job, request, fds)
         except BaseException as error:
             job.code, job.reason = _CODE_LOST, error.code if isinstance(error, RefusedError) else LOST
@@ -172,7 +187,7 @@ class Jobs:
     def _save(self, job: Job) -> None:
         self._store.save_job(job.name, json.dumps(job.row()))
 
-    def _record(self, job: Job, what: str, detail: str = "") -> bytes:
+    def _record(self, job: Job, what: str, detail: str = "", actor: str = "") -> bytes:
         document = self._policies.document_of(job.project, job.name)
         return self._evidence.job(
             job=job.name,
@@ -184,6 +199,7 @@ class Jobs:
             detail=detail,
             code=job.code or 0,
             ran_ms=round(1000 * (_boot_s() - job.started_s)) if job.started_s else 0,
+            actor=actor,
         )
 
     def _new(self, request: dict[str, Any]) -> Job:
@@ -267,7 +283,10 @@ class Jobs:
 
     async def _settle(self, job: Job, detail: str = "") -> None:
         """Record its end, and forget it in the same moment: no crash makes two ends of it, or none."""
-        await self._evidence.owe(self._record(job, "exit", detail), instead_of_job=job.name)
+        end = json.dumps({"code": job.code, "reason": job.reason}) if job.task else ""
+        await self._evidence.owe(
+            self._record(job, "exit", detail), instead_of_job=job.name, task=job.task, end=end
+        )
 
     async def _expire(self, job: Job) -> None:
         """End the job when its time is up."""
@@ -295,6 +314,25 @@ class Jobs:
         except RefusedError as error:
             if error.code not in ("unavailable", "job.unknown"):
                 print(f"job {job.name}: it cannot be killed: {error}", file=sys.stderr, flush=True)
+
+    async def pause(self, job: Job, actor: str = "") -> None:
+        """Stop its processes where they are. Time goes on for it, and so do leases. Raises RefusedError."""
+        job.paused = True
+        self._save(job)  # first: after a crash it is made to be as is known here
+        try:
+            await self._warden.call("job.pause", job=job.name)
+        except RefusedError:
+            job.paused = False
+            self._save(job)
+            raise
+        await self._evidence.owe(self._record(job, "pause", actor=actor))
+
+    async def resume(self, job: Job, actor: str = "") -> None:
+        """Let them go on. Raises RefusedError."""
+        await self._evidence.owe(self._record(job, "resume", actor=actor))
+        await self._warden.call("job.resume", job=job.name)
+        job.paused = False
+        self._save(job)
 
     async def end_all(self, project: str | None, reason: str) -> int:
         """`end` every job (of a project), all at once; how many. Does not wait for a warden that hangs."""

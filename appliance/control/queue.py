@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping
@@ -24,12 +24,14 @@ BACKOFF_MS, MAX_BACKOFF_MS = 1_000, 300_000
 class State(StrEnum):
     QUEUED = "queued"
     RUNNING = "running"
+    PAUSED = "paused"  # its processes are stopped; it holds no place, and goes on when there is one
     DONE = "done"  # ended by itself with 0
     FAILED = "failed"
     CANCELLED = "cancelled"
     SKIPPED = "skipped"  # a task it was to follow did not end well
 
 
+WAITING: Final = frozenset({State.QUEUED, State.PAUSED})
 OVER: Final = frozenset({State.DONE, State.FAILED, State.CANCELLED, State.SKIPPED})
 
 
@@ -53,6 +55,9 @@ class Task:
     asked: dict[str, str] = field(default_factory=dict)  # need: the lease that was requested for it
     job: str = ""  # the one that runs, or ran last
     cancelled: str = ""  # by whom, while it still runs
+    retry_after_ms: int = 0  # how long after it was given back (task.nack) it may begin again
+    held: str = ""  # who paused it; nobody, where it only made way
+    end: dict[str, Any] | None = None  # how its job ended, until that has been dealt with
     started_ms: int = 0
     ended_ms: int = 0
     code: int | None = None
@@ -73,7 +78,7 @@ class Rules(NamedTuple):
     groups: Mapping[str, int]
     projects: Mapping[str, int]
     weights: Mapping[str, int]
-    preempt: bool
+    preempt: str  # what becomes of a task that makes way: `no` (none does), `end` or `pause`
 
 
 class World(NamedTuple):
@@ -85,6 +90,39 @@ class World(NamedTuple):
     rules: Rules
     stopped: Callable[[str], bool]  # by the kill switch
     admitted: Callable[[Task], Wait | None]  # by leases; asked last, and only for a task that would start
+
+
+class Queue(Protocol):
+    """The tasks that are kept, whose turn it is, and what became of them.
+
+    What a method changed outlives this process once it has returned. One for many nodes has the same face:
+    `take` is then a lease of a task to one node, `give_back` its return.
+    """
+
+    @property
+    def tasks(self) -> Mapping[str, Task]:
+        """By id, in the order of submission."""
+
+    def add(self, task: Task) -> None:
+        """Raises RefusedError(queue.full)."""
+
+    def take(self, world: World) -> Task | None:
+        """The task whose turn it is, from now on `running`, with its `job` if that was paused; or None."""
+
+    def victim(self, world: World) -> Task | None:
+        """The running task that makes way for a more important one of its project; None if none has to."""
+
+    def give_back(self, task: Task, reason: str, not_before_ms: int) -> None:
+        """It waits again."""
+
+    def finish(self, task: Task, state: State, reason: str, now_ms: int) -> None:
+        """It is over."""
+
+    def save(self, task: Task) -> None:
+        """Keep what else was changed in it."""
+
+    def forget_old(self) -> list[str]:
+        """Drop the oldest that are over and that no task waits for; their ids."""
 
 
 def backoff_ms(attempts: int) -> int:
@@ -104,6 +142,8 @@ def _ended_badly(task: Task) -> bool:
 def waits(task: Task, world: World) -> Wait | None:
     """Why it does not start now, the slots apart; None if it could."""
     rules = world.rules
+    if task.held:
+        return Wait("paused", f"paused by {task.held}")
     if unmet := [name for name in task.after if world.tasks[name].state is not State.DONE]:
         return Wait("after", f"waits for {', '.join(unmet)}")
     if task.not_before_ms > world.now_ms:
@@ -126,7 +166,12 @@ def explain(task: Task, world: World) -> Wait | None:
         return wait
     if len(world.running) >= world.rules.slots:
         return Wait("slots", f"all {world.rules.slots} places are taken")
-    return world.admitted(task)
+    return _admitted(task, world)
+
+
+def _admitted(task: Task, world: World) -> Wait | None:
+    """One that began had its leases then; what they do not allow any more its flows are refused."""
+    return None if task.state is State.PAUSED else world.admitted(task)
 
 
 class Fair:
@@ -141,7 +186,7 @@ class Fair:
         if len(world.running) >= world.rules.slots:
             return None
         for task in self._in_turn(world):
-            if world.admitted(task) is None:
+            if _admitted(task, world) is None:
                 return task
         return None
 
@@ -153,7 +198,8 @@ class Fair:
 
     def _in_turn(self, world: World) -> list[Task]:
         """All that could start, were there room: project by project, within each by urgency."""
-        ready = [task for task in queued(world.tasks.values()) if waits(task, world) is None]
+        waiting = (task for task in world.tasks.values() if task.state in WAITING)
+        ready = [task for task in waiting if waits(task, world) is None]
         first: dict[str, list[Task]] = {}
         for task in sorted(ready, key=lambda task: _urgency(task, world.now_ms)):
             first.setdefault(task.project, []).append(task)
@@ -165,11 +211,11 @@ class Fair:
 
         Priorities as they were given count here: waiting makes nobody important enough to end others.
         """
-        if not world.rules.preempt or len(world.running) < world.rules.slots:
+        if world.rules.preempt == "no" or len(world.running) < world.rules.slots:
             return None
         wanted: dict[str, int] = {}
         for task in self._in_turn(world):
-            if task.priority > wanted.get(task.project, -MAX_PRIORITY) and world.admitted(task) is None:
+            if task.priority > wanted.get(task.project, -MAX_PRIORITY) and not _admitted(task, world):
                 wanted[task.project] = task.priority
         less = [task for task in world.running if task.priority < wanted.get(task.project, -MAX_PRIORITY)]
         return min(less, key=lambda task: (task.priority, -task.started_ms), default=None)

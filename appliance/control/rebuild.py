@@ -60,7 +60,7 @@ class Known:
     def _job(self, record: Record) -> None:
         if record.decision == "start":
             self.jobs[record.job] = Job(record.job, record.project, record.agent, [], 0)
-        else:
+        elif record.decision == "exit":
             self.jobs.pop(record.job, None)
 
 

@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
-import re
-import secrets
+import sys
 import traceback
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
 from exeat.appliance.control.queue import (
-    MAX_PRIORITY,
     OVER,
-    Fair,
+    WAITING,
+    Queue,
     Rules,
     State,
     Task,
@@ -31,9 +29,9 @@ from exeat.appliance.control.queue import (
     running,
 )
 from exeat.appliance.control.task_output import TaskOutput
+from exeat.appliance.control.task_requests import Requests, number
 from exeat.appliance.control.verbs import Verbs, person
 from exeat.appliance.errors import RefusedError
-from exeat.appliance.sections import LABEL
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -42,23 +40,13 @@ if TYPE_CHECKING:
     from exeat.appliance.control.jobs import Job, Jobs
     from exeat.appliance.control.leases import Leases
     from exeat.appliance.control.policies import Policies
-    from exeat.appliance.control.store import Store
     from exeat.ledger.ipc import Message
 
-MAX_QUEUED: Final = 2_000
-MAX_OF_PROJECT: Final = 1_000  # waiting; nobody fills the queue alone
-MAX_AFTER, MAX_NEEDS, MAX_RETRIES = 64, 32, 20
-KEPT: Final = 1_000  # tasks that are over, and their output
-OUTPUT_BYTES: Final = 1 << 30  # of each file a task writes, its output included, unless it asks for less
-PREEMPTED: Final = "preempted"
+PREEMPTED, NACK = "preempted", "nack"  # how a job may end without that being its own doing: no try is lost
+MAX_AFTER_MS: Final = 7 * 86_400_000
 _TICK_S = 1.0
-# How a job may end without that being its own doing: such a try does not count.
-_NOT_ITS_FAULT = frozenset({PREEMPTED})
 _FOR_GOOD = frozenset({"kill", "killed"})  # a person wanted it to end
 _PASSES = ("budget.", "kill")  # refusals that end by themselves, or by a person
-_REQUEST = frozenset(
-    {"argv", "profile", "mounts", "cwd", "user", "env", "limits", "time_ms", "agent", "network", "root"}
-)
 
 
 class Scheduler:
@@ -68,7 +56,7 @@ class Scheduler:
         self,
         rules: Rules,
         folder: Path,
-        store: Store,
+        queue: Queue,
         jobs: Jobs,
         policies: Policies,
         leases: Leases,
@@ -80,20 +68,12 @@ class Scheduler:
         spawn: Callable[[Coroutine[Any, Any, None]], None],
     ) -> None:
         """`most_file`: bytes that the node lets a file of a job have, 0: as many as it likes."""
-        self._most_file = most_file
-        self._rules, self._store, self._output = rules, store, TaskOutput(folder)
+        self._requests = Requests(most_file)
+        self._rules, self._output = rules, TaskOutput(folder)
         self._jobs, self._policies, self._leases = jobs, policies, leases
         self._now_ms, self._stopped, self._verdict, self._spawn = now_ms, stopped, verdict, spawn
-        self._tasks: dict[str, Task] = {}
-        self._fair = Fair()
+        self._queue, self._tasks = queue, queue.tasks
         self._look = asyncio.Event()
-        self._recall()
-
-    def _recall(self) -> None:
-        for _, text in self._store.load_tasks():
-            body = json.loads(text)
-            task = Task(**{**body, "state": State(body["state"])})
-            self._tasks[task.id] = task
         over = [task for task in self._tasks.values() if task.state in OVER]
         self._output.ended(task.id for task in sorted(over, key=lambda task: task.ended_ms))
 
@@ -103,13 +83,16 @@ class Scheduler:
             "task.ls": self._ls,
             "task.show": self._show,
             "task.cancel": self._cancel,
+            "task.nack": self._nack,
+            "job.pause": self._pause,
+            "job.resume": self._resume,
         }
 
     # -- the loop
 
     async def run(self) -> None:
         """Forever. Everything that could let a task start sets `_look`; time does, too."""
-        self._resume()
+        self._recall()
         while True:
             self._look.clear()
             try:
@@ -136,30 +119,90 @@ class Scheduler:
         """Something happened that may let a task start."""
         self._look.set()
 
-    def _resume(self) -> None:
+    def _recall(self) -> None:
         """After a restart: go on with the jobs that control took back; try again what never began."""
         jobs = {job.task: job for job in self._jobs.all.values() if job.task}
-        for task in running(self._tasks.values()):
+        for task in [task for task in self._tasks.values() if task.state in (State.RUNNING, State.PAUSED)]:
             job = jobs.get(task.id)
             if job is not None:
                 task.job = job.name
                 self._spawn(self._attend(task, job))
+                if job.paused != (task.state is State.PAUSED):
+                    task.state = State.PAUSED  # it is made to go on where a place is free
+                    self._spawn(self._jobs.pause(job))
+            elif task.end is not None:  # its job had ended, and control before that was dealt with
+                self._over(task, task.end["code"], str(task.end["reason"]))
             else:
                 self._over(task, None, "lost")
 
     async def _turn(self) -> None:
         self._skip()
-        while (task := self._fair.next(self._world())) is not None:
-            self._fair.started(task, self._rules.weights)
-            task.state, task.attempts, task.reason = State.RUNNING, task.attempts + 1, ""
-            task.started_ms, task.code, task.job = self._now_ms(), None, ""
-            self._save(task)  # before it runs: a crash must not run it twice unseen
-            self._spawn(self._start(task))
+        while (task := self._queue.take(self._world())) is not None:
+            self._spawn(self._go_on(task) if task.job else self._start(task))
         await self._ask()
-        if victim := self._fair.victim(self._world()):
+        if victim := self._queue.victim(self._world()):
             job = self._jobs.all.get(victim.job)
             if job is not None:
-                await self._jobs.end(job, PREEMPTED)
+                await self._make_way(victim, job)
+
+    # -- what makes way, and goes on
+
+    async def _make_way(self, task: Task, job: Job) -> None:
+        if self._rules.preempt == "pause":
+            with contextlib.suppress(RefusedError):  # no freezer: then there is but one way
+                await self._stop(task, job, "", "")
+                return
+        await self._jobs.end(job, PREEMPTED)
+
+    async def _stop(self, task: Task, job: Job, held: str, actor: str) -> None:
+        """Pause it; whoever waits for a place has one more."""
+        await self._jobs.pause(job, actor)
+        if task.state is State.RUNNING:  # it may have ended meanwhile
+            task.state, task.held = State.PAUSED, held
+            self._queue.save(task)
+        self.changed()
+
+    async def _go_on(self, task: Task) -> None:
+        job = self._jobs.all.get(task.job)
+        if job is None or job.code is not None:
+            return  # whoever attends it says how it ended
+        try:
+            await self._jobs.resume(job)
+        except RefusedError as error:
+            print(f"control: {task.id} does not go on: {error}", file=sys.stderr, flush=True)
+            if task.state is State.RUNNING and job.code is None:
+                task.state = State.PAUSED  # until the next turn
+                self._queue.save(task)
+
+    async def _pause(self, message: Message, _fds: list[int]) -> dict[str, Any]:
+        """A task, or a job of `exeat run`, by its name."""
+        task, job, who = *self._running(message), person(message)
+        if task is None:
+            await self._jobs.pause(job, who)
+        elif task.state is State.PAUSED:
+            task.held = who
+            self._queue.save(task)
+        else:
+            await self._stop(task, job, who, who)
+        return {}
+
+    async def _resume(self, message: Message, _fds: list[int]) -> dict[str, Any]:
+        task, job, who = *self._running(message), person(message)
+        if task is None:
+            await self._jobs.resume(job, who)
+        else:
+            task.held = ""
+            self._queue.save(task)
+            self.changed()
+        return {}
+
+    def _running(self, message: Message) -> tuple[Task | None, Job]:
+        name = str(message.get("job"))
+        task = self.find(name)
+        job = self._jobs.get(task.job if task is not None else name)
+        if job.code is not None:
+            raise RefusedError("job.ended", f"job {job.name} has ended")
+        return task, job
 
     def _skip(self) -> None:
         while doomed := [task for task in queued(self._tasks.values()) if ill_fated(task, self._tasks)]:
@@ -215,7 +258,7 @@ class Scheduler:
                     self._finish(task, State.FAILED, f"needs {need}: {error}")
                 return
             task.asked[need] = str(row["id"])
-            self._save(task)
+            self._queue.save(task)
 
     def _state_of(self, lease: str) -> str:
         try:
@@ -228,7 +271,8 @@ class Scheduler:
     async def _start(self, task: Task) -> None:
         try:
             with self._output.streams(task.id) as fds:
-                job = await self._jobs.start({**task.request, "project": task.project}, fds, task=task.id)
+                request = {**task.request, "project": task.project}
+                job = await self._jobs.start(request, fds, task=task.id, wanted=lambda: not task.cancelled)
         except RefusedError as error:
             self._over(task, None, error.code, text=str(error))
             return
@@ -240,7 +284,7 @@ class Scheduler:
             self._over(task, None, "internal.error", text=f"internal error: {type(error).__name__}")
             return
         task.job = job.name
-        self._save(task)
+        self._queue.save(task)
         await self._attend(task, job)
 
     async def _attend(self, task: Task, job: Job) -> None:
@@ -251,99 +295,45 @@ class Scheduler:
 
     def _over(self, task: Task, code: int | None, reason: str, text: str = "") -> None:
         """A try has ended: that was it, or it will be tried again."""
-        task.code, said = code, text or reason
+        task.code, task.end, task.held, said = code, None, "", text or reason
         if task.cancelled:
             self._finish(task, State.CANCELLED, f"by {task.cancelled}")
         elif reason == "exited" and code == 0:
             self._finish(task, State.DONE, reason)
-        elif reason in _NOT_ITS_FAULT:
+        elif reason == PREEMPTED:
             task.attempts -= 1
             task.submitted_ms = self._now_ms()  # behind the one it made way for, however long it had waited
             self._again(task, said, 0)
+        elif reason == NACK:
+            task.attempts -= 1
+            self._again(task, said, task.retry_after_ms)
         elif reason in _FOR_GOOD or task.attempts > task.retries:
             self._finish(task, State.FAILED, said)
         else:
             self._again(task, said, backoff_ms(task.attempts))
 
     def _again(self, task: Task, reason: str, delay_ms: int) -> None:
-        task.state, task.reason = State.QUEUED, reason
-        task.not_before_ms = self._now_ms() + delay_ms
-        self._save(task)
+        self._queue.give_back(task, reason, self._now_ms() + delay_ms)
         self.changed()
 
     def _finish(self, task: Task, state: State, reason: str) -> None:
-        task.state, task.reason, task.ended_ms = state, reason, self._now_ms()
-        self._save(task)
+        self._queue.finish(task, state, reason, self._now_ms())
         self._output.ended([task.id])
-        self._forget_old()
+        for name in self._queue.forget_old():
+            self._output.drop(name)
         self.changed()
-
-    def _save(self, task: Task) -> None:
-        self._store.save_task(task.id, json.dumps(asdict(task)))
-
-    def _forget_old(self) -> None:
-        named = {name for task in queued(self._tasks.values()) for name in task.after}
-        over = [t for t in self._tasks.values() if t.state in OVER and t.id not in named]
-        for task in sorted(over, key=lambda task: task.ended_ms)[: max(0, len(over) - KEPT)]:
-            del self._tasks[task.id]
-            self._store.delete_task(task.id)
-            self._output.drop(task.id)
 
     # -- requests
 
     async def _submit(self, message: Message, fds: list[int]) -> dict[str, Any]:
-        task = self._parsed(message)
+        task = self._requests.task(message, self._policies.choose, self._now_ms())
+        task.after = [self._known(name).id for name in task.after]
+        self._admitted(task)  # raises for what is no place: kept, it would hold up all others
         if message.get("dry_run") is True:
             return {"task": self._row(task)}
-        waiting = queued(self._tasks.values())
-        if len(waiting) >= MAX_QUEUED:
-            raise RefusedError("queue.full", f"{MAX_QUEUED} tasks are waiting already: try again later")
-        if sum(1 for other in waiting if other.project == task.project) >= MAX_OF_PROJECT:
-            raise RefusedError("queue.full", f"{MAX_OF_PROJECT} tasks of {task.project} are waiting already")
-        self._save(task)
-        self._tasks[task.id] = task
+        self._queue.add(task)
         self.changed()
         return {"task": self._row(task)}
-
-    def _parsed(self, message: Message) -> Task:
-        request = {name: message[name] for name in _REQUEST if name in message}
-        argv = request.get("argv")
-        if not isinstance(argv, list) or not argv or not all(isinstance(word, str) for word in argv):
-            raise RefusedError("job.argv", "no command to run")
-        # A policy of its own is for `exeat run`: who submits work for later does not bring the rules along.
-        project, _ = self._policies.choose(message.get("project"), None, None)
-        request["limits"] = self._limits(request.get("limits") or {})
-        task = Task(
-            id=f"t-{secrets.token_hex(5)}",
-            project=project,
-            request=request,
-            by=person(message),
-            submitted_ms=self._now_ms(),
-            priority=_number(message, "priority", -MAX_PRIORITY, MAX_PRIORITY),
-            group=self._group(message.get("group")),
-            after=[self._known(name).id for name in _words(message, "after", MAX_AFTER)],
-            needs=_words(message, "needs", MAX_NEEDS),
-            retries=_number(message, "retries", 0, MAX_RETRIES),
-        )
-        self._admitted(task)  # raises for what is no place: kept, it would hold up all others
-        return task
-
-    def _limits(self, asked: object) -> dict[str, Any]:
-        """With one on files, for output is one of them, and it is kept."""
-        if not isinstance(asked, dict):
-            raise RefusedError("job.limits", "limits are whole numbers by name")
-        most = min(OUTPUT_BYTES, self._most_file or OUTPUT_BYTES)
-        file = asked.get("file") or most
-        if type(file) is not int or file > most:
-            raise RefusedError("limits", f"limit file is {file}: a task gets at most {most}, output included")
-        return {**asked, "file": file}
-
-    def _group(self, name: object) -> str:
-        if name in (None, ""):
-            return ""
-        if not isinstance(name, str) or not re.match(LABEL, name):
-            raise RefusedError("task.group", "a group is a name of small letters, digits and hyphens")
-        return name
 
     def _known(self, name: str) -> Task:
         if name not in self._tasks:
@@ -367,32 +357,29 @@ class Scheduler:
         task = self._known(str(message.get("task")))
         if task.state is State.QUEUED:
             self._finish(task, State.CANCELLED, f"by {person(message)}")
-        elif task.state is State.RUNNING:
+        elif task.state not in OVER:
             task.cancelled = person(message)
-            self._save(task)
+            self._queue.save(task)
             if (job := self._jobs.all.get(task.job)) is not None:
                 await self._jobs.end(job, "killed")
         return {"task": self._row(task)}
 
+    async def _nack(self, message: Message, _fds: list[int]) -> dict[str, Any]:
+        """Back into the queue, without a try being lost, and not before `after_ms`."""
+        task = self._known(str(message.get("task")))
+        job = self._jobs.all.get(task.job)
+        if task.state not in (State.RUNNING, State.PAUSED) or job is None:
+            raise RefusedError("job.ended", f"{task.id} does not run")
+        task.retry_after_ms = number(message, "after_ms", 0, MAX_AFTER_MS)
+        self._queue.save(task)
+        await self._jobs.end(job, NACK)
+        return {"task": self._row(task)}
+
     def _row(self, task: Task, world: World | None = None) -> dict[str, Any]:
         """With why it waits, if it does: for one that was not submitted yet, why it would."""
-        wait = explain(task, world or self._world()) if task.state is State.QUEUED else None
+        wait = explain(task, world or self._world()) if task.state in WAITING else None
         return {**asdict(task), "waits": None if wait is None else wait._asdict()}
 
 
 def _agent(task: Task) -> str:
     return str(task.request.get("agent") or "run")
-
-
-def _number(message: Message, name: str, least: int, most: int) -> int:
-    value = message.get(name, 0)
-    if type(value) is not int or not least <= value <= most:
-        raise RefusedError(f"task.{name}", f"{name} is a whole number from {least} to {most}")
-    return value
-
-
-def _words(message: Message, name: str, most: int) -> list[str]:
-    value = message.get(name) or []
-    if not isinstance(value, list) or len(value) > most or not all(isinstance(each, str) for each in value):
-        raise RefusedError(f"task.{name}", f"{name} is a list of at most {most} names")
-    return list(dict.fromkeys(value))

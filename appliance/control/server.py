@@ -37,6 +37,7 @@ from exeat.appliance.control.resolvers import ResolverList
 from exeat.appliance.control.routing import Routing
 from exeat.appliance.control.scheduler import Scheduler
 from exeat.appliance.control.spent import Since, longest_window_ms, spent_before
+from exeat.appliance.control.sqlite_queue import SqliteQueue
 from exeat.appliance.control.store import StoreError
 from exeat.appliance.control.task_logs import TaskLogs
 from exeat.appliance.control.time import TrustedClock
@@ -160,7 +161,7 @@ class Control:
         self.scheduler = Scheduler(
             Rules(**config.scheduler.model_dump()),
             config.state_dir / "control" / "tasks",
-            store,
+            SqliteQueue(store),
             self.jobs,
             self.policies,
             self.leases,

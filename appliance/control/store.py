@@ -156,11 +156,17 @@ class Store:
         row = self._db.execute("SELECT value FROM meta WHERE name = 'last_direct'").fetchone()
         return 0 if row is None else int(row[0])
 
-    def save_owed(self, record: bytes, *, instead_of_job: str = "") -> int:
-        """A record that the ledger has not taken yet, and that may end a job; its number here."""
+    def save_owed(self, record: bytes, *, instead_of_job: str = "", task: str = "", end: str = "") -> int:
+        """A record that the ledger has not taken yet, and that may end a job; its number here.
+
+        `task`: the one the job was of, which is told of its `end` (JSON) in the same moment.
+        """
         with self._db:
             self._db.execute("BEGIN")
             self._db.execute("DELETE FROM job WHERE name = ?", (instead_of_job,))
+            if task:
+                told = "UPDATE task SET body = json_set(body, '$.end', json(?)) WHERE id = ?"
+                self._db.execute(told, (end, task))
             return int(self._db.execute("INSERT INTO owed (record) VALUES (?)", (record,)).lastrowid or 0)
 
     def delete_owed(self, number: int) -> None:

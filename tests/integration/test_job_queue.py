@@ -27,7 +27,7 @@ def running() -> Iterator[Running]:
     made = Running("queue")
     more = made.lab.run_dir / "conf.d" / "queue.toml"
     more.parent.mkdir()
-    more.write_text("[scheduler]\nslots = 2\npreempt = true\n")
+    more.write_text('[scheduler]\nslots = 2\npreempt = "end"\n')
     made.kill("control")
     wait_for(made.healed)
     yield made
@@ -168,3 +168,23 @@ def test_what_cannot_be_meant_is_refused(running: Running, more: dict[str, Any],
     with pytest.raises(RefusedError, match=why):
         call(running, "submit", **{"project": plan.PROJECT, "argv": ["true"], **more})
     assert running.json("job", "ls") == []
+
+
+def test_what_is_paused_holds_no_place_and_goes_on(running: Running) -> None:
+    scripts = [submit(running, "sh", "-c", "cat /run/exeat/never 2>/dev/null; sleep 600") for _ in range(2)]
+    wait_for(lambda: all(row(running, task)["job"] for task in scripts))
+    third = submit(running, "true")
+    running.exeat("job", "pause", scripts[0], "--as", "alice")
+    assert over(running, third)["state"] == "done", "in the place of the one that is paused"
+    assert row(running, scripts[0])["waits"]["code"] == "paused"
+    running.kill("control")
+    wait_for(running.healed)
+    assert row(running, scripts[0])["state"] == "paused"
+    running.exeat("job", "resume", scripts[0])
+    wait_for(lambda: row(running, scripts[0])["state"] == "running")
+    running.exeat("job", "pause", scripts[1])
+    for task in scripts:
+        call(running, "cancel", task=task)
+        assert over(running, task)["state"] == "cancelled"
+    acts = [each for each in running.records(200) if each["kind"] == "job" and each["decision"] == "pause"]
+    assert [each["actor"] for each in acts] == ["alice", "root"]

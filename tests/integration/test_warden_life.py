@@ -270,6 +270,51 @@ def test_two_requests_to_remove_a_dying_job_are_both_answered(rig: WardenRig) ->
     os.close(end)
 
 
+def stopped(rig: WardenRig, job: str) -> bool:
+    """By either version of cgroups."""
+    [group, *_] = [each for each in cgroups_of(rig, job) if (each / "freezer.state").exists()] or [
+        each for each in cgroups_of(rig, job) if (each / "cgroup.freeze").exists()
+    ]
+    if (group / "freezer.state").exists():
+        return (group / "freezer.state").read_text() == "FROZEN\n"
+    return "frozen 1" in (group / "cgroup.events").read_text()
+
+
+def test_a_paused_job_goes_on_where_it_was(rig: WardenRig) -> None:
+    end = held_job(rig, "paused")
+    assert rig.call("job.pause", job="paused")["ok"]
+    assert rig.call("job.pause", job="paused")["ok"]
+    assert stopped(rig, "paused")
+    os.write(end, b"7\n")  # nobody reads it yet
+    assert rig.call("job.resume", job="paused")["ok"]
+    assert rig.call("job.wait", job="paused")["code"] == 7
+    assert rig.call("job.pause", job="paused").error == "failed"
+    assert rig.call("job.pause", job="none").error == "job.unknown"
+    os.close(end)
+
+
+@pytest.mark.parametrize("how", ["kill", "kill after a restart", "stop", "lost launcher"])
+def test_a_paused_job_can_be_ended(rig: WardenRig, how: str) -> None:
+    end = held_job(rig, "paused", "sleep 86393 & sleep 86393")
+    assert rig.call("job.pause", job="paused")["ok"]
+    groups = cgroups_of(rig, "paused")
+    if how == "kill after a restart":
+        rig.stop(signal.SIGKILL)
+        rig.start()
+    if how == "stop":
+        assert rig.stop() == 0
+    else:
+        if how == "lost launcher":
+            os.kill(int((rig.run / "jobs" / "paused" / "launcher").read_text()), signal.SIGKILL)
+        else:
+            assert rig.call("job.kill", job="paused")["ok"]
+        assert rig.call("job.wait", job="paused")["code"] == 137
+        assert rig.call("job.remove", job="paused")["ok"]
+    assert not running("sleep 86393")
+    assert not [path for path in groups if path.exists()]
+    os.close(end)
+
+
 def running(text: str) -> bool:
     return subprocess.run(["pgrep", "-f", text], capture_output=True, check=False).returncode == 0
 

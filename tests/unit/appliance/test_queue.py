@@ -26,7 +26,7 @@ from exeat.appliance.control.queue import (
 )
 
 NUMBERS = count()
-RULES = Rules(slots=2, groups={"gpu": 1}, projects={"small": 1}, weights={"heavy": 3}, preempt=False)
+RULES = Rules(slots=2, groups={"gpu": 1}, projects={"small": 1}, weights={"heavy": 3}, preempt="no")
 
 
 def task(project: str = "a", **fields: Any) -> Task:
@@ -131,7 +131,7 @@ def test_what_follows_something_that_failed_or_is_gone_is_ill_fated() -> None:
 
 
 def test_a_more_important_one_displaces_the_least_of_its_project_only() -> None:
-    rules = RULES._replace(preempt=True)
+    rules = RULES._replace(preempt="end")
     low = task(id="low", priority=-1, state=State.RUNNING, started_ms=1)
     younger = task(id="younger", priority=-1, state=State.RUNNING, started_ms=2)
     assert Fair().victim(world(low, younger, task(priority=0), rules=rules)) is younger
@@ -174,3 +174,18 @@ def test_no_place_stays_empty_that_somebody_may_take_and_no_limit_is_passed(
         assert len(mine) <= max(most, sum(each.group == name for each in before))
     if len(after.running) < slots:
         assert all(waits(each, after) for each in tasks if each.state is State.QUEUED)
+
+
+def test_one_that_was_paused_goes_on_in_its_turn_unless_a_person_holds_it() -> None:
+    made_way = task(state=State.PAUSED, job="j1", priority=5)
+    held = task(state=State.PAUSED, job="j2", priority=9, held="alice")
+    fresh = task(priority=1)
+    now = world(made_way, held, fresh, admitted=lambda _: Wait("lease", "none"))
+    assert Fair().next(now) is made_way, "its leases were looked at when it began"
+    found = explain(held, now)
+    assert found is not None
+    assert found.code == "paused"
+    assert "alice" in found.text
+    full = world(made_way, *(task(state=State.RUNNING) for _ in range(2)))
+    assert Fair().next(full) is None
+    assert len(running(full.tasks.values())) == 2, "it holds no place"

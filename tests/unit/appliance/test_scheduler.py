@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from exeat.appliance.control.lease_rows import why
-from exeat.appliance.control.queue import Rules
-from exeat.appliance.control.scheduler import OUTPUT_BYTES, Scheduler
+from exeat.appliance.control.queue import Rules, State, Task
+from exeat.appliance.control.scheduler import Scheduler
+from exeat.appliance.control.sqlite_queue import SqliteQueue
 from exeat.appliance.control.store import Store
 from exeat.appliance.control.task_output import TaskOutput
+from exeat.appliance.control.task_requests import OUTPUT_BYTES
 from exeat.appliance.errors import RefusedError
 from exeat.appliance.public_suffixes import bundled_suffixes
 from exeat.policy.document import load_policy
@@ -37,14 +39,19 @@ class Jobs:
         self.all: dict[str, Any] = {}
         self.started: list[tuple[dict[str, Any], str]] = []
         self.outcome: Exception | int = 0
+        self.ended: list[str] = []
 
-    async def start(self, request: dict[str, Any], fds: list[int], *, task: str) -> Any:
+    async def start(self, request: dict[str, Any], fds: list[int], *, task: str, wanted: Any) -> Any:
         self.started.append((request, task))
+        self.wanted = wanted()
         if isinstance(self.outcome, Exception):
             raise self.outcome
         ended = asyncio.Event()
         ended.set()
         return SimpleNamespace(name=f"j{len(self.started)}", ended=ended, code=self.outcome, reason="exited")
+
+    async def end(self, _job: Any, reason: str) -> None:
+        self.ended.append(reason)
 
 
 class Queue:
@@ -55,9 +62,9 @@ class Queue:
         self.work: list[Coroutine[Any, Any, None]] = []
         self.killed = killed
         self.scheduler = Scheduler(
-            Rules(slots=slots, groups={}, projects={}, weights={}, preempt=False),
+            Rules(slots=slots, groups={}, projects={}, weights={}, preempt="no"),
             folder / "tasks",
-            Store(folder / "control.db"),
+            SqliteQueue(Store(folder / "control.db")),
             self.jobs,  # type: ignore[arg-type]
             SimpleNamespace(choose=lambda project, *_: (project, "")),  # type: ignore[arg-type]
             SimpleNamespace(),  # type: ignore[arg-type]
@@ -105,6 +112,57 @@ def test_a_start_that_fails_by_a_bug_gives_its_place_back(tmp_path: Path) -> Non
     queue.jobs.outcome, behind = 0, queue.submit()
     queue.turn()
     assert queue.call("show", task=behind)["state"] == "done"
+
+
+def test_one_that_is_cancelled_while_it_starts_is_not_wanted_any_more(tmp_path: Path) -> None:
+    queue = Queue(tmp_path)
+    task = queue.submit()
+
+    async def both() -> None:
+        await queue.scheduler._turn()
+        await queue.scheduler.verbs()["task.cancel"]({"task": task}, [])  # type: ignore[arg-type]
+        queue.jobs.outcome = RefusedError("job.cancelled", "")
+        await queue.work.pop()
+
+    asyncio.run(both())
+    assert queue.jobs.wanted is False
+    assert queue.call("show", task=task)["state"] == "cancelled"
+
+
+def test_a_job_that_had_ended_when_control_was_killed_is_not_tried_again(tmp_path: Path) -> None:
+    """Its end went into the database with the record of it; the scheduler had not heard yet."""
+    store = Store(tmp_path / "control.db")
+    queue = SqliteQueue(store)
+    for name in ("ended", "unseen"):
+        queue.add(Task(name, "p", {"argv": ["true"]}, "root", 0, state=State.RUNNING, attempts=1, retries=1))
+    store.save_owed(b"record", instead_of_job="j1", task="ended", end='{"code": 0, "reason": "exited"}')
+    store.close()
+    again = Queue(tmp_path)
+    again.scheduler._recall()
+    assert [again.call("show", task=name)["state"] for name in ("ended", "unseen")] == ["done", "queued"]
+    assert again.call("show", task="ended")["end"] is None
+
+
+def test_one_that_is_given_back_loses_no_try_and_waits_as_long_as_is_asked(tmp_path: Path) -> None:
+    queue = Queue(tmp_path)
+    task = queue.submit()
+
+    async def story() -> None:
+        await queue.scheduler._turn()
+        job = SimpleNamespace(name="j", ended=asyncio.Event(), code=137, reason="nack", project="p")
+        queue.jobs.all["j"] = job
+        queue.scheduler._tasks[task].job = "j"
+        await queue.scheduler.verbs()["task.nack"]({"task": task, "after_ms": 5_000}, [])  # type: ignore[arg-type]
+        job.ended.set()
+        queue.work.pop().close()
+        await queue.scheduler._attend(queue.scheduler._tasks[task], job)  # type: ignore[arg-type]
+
+    asyncio.run(story())
+    row = queue.call("show", task=task)
+    assert (row["state"], row["attempts"], row["not_before_ms"]) == ("queued", 0, 6_000)
+    assert queue.jobs.ended == ["nack"]
+    with pytest.raises(RefusedError):
+        queue.call("nack", task=task)
 
 
 def test_the_queue_says_which_task_a_job_is_of(tmp_path: Path) -> None:
