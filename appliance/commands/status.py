@@ -27,6 +27,7 @@ def run(args: argparse.Namespace) -> int:
     reply["seals"] = _alarms(config)
     gateway = set(reply["gateway"]) == {"guard", "proxy"}
     whole = gateway and reply["clock_trusted"] and not (reply["policy_error"] or reply["down"])
+    whole = whole and reply["console"] != "down"
     routing = reply["routing"]
     whole = whole and not (routing.get("failed") or reply["seals"] or reply["books"]["drifts"])
     if args.json:
@@ -51,6 +52,8 @@ def run(args: argparse.Namespace) -> int:
         print(line)
     if reply["down"]:
         print(f"DOWN       {', '.join(reply['down'])}: nothing new opens")
+    if reply["console"] == "down":
+        print("CONSOLE    DOWN: decide with `exeat lease`; nothing else waits for it")
     if not reply["clock_trusted"]:
         print("CLOCK      stands before a time already seen: no lease holds until it is set")
     if reply["policy_error"]:

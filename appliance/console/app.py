@@ -21,6 +21,7 @@ from exeat.appliance.console.auth.origin import check_host
 from exeat.appliance.console.dispatch import MAX_BODY, handler_of
 from exeat.appliance.console.openapi import document
 from exeat.appliance.console.problems import Problem, of_http, of_refusal
+from exeat.appliance.console.pump import pump
 from exeat.appliance.console.state import Console
 from exeat.appliance.console.static_files import add_files
 from exeat.appliance.errors import RefusedError
@@ -132,14 +133,21 @@ async def _main(config: Config, doors: Sequence[Listener], ready: Callable[[], N
         path = config.run_dir / "console" / "api.sock"
         await web.SockSite(runner, ipc.listen(path)).start()  # open to all: the peer's uid is judged
         ready()
-        while not stop.is_set():
-            longest = config.console.longest_s * 1000
-            console.accounts.sweep(console.now_ms(), longest)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(stop.wait(), SWEEP_S)
+        async with asyncio.TaskGroup() as tasks:
+            pumping = tasks.create_task(pump(console, console.journal))
+            await _sweep(console, stop)
+            pumping.cancel()
     finally:
         await runner.cleanup()
         await console.close()
+
+
+async def _sweep(console: Console, stop: asyncio.Event) -> None:
+    """Until `stop`: drop what can open nothing any more."""
+    while not stop.is_set():
+        console.accounts.sweep(console.now_ms(), console.config.console.longest_s * 1000)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), SWEEP_S)
 
 
 def serve(config: Config, doors: Sequence[Listener], ready: Callable[[], None]) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from exeat.appliance.console.routes import (
+    events,
     flows,
     jobs,
     kill,
@@ -28,6 +29,7 @@ ALL: Final[tuple[Route, ...]] = (
     *leases.routes,
     *flows.routes,
     *kill.routes,
+    *events.routes,
     *ledger.routes,
     *views.routes,
     *policies.routes,

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from exeat.appliance.console.auth.limits import Window
 from exeat.appliance.console.auth.passwords import Passwords
 from exeat.appliance.console.explorer.workers import Workers
+from exeat.appliance.console.journal import Journal
 from exeat.appliance.control.aio import Requester
 from exeat.appliance.errors import RefusedError
 from exeat.ledger.reader import ledger_of, origin_of
@@ -39,12 +40,13 @@ class Console:
     calls: Window = field(default_factory=lambda: Window(CALLS, CALLS_S))
     calls_of_address: Window = field(default_factory=lambda: Window(CALLS * 2, CALLS_S))
     answering: set[tuple[str, str]] = field(default_factory=set)  # idempotency keys of calls under way
-    boot: str = field(default_factory=lambda: secrets.token_hex(4))
+    streams: Counter[str] = field(default_factory=Counter)  # of events, by whose they are
 
     def __post_init__(self) -> None:
         ledger = ledger_of(self.config.state_dir, origin_of(self.config.node.name))
         index = self.config.state_dir / "console" / "index.sqlite"
         self.workers = Workers(self.config.state_dir, ledger, index)
+        self.journal = Journal(self.config.state_dir / "console" / "events", self.now_ms)
         self._control = Requester(self.config.run_dir / "control" / "control.sock", "control")
 
     def now_ms(self) -> int:

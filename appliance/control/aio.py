@@ -155,12 +155,12 @@ class Requester:
             self._link.close()
 
 
-def answers(run_dir: Path, process: str) -> bool:
-    """Whether somebody serves the socket of warden or ledger."""
+def answers(run_dir: Path, process: str, name: str = "") -> bool:
+    """Whether somebody serves the socket of a process: `name`, or the one that is called like it."""
     kind = socket.SOCK_SEQPACKET if process == "ledger" else socket.SOCK_STREAM
     with socket.socket(socket.AF_UNIX, kind) as sock:
         try:
-            sock.connect(str(run_dir / process / f"{process}.sock"))
+            sock.connect(str(run_dir / process / (name or f"{process}.sock")))
         except OSError:
             return False
     return True

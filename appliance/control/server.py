@@ -343,7 +343,14 @@ class Control:
             "routing": self.routing.state,
             "books": self.books.state,
             "down": [name for name in ("warden", "ledger") if not answers(self._config.run_dir, name)],
+            "console": self._console(),
         }
+
+    def _console(self) -> str:
+        """up or down; "" where there is to be none."""
+        if not self._config.console.listen:
+            return ""
+        return "up" if answers(self._config.run_dir, "console", "api.sock") else "down"
 
     async def _run(self, message: Message, fds: list[int]) -> dict[str, Any]:
         if len(fds) != 3:

@@ -13,6 +13,23 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.root
 
+# In a jail: what answers on the console's port directly, through the gateway, and at its socket's path.
+KNOCK = """
+import os, socket, sys
+port, path = int(sys.argv[1]), sys.argv[2]
+for host in ("127.0.0.1", "localhost", "127.0.0.2", "::1"):
+    try:
+        socket.create_connection((host, port), timeout=5).close()
+        print("direct", host, "open")
+    except OSError:
+        print("direct", host, "closed")
+    with socket.create_connection(("127.0.0.1", 3128), timeout=20) as sock:
+        place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        sock.sendall(f"CONNECT {place} HTTP/1.1\\r\\nHost: {place}\\r\\n\\r\\n".encode())
+        print("proxy", host, sock.recv(4096).split(b" ")[1].decode())
+print("path", os.path.exists(path))
+"""
+
 
 @pytest.fixture(scope="module")
 def rig() -> Iterator[ConsoleRig]:
@@ -56,7 +73,18 @@ def test_a_browser_signs_in_with_a_password(rig: ConsoleRig) -> None:
 
 
 def test_status_and_files(rig: ConsoleRig) -> None:
-    assert rig.browser("adam").get("/status").json["projects"] == ["p", "q"]
+    status = rig.browser("adam").get("/status").json
+    assert (status["projects"], status["console"]) == (["open", "p", "q"], "up")
+    assert f"console door 127.0.0.1:{rig.port}" in rig.exeat("status")
     page = rig.nobody().get("//")
     assert page.status == 200
     assert "default-src 'none'" in page.headers["Content-Security-Policy"]
+
+
+def test_no_jail_reaches_it(rig: ConsoleRig) -> None:
+    """Neither by an address nor by its socket, under a policy that opens all it can."""
+    path = str(rig.run_dir / "console" / "api.sock")
+    words = ("/usr/bin/python3", "-c", KNOCK, str(rig.port), path)
+    said = rig.exeat("run", "--quiet", "--project", "open", "--", *words).splitlines()
+    assert [line for line in said if not line.endswith(("closed", "403"))] == ["path False"]
+    assert len(said) == 9

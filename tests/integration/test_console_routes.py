@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,6 +17,7 @@ from tests.support.console import PEOPLE, ConsoleRig
 from exeat.appliance.console import resources
 from exeat.appliance.console.openapi import document
 from exeat.appliance.console.permissions import PERMISSIONS, PUBLIC
+from exeat.appliance.console.routing import PREFIX
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -54,6 +56,15 @@ def test_the_description_is_valid_and_served(rig: ConsoleRig) -> None:
     assert json.loads(served.body) == json.loads(json.dumps(SPEC))
     described = {(path, method.upper()) for path, verbs in SPEC["paths"].items() for method in verbs}
     assert described == {(_plain(route), route.method) for route in resources.ALL}
+
+
+def test_every_route_is_documented() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "api.md").read_text(encoding="utf-8")
+    lines = {
+        f"| `{route.method} {_plain(route).removeprefix(PREFIX)}` | {route.permission or 'none'} |"
+        for route in resources.ALL
+    }
+    assert sorted(line for line in lines if line not in page) == []
 
 
 def _plain(route: Route) -> str:

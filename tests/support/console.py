@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 PASSWORD = "correct horse battery"
 POLICIES = {
+    # As open as a policy can be: what a jail cannot reach even so is what nothing opens.
+    "open": "egress: v1\nproject: open\nposture: public\nallow:\n"
+    "  - {id: own, to: [127.0.0.0/8, localhost], ports: any, private: true}\n",
     "p": "egress: v1\nproject: p\nask:\n  - {id: gh, to: .github.com, ttl: 30m, max_ttl: 1h}\n"
     "  - {id: two, to: two.example.org, approvals: 2}\n",
     "q": "egress: v1\nproject: q\nask:\n  - {id: any, to: .example.net, ttl: 30m}\n",

@@ -36,6 +36,7 @@ class Status(BaseModel):
     down: list[str]
     clock_trusted: bool
     policy_error: str
+    console: str
 
 
 @routes.get("/status", "status.read", out=Status, errors=(503,))
