@@ -12,7 +12,7 @@ import pytest
 from tests.support.console import ConsoleRig, Person
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator, Iterator
 
 pytestmark = pytest.mark.root
 
@@ -36,13 +36,17 @@ class Stream:
         self.headers = dict(line.lower().split(": ", 1) for line in head[1:])
         self.messages = self._messages()
 
+    def close(self) -> None:
+        self.messages.close()
+        self._file.close()
+
     def _lines_until_blank(self) -> list[str]:
         lines: list[str] = []
         while line := self._file.readline().decode().rstrip("\r\n"):
             lines.append(line)
         return lines
 
-    def _messages(self) -> Iterator[dict[str, Any]]:
+    def _messages(self) -> Generator[dict[str, Any], None, None]:
         """Each with id, event and data; not those without data (retry)."""
         buffer = b""
         while size := int(self._file.readline() or b"0", 16):  # chunks (RFC 9112 section 7.1)
@@ -69,7 +73,11 @@ def stream(person: Person, rig: ConsoleRig, query: str = "", **headers: str) -> 
     head = "".join(f"{key}: {value}\r\n" for key, value in lines.items())
     with socket.create_connection(("127.0.0.1", rig.port), timeout=20) as sock:
         sock.sendall(f"GET /api/v1/events{query} HTTP/1.1\r\n{head}\r\n".encode())
-        yield Stream(sock)
+        events = Stream(sock)
+        try:
+            yield events
+        finally:
+            events.close()
 
 
 def test_a_request_and_its_approval_are_told(rig: ConsoleRig) -> None:
