@@ -40,7 +40,9 @@ if TYPE_CHECKING:
 _BATCH_BYTES: Final = 4 * 1024 * 1024  # a group larger than this is written before more is read
 _REOPEN_S: Final = 1.0
 _HEAD_SYNC_S: Final = 1.0
-_CHECKPOINT_RECORDS: Final = 4096  # so many records without a checkpoint at most; else one a second
+# So many records without a checkpoint at most; else one a second. Each costs two commits of the file
+# system's journal, and those hold up the records that come in the same milliseconds.
+_CHECKPOINT_RECORDS: Final = 65_536
 _EXIT_OK, _EXIT_UNUSABLE, _EXIT_UNREACHABLE = 0, 2, 3
 
 

@@ -117,7 +117,9 @@ def _ask(settings: WitnessSettings, ending: threading.Event) -> None:
         last = ending.wait(ROUND_S)
         try:
             for standing, code in rounds.run():
-                _tell_trouble(settings, Kind.WITNESS, standing, code, over=not standing.trouble)
+                over = not standing.trouble
+                _print(_words(standing, over=over), code)
+                _tell(settings, Kind.WITNESS, code, _words(standing, over=over), standing.seen, over=over)
             for standing in rounds.standings:
                 _alarm(settings, standing)
         except Exception as error:  # whatever a witness answered, the others are asked again
@@ -129,18 +131,20 @@ def _ask(settings: WitnessSettings, ending: threading.Event) -> None:
 def _alarm(settings: WitnessSettings, standing: Standing) -> None:
     """Say on the ledger that trouble with a witness has lasted too long, and when that is over."""
     alarm = standing.trouble if standing.overdue(settings.alarm_s) else ""
-    if alarm != standing.alarmed and _tell_trouble(
-        settings, Kind.ANOMALY, standing, alarm or standing.alarmed, over=not alarm
-    ):
-        standing.alarmed = alarm
+    if alarm == standing.alarmed:
+        return
+    code, words = alarm or standing.alarmed, _words(standing, over=not alarm)
+    if _tell(settings, Kind.ANOMALY, code, words, standing.seen, over=not alarm):
+        standing.alarmed = alarm  # else it is tried again in the next round
 
 
-def _tell_trouble(
-    settings: WitnessSettings, kind: Kind, standing: Standing, code: str, *, over: bool
-) -> bool:
+def _words(standing: Standing, *, over: bool) -> str:
     name = standing.vkey.partition("+")[0]
-    detail = f"{name} cosigns again" if over else f"{name}: {standing.what}"
-    return _tell(settings, kind, code, detail, standing.seen, over=over)
+    return f"{name} cosigns again" if over else f"{name}: {standing.what}"
+
+
+def _print(detail: str, code: str) -> None:
+    print(f"exeat: witness: {detail} [{code}]", file=sys.stderr, flush=True)
 
 
 def _watch(settings: WitnessSettings, watch: Watch, ending: threading.Event) -> None:
@@ -152,6 +156,7 @@ def _watch(settings: WitnessSettings, watch: Watch, ending: threading.Event) -> 
                 detail = f"{log.origin} is heard of again"
                 if log.alarm:
                     detail = f"{log.origin} has sent no checkpoint for {log.silent_s} s: stopped, or cut off"
+                _print(detail, SILENT)
                 _tell(settings, Kind.ANOMALY, SILENT, detail, log.size, over=not log.alarm)
         except OSError as error:  # a log whose memory is damaged is not cosigned either; the others are
             if str(error) != said:
@@ -161,7 +166,6 @@ def _watch(settings: WitnessSettings, watch: Watch, ending: threading.Event) -> 
 
 def _tell(settings: WitnessSettings, kind: Kind, code: str, detail: str, size: int, *, over: bool) -> bool:
     """Whether it is on the ledger; the status says it all the same."""
-    print(f"exeat: witness: {detail} [{code}]", file=sys.stderr, flush=True)
     record = Record(
         kind,
         *stamps(),
