@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 from exeat.policy.model import Address, Decision, Request, Subject, Verdict
 from exeat.policy.names import parse_host
+from exeat.policy.tariff import Wire
 from exeat.policy.usage import lease_spent
 
 if TYPE_CHECKING:
     from exeat.ledger.ipc import Message
+    from exeat.policy.tariff import Price
     from exeat.proxy.gateway import Gateway
 
 MAX_RESERVED: Final = 1 << 50  # bytes, where neither lease nor budget says less
@@ -26,18 +28,28 @@ FORGOTTEN_S: Final = 60.0  # control asks every second; after so long a flow cou
 
 @dataclass(eq=False)
 class _Held:
-    """A flow that counts here: by whom, how much of its reservation is charged, and when it was heard of."""
+    """A flow that counts here: by whom, how much of its reservation is charged, and when it was heard of.
+
+    Its bytes are those of IP packets: headers are in them. `paid` is in nano-USD.
+    """
 
     subject: Subject
     decision: Decision
     reserved: int
+    price: Price | None
     out: int = 0
     into: int = 0
     heard: float = 0.0
+    paid: int = 0
 
     @property
     def rest(self) -> int:
         return max(0, self.reserved - self.out - self.into)
+
+    @property
+    def promised(self) -> tuple[int, int]:
+        """Bytes that may still pass, and what they may cost in nano-USD."""
+        return self.rest, self.price.reserve(self.rest) if self.price is not None else 0
 
 
 class DirectDesk:
@@ -88,27 +100,41 @@ class DirectDesk:
     def _begin(self, flow: str, request: Request, decision: Decision, message: Message) -> str:
         spending, subject = self._gateway.spending, request.subject
         decision = _charged_to(decision, str(message["lease"]))
-        found = spending.allowance(subject, decision)
+        tariff = self._gateway.settings.tariff if decision.budgets else None
+        address = request.resolved[0] if request.resolved else None
+        price = None if tariff is None else tariff.price(request.host, address, request.port)
+        found = spending.allowance(subject, decision, price)
         free = MAX_RESERVED if found is None else found.free
         reserved = min(free // max(1, int(message.get("share", 1))), MAX_RESERVED)
         if reserved < LEAST:
             return found.reason if found is not None else "internal.error"
         spending.charge_open(subject.project, decision)
-        spending.promise(subject.project, decision, reserved)
-        self._held[flow] = _Held(subject, decision, reserved, heard=self._gateway.reactor.now())
+        held = _Held(subject, decision, reserved, price, heard=self._gateway.reactor.now())
+        spending.promise(subject.project, decision, *held.promised)
+        self._held[flow] = held
+        self._pay(held)
         return ""
+
+    def _pay(self, held: _Held) -> None:
+        cost = held.price.of(Wire(held.out, held.into), 0) if held.price is not None else 0
+        more, held.paid = cost - held.paid, cost
+        self._gateway.spending.charge_cost(held.subject.project, held.decision, more)
 
     def _charge(self, held: _Held, out: int, into: int) -> None:
         held.heard = self._gateway.reactor.now()
-        up, down, before = out - held.out, into - held.into, held.rest
+        up, down, (bytes_before, nano_before) = out - held.out, into - held.into, held.promised
         if up < 0 or down < 0 or not (up or down):
             return
         held.out, held.into = out, into
         self._gateway.spending.charge_bytes(held.subject.project, held.decision, up, down)
-        self._gateway.spending.promise(held.subject.project, held.decision, held.rest - before)
+        self._pay(held)
+        rest, nano = held.promised
+        change = rest - bytes_before, nano - nano_before
+        self._gateway.spending.promise(held.subject.project, held.decision, *change)
 
     def _release(self, flow: str, held: _Held) -> None:
-        self._gateway.spending.promise(held.subject.project, held.decision, -held.rest)
+        rest, nano = held.promised
+        self._gateway.spending.promise(held.subject.project, held.decision, -rest, -nano)
         del self._held[flow]
 
     def _drop_forgotten(self) -> None:

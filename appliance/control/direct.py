@@ -25,6 +25,7 @@ from exeat.appliance.control.direct_judge import DirectJudge
 from exeat.appliance.control.direct_pins import DirectPins
 from exeat.appliance.control.ledger_line import LedgerLine
 from exeat.appliance.errors import RefusedError
+from exeat.appliance.prices import tariff
 from exeat.ledger.wire import Status
 from exeat.policy.leases import State
 
@@ -64,7 +65,7 @@ class Direct:
         announce: Callable[[dict[str, Any]], None],
         spawn: Callable[[Coroutine[Any, Any, None]], None],
     ) -> None:
-        self._node = config.node.name
+        self._node, self._tariff = config.node.name, tariff(config.prices)
         self._labels = tuple(member.label for member in config.routing.members)
         self._ledger = config.run_dir / "ledger" / "ledger.sock"
         self._store, self._clock, self._leases, self._warden = store, clock, leases, warden
@@ -245,7 +246,8 @@ class Direct:
         lease, live = wanted[place], {flow.place for flow in self.flows.values()}
         share = sum(1 for each in wanted if each.lease == place.lease and each not in live)
         terms = Terms(0, os.urandom(16).hex(), *place.words, 0, "", _boot_ns())
-        flow = DirectFlow(terms, self._node, LedgerLine(self._ledger), self._boot_end(lease))
+        line = LedgerLine(self._ledger)
+        flow = DirectFlow(terms, self._node, line, self._boot_end(lease), tariff=self._tariff)
         flow.addresses = await self._pins.first(flow)
         if not flow.addresses:
             return "dns.no_address"
@@ -301,7 +303,8 @@ class Direct:
         know any more was settled by the ledger when that control died."""
         self._number = self._store.last_direct
         for terms in map(Terms.load, self._store.load_direct()):
-            flow = DirectFlow(terms, self._node, LedgerLine(self._ledger), ended=STOPPED, applied=True)
+            line = LedgerLine(self._ledger)
+            flow = DirectFlow(terms, self._node, line, ended=STOPPED, applied=True, tariff=self._tariff)
             self.flows[terms.number] = flow
         while True:
             try:

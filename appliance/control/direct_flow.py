@@ -13,11 +13,14 @@ from typing import TYPE_CHECKING, Any, Final
 from exeat.appliance.control.direct_places import Place
 from exeat.ledger.client import stamps
 from exeat.ledger.records import Dest, Kind, Record, encode
+from exeat.policy.addresses import from_packed
 from exeat.policy.names import parse_host
+from exeat.policy.tariff import Wire
 
 if TYPE_CHECKING:
     from exeat.appliance.control.ledger_line import LedgerLine
     from exeat.policy.model import Address
+    from exeat.policy.tariff import Tariff
 
 NAME_SOURCE: Final = "direct"
 MAX_TARGETS: Final = 64  # as the warden takes
@@ -70,6 +73,7 @@ class DirectFlow:
     final: bool = False  # its counts will not change any more
     progressed: float = 0.0
     retold: float = 0.0  # when its name was looked up last
+    tariff: Tariff | None = None
 
     @property
     def place(self) -> Place:
@@ -132,7 +136,15 @@ class DirectFlow:
 
     def close(self) -> bytes:
         took_ms = (time.clock_gettime_ns(time.CLOCK_BOOTTIME) - self.terms.started_ns) // 1_000_000
-        return self._full(Kind.CLOSE, close_reason=self.ended, duration_ms=max(0, took_ms))
+        return self._full(Kind.CLOSE, close_reason=self.ended, duration_ms=max(0, took_ms), **self._cost())
+
+    def _cost(self) -> dict[str, Any]:
+        """Headers are in its bytes; there are no segments to add."""
+        if self.tariff is None:
+            return {}
+        place, target = self.place, from_packed(bytes.fromhex(self.terms.target))
+        cost = self.tariff.cost(place.host, target, place.port, Wire(self.out, self.into))
+        return {} if cost is None else {"cost_nano_usd": cost, "tariff": self.tariff.digest}
 
     def _full(self, kind: Kind, **more: Any) -> bytes:
         terms, subject = self.terms, self.subject

@@ -98,6 +98,7 @@ def test_bytes_and_budgets_end_it_and_a_name_is_followed() -> None:
         (closed,) = world.closed()
         assert closed.close_reason == "lease.exhausted"
         assert 4000 < closed.bytes_out + closed.bytes_in <= 4096
+        assert closed.cost_nano_usd == closed.bytes_out + closed.bytes_in
         wait_for(lambda: world.shut(lease) == ["lease.exhausted"])
         other = world.lease(f"{NAME}:22", "--bytes", "1MiB")
         (row,) = world.open(other)
@@ -111,6 +112,19 @@ def test_bytes_and_budgets_end_it_and_a_name_is_followed() -> None:
             assert process.poll() is None
 
     in_direct_world(body, "budgets: {default: {bytes: 64KiB/1d}}")
+
+
+def test_money_that_is_left_is_all_that_may_pass() -> None:
+    def body(world: DirectWorld) -> None:
+        lease = world.lease(f"{NAME}:51820", "--udp")
+        (row,) = world.open(lease)
+        assert row["reserved"] == 3000
+        assert "EPERM" in world.agent(*[("udp", OUT4, 51820)] * 60)
+        (closed,) = world.closed()
+        wait_for(lambda: world.shut(lease) == ["budget.exceeded"])
+        assert 2900 < closed.bytes_out + closed.bytes_in == closed.cost_nano_usd <= 3000
+
+    in_direct_world(body, "budgets: {default: {usd: 0.000003/1d}}")
 
 
 def test_a_crash_settles_it_and_a_lease_in_force_opens_again() -> None:

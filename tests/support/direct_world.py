@@ -38,6 +38,11 @@ CONFIG = f"""
 cgroup = "{SLICE}"
 uid = "61200-61209"
 project = "agents"
+[[prices]]
+name = "transit"
+to = ["{NAME}"]
+out_per_gb = 1_000_000_000
+in_per_gb = 1_000_000_000
 """
 
 
