@@ -117,7 +117,8 @@ def test_a_bug_in_one_turn_does_not_end_all_turns(tmp_path: Path) -> None:
             return {"pinholes": []}, []
 
         routing = SimpleNamespace(members=[SimpleNamespace(label="p/host")])
-        config: Any = SimpleNamespace(node=SimpleNamespace(name="n1"), routing=routing, run_dir=tmp_path)
+        node = SimpleNamespace(name="n1")
+        config: Any = SimpleNamespace(node=node, routing=routing, run_dir=tmp_path, prices=())
         store: Any = SimpleNamespace(last_direct=0, load_direct=list)
         leases: Any = SimpleNamespace(for_gateway=for_gateway)
         warden: Any = SimpleNamespace(call=call)
