@@ -93,12 +93,13 @@ def parse_envelope(data: bytes) -> Envelope:
         texts = (body["payloadType"], body["payload"], signature["keyid"], signature["sig"])
         if not all(isinstance(text, str) for text in texts):
             raise TypeError("not text")
-        return Envelope(texts[0], _base64(texts[1]), texts[2], _base64(texts[3]))
+        return Envelope(texts[0], decode_base64(texts[1]), texts[2], decode_base64(texts[3]))
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, binascii.Error):
         raise TokenError("token.malformed", "not a DSSE envelope with one signature") from None
 
 
-def _base64(text: str) -> bytes:
+def decode_base64(text: str) -> bytes:
+    """The bytes. Raises ValueError unless `text` is their one encoding."""
     data = base64.b64decode(text, validate=True)
     if base64.b64encode(data).decode() != text:
         raise ValueError("not canonical base64")

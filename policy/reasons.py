@@ -95,6 +95,13 @@ TEXTS: dict[str, str] = {
     "replay.seq": "seen before, or older than what is known",
     "bundle.audience": "a bundle for other nodes",
     "replay.version": "not newer than the policies in force",
+    "trust.pin": "not the trust document that was pinned",
+    "trust.threshold": "too few of the root's keys have signed",
+    "trust.expired": "the trust document has ended; a newer one must come first",
+    "beat.time": "a beat from the future",
+    "allotment.audience": "an allotment for another node",
+    "allotment.over": "an allotment of a window that is over",
+    "event.gap": "an event is missing before this one",
     "scope.too_broad": "a wildcard over names of many owners",
     # the doors around the core
     "dns.nxdomain": "the name does not exist",
