@@ -24,6 +24,7 @@ from pydantic import (
 from exeat.appliance.console_config import ConsoleSection
 from exeat.appliance.ledger_config import Ledger
 from exeat.appliance.limits import node_limits
+from exeat.appliance.passkey_config import PasskeySection
 from exeat.appliance.prices import PriceSection
 from exeat.appliance.routing import Routing, parse_uids
 from exeat.appliance.sections import (
@@ -318,6 +319,7 @@ class Config(Section):
     ledger: Ledger = Ledger()
     prices: tuple[PriceSection, ...] = ()
     witness: Witnessing = Witnessing()
+    passkeys: PasskeySection = PasskeySection()
     console: ConsoleSection = ConsoleSection()
 
     @field_validator("routing")

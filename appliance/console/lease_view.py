@@ -121,9 +121,13 @@ class LeaseRow(Out):
 
 
 def request_row(
-    row: Mapping[str, Any], flows: Iterable[Mapping[str, Any]], cost_usd: float | None = None
+    row: Mapping[str, Any],
+    flows: Iterable[Mapping[str, Any]],
+    cost_usd: float | None = None,
+    *,
+    passkey: bool = False,
 ) -> RequestRow:
-    """`flows` are the node's, of which some wait for this."""
+    """`flows` are the node's, of which some wait for this; `passkey`: a yes takes one."""
     asked = row["asked"] or {}
     dest = _dest(row)
     reason = visible(row["reason"])
@@ -157,7 +161,7 @@ def request_row(
         flags=_flags(row, dest, ascii_name, asked.get("tries", 1)),
         approvals=[Approval(**each) for each in row["approved"]],
         needs=row["approvals_needed"],
-        passkey=False,
+        passkey=passkey,
         ended_by=row["ended_by"],
     )
 

@@ -82,7 +82,7 @@ _BY_CODE: Final = {
     "verb.unknown": 500,
     "verb.forbidden": 500,
 }
-_BY_FAMILY: Final = {"meta": 403, "state": 409}
+_BY_FAMILY: Final = {"passkey": 403, "meta": 403, "state": 409}
 
 
 def of_refusal(error: RefusedError) -> Problem:

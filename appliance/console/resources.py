@@ -12,6 +12,7 @@ from exeat.appliance.console.routes import (
     leases,
     ledger,
     nodes,
+    passkeys,
     policies,
     requests,
     session,
@@ -35,4 +36,5 @@ ALL: Final[tuple[Route, ...]] = (
     *policies.routes,
     *jobs.routes,
     *nodes.routes,
+    *passkeys.routes,
 )

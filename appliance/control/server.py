@@ -29,6 +29,7 @@ from exeat.appliance.control.kill import KillSwitch
 from exeat.appliance.control.lease_rows import why
 from exeat.appliance.control.leases import Leases
 from exeat.appliance.control.metrics import Metrics
+from exeat.appliance.control.passkeys import Passkeys
 from exeat.appliance.control.policies import Change, Policies
 from exeat.appliance.control.policy_desk import PolicyDesk, warn
 from exeat.appliance.control.queue import Rules
@@ -171,8 +172,11 @@ class Control:
             verdict=self._verdict,
             spawn=self.spawn,
         )
-        callers = {pwd.getpwnam(config.users.console).pw_uid: from_console} if config.console.listen else {}
-        self._callers: dict[int, Callable[[Message], Message]] = {**callers, ROOT: from_root}
+        self.passkeys = Passkeys(config.passkeys, store, self._evidence, self._clock.now_ms)
+        self._callers: dict[int, Callable[[Message], Message]] = {ROOT: from_root}
+        if config.console.listen:
+            console = pwd.getpwnam(config.users.console).pw_uid
+            self._callers[console] = lambda message: self.passkeys.checked(from_console(message))
         self._server = Server(config.run_dir / "control" / "control.sock", self._callers, self._accepted)
         self._verbs: dict[str, Verb] = {
             "status": self._status,
@@ -196,6 +200,7 @@ class Control:
             **Edits(self.jobs, self.scheduler, self._evidence).verbs(),
             **TaskLogs(config.state_dir / "control" / "tasks", self.scheduler).verbs(),
             **self.policy_desk.verbs(),
+            **self.passkeys.verbs(),
         }
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:

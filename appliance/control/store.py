@@ -36,6 +36,9 @@ MIGRATIONS = (
     """
     DROP TABLE document;
     """,
+    """
+    CREATE TABLE passkey (id TEXT PRIMARY KEY, body TEXT NOT NULL) STRICT;
+    """,
 )
 
 
@@ -48,7 +51,7 @@ class DamagedError(StoreError):
 
 
 _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-_BODIES = ("lease", "job", "kill", "direct", "task")
+_BODIES = ("lease", "job", "kill", "direct", "task", "passkey")
 
 
 class Store:
@@ -138,6 +141,15 @@ class Store:
 
     def load_kills(self) -> Iterator[tuple[str, str]]:
         yield from self._db.execute("SELECT scope, body FROM kill")
+
+    def save_passkey(self, name: str, body: str) -> None:
+        self._put("passkey", "id", name, body)
+
+    def delete_passkey(self, name: str) -> None:
+        self._db.execute("DELETE FROM passkey WHERE id = ?", (name,))
+
+    def load_passkeys(self) -> Iterator[tuple[str, str]]:
+        yield from self._db.execute("SELECT id, body FROM passkey ORDER BY rowid")
 
     def save_direct(self, number: int, body: str) -> None:
         """A pinhole that is about to be asked for, before it is."""

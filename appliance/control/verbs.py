@@ -40,6 +40,11 @@ CONSOLE: Final = frozenset(
         "flow.tail",
         "flow.cut",
         "events.tail",
+        "passkey.begin",
+        "passkey.register",
+        "passkey.challenge",
+        "passkey.ls",
+        "passkey.remove",
         "policy.ls",
         "policy.show",
         "policy.versions",
@@ -60,8 +65,8 @@ CONSOLE: Final = frozenset(
 
 
 def from_root(message: Message) -> Message:
-    """Root may do what an admin may."""
-    return {**message, "role": ADMIN}
+    """Root may do what an admin may; `local` tells it from an admin of the console."""
+    return {**message, "role": ADMIN, "local": True}
 
 
 def from_console(message: Message) -> Message:
@@ -72,7 +77,7 @@ def from_console(message: Message) -> Message:
     known = ACCOUNTS.get(str(role))
     if not isinstance(name, str) or not name or known is None:
         raise RefusedError("meta.attribution", "say for whom, and in which role")
-    return {**message, "role": known}
+    return {**message, "role": known, "local": False}
 
 
 def person(message: Message) -> str:

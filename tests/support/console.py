@@ -132,6 +132,12 @@ class ConsoleRig:
         finally:
             connection.close()
 
+    def pid_of(self, name: str) -> int:
+        """The child `exeat serve NAME` of our own `exeat up`."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        named = (child for child in children if f"serve\0{name}\0" in _command(child))
+        return int(next(named))
+
     def nobody(self) -> Person:
         return Person(self)
 
@@ -166,3 +172,7 @@ class ConsoleRig:
         assert self.process.stdout is not None
         self.process.stdout.close()
         shutil.rmtree(self.base)
+
+
+def _command(pid: str) -> str:
+    return Path(f"/proc/{pid}/cmdline").read_text()

@@ -7,14 +7,34 @@ stands in a file of the node's folder is changed there.
 from __future__ import annotations
 
 import time
-from typing import Annotated, Any, Final, Literal
-
-from pydantic import Field
+from typing import Any, Final, Literal
 
 from exeat.appliance.console import explored
-from exeat.appliance.console.explored import Moment
-from exeat.appliance.console.models import Body, Empty, Out, Text
+from exeat.appliance.console.models import Empty
 from exeat.appliance.console.problems import Problem
+from exeat.appliance.console.routes.passkeys import Challenge, challenge
+from exeat.appliance.console.routes.policy_models import (
+    Agree,
+    Checked,
+    Diff,
+    Draft,
+    Finding,
+    Named,
+    Policies,
+    Policy,
+    PolicyRow,
+    PostureBody,
+    PostureOut,
+    Proposal,
+    Put,
+    Revert,
+    Set,
+    Trial,
+    TrialRow,
+    Tried,
+    Version,
+    Versions,
+)
 from exeat.appliance.console.routing import Call, Routes
 from exeat.policy.postures import Posture
 
@@ -22,178 +42,6 @@ routes = Routes("policies")
 READ: Final = "policies.read"
 WRITE: Final = "policies.write"
 _WEEK_MS: Final = 7 * 86_400_000
-_Source = Annotated[str, Field(min_length=1, max_length=500_000, description="the policy's YAML")]
-_Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-
-
-class PolicyRow(Out):
-    """`source` file: it stands in a file of the node and is changed there. `proposed`: a text waits for a
-    second person."""
-
-    project: str
-    digest: str
-    posture: str
-    rules: int
-    source: Literal["file", "console"]
-    file: str
-    editable: bool
-    proposed: bool
-
-
-class Version(Out):
-    """A text: of before, in force, or waiting for a second person. `widens` is a flow it newly lets out."""
-
-    number: int
-    digest: str
-    base: str
-    by: str
-    agreed_by: str
-    at_ms: int
-    note: str
-    widens: str
-    text: str
-    current: bool
-
-
-class Proposal(Version):
-    project: str
-
-
-class Policies(Out):
-    """`proposals` are those for projects that have no policy yet; `error`: the folder cannot be loaded."""
-
-    items: list[PolicyRow]
-    proposals: list[Proposal]
-    error: str
-
-
-class Policy(Out):
-    """`changed`: the file was written again since and is not in force. `version` is the ETag."""
-
-    project: str
-    version: str
-    digest: str
-    posture: str
-    rules: int
-    source: Literal["file", "console"]
-    file: str
-    editable: bool
-    text: str
-    changed: bool
-    proposal: Proposal | None
-
-
-class Versions(Out):
-    items: list[Version]
-
-
-class Draft(Body):
-    text: _Source
-
-
-class Trial(Body):
-    """`since`: ms since 1970; a week ago if left out."""
-
-    text: _Source
-    since: Moment | None = None
-
-
-class Warning_(Out):
-    code: str
-    line: int
-    column: int
-    message: str
-
-
-class Checked(Out):
-    """`problems` say why it does not load, `warnings` what hardly means what it says."""
-
-    ok: bool
-    project: str
-    digest: str
-    posture: str
-    rules: int
-    problems: list[Warning_]
-    warnings: list[Warning_]
-
-
-class Diff(Out):
-    """`witness`: flows that it would newly let out; `changes`: lines, as a unified diff."""
-
-    widens: bool
-    witness: list[str]
-    more: int
-    changes: list[str]
-
-
-class TrialRow(Out):
-    """Recorded traffic that would be answered otherwise; `breaking`: let out before, and not any more."""
-
-    kind: str
-    project: str
-    agent: str
-    host: str
-    port: int
-    proto: str
-    before: str
-    before_reason: str
-    after: str
-    after_reason: str
-    after_rule: str
-    breaking: bool
-    flows: int
-    first: str
-
-
-class Tried(Out):
-    since_ms: int
-    decided: int
-    skipped: int
-    changed: list[TrialRow]
-    more: int
-
-
-class Put(Body):
-    text: _Source
-    note: Text = ""
-
-
-class Set(Out):
-    """`in_force`, or `proposed`: a second person has to agree."""
-
-    state: Literal["in_force", "proposed"]
-    version: str
-    digest: str
-    widens: str
-
-
-class Revert(Body):
-    """`digest` of the version to go back to."""
-
-    digest: _Digest
-    note: Text = ""
-
-
-class Agree(Body):
-    digest: _Digest
-
-
-class PostureBody(Body):
-    posture: Literal["public", "allowlist", "custom", "off"]
-    note: Text = ""
-
-
-class PostureOut(Out):
-    """`enforced`: nothing of the project gets out past the policy, as far as exeat can know; `label` says it
-    in words, with what is not enforced."""
-
-    project: str
-    version: str
-    posture: str
-    choices: list[str]
-    editable: bool
-    enforced: bool
-    label: str
 
 
 @routes.get("/policies", READ, out=Policies, errors=(503,))
@@ -227,8 +75,8 @@ async def check(call: Call) -> Checked:
     problem = found.get("problem")
     return Checked(
         ok=found["ok"],
-        problems=[Warning_(**problem)] if problem else [],
-        warnings=[Warning_(**each) for each in found.get("warnings", ())],
+        problems=[Finding(**problem)] if problem else [],
+        warnings=[Finding(**each) for each in found.get("warnings", ())],
         **{name: found.get(name, "") for name in ("project", "digest", "posture")},
         rules=found.get("rules", 0),
     )
@@ -359,10 +207,20 @@ async def revert(call: Call) -> Set:
 @routes.post("/policies/{project}/agree", WRITE, body=Agree, out=Set, errors=(404, 409, 412, 503))
 async def agree(call: Call) -> Set:
     """The second person's yes to the proposal with this digest."""
-    return _set(await call.control("policy.agree", project=project_of(call), digest=call.body.digest))
+    body = call.body
+    signed = body.assertion.model_dump() if body.assertion is not None else None
+    return _set(
+        await call.control("policy.agree", project=project_of(call), digest=body.digest, assertion=signed)
+    )
 
 
-@routes.post("/policies/{project}/withdraw", WRITE, body=Agree, out=Empty, errors=(404, 503))
+@routes.post("/policies/{project}/challenge", WRITE, body=Named, out=Challenge, errors=(404, 503))
+async def challenge_of(call: Call) -> Challenge:
+    """What a passkey has to sign before the second person's yes."""
+    return await challenge(call, "policy.agree", project=project_of(call), digest=call.body.digest)
+
+
+@routes.post("/policies/{project}/withdraw", WRITE, body=Named, out=Empty, errors=(404, 503))
 async def withdraw(call: Call) -> Empty:
     """Forget the proposal with this digest."""
     await call.control("policy.withdraw", project=project_of(call), digest=call.body.digest)

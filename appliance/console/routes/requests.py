@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
 from exeat.appliance.console.lease_view import RequestRow, request_row
 from exeat.appliance.console.models import Body, Out, Paging, Project, Text, Words, page
 from exeat.appliance.console.problems import Problem
+from exeat.appliance.console.routes.passkeys import Assertion, Challenge, challenge
 from exeat.appliance.console.routing import Call, Routes
 from exeat.appliance.errors import RefusedError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 routes = Routes("requests")
 
@@ -49,6 +53,7 @@ class Approve(Body):
     bytes: _Bytes | None = None
     uses: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     note: Text = ""
+    assertion: Assertion | None = None
 
 
 class Deny(Body):
@@ -88,14 +93,15 @@ async def ls(call: Call) -> RequestPage:
     wanted = [row for row in rows if query.state == "all" or row["state"] == PENDING]
     shown, following = page(sorted(wanted, key=lambda row: (row["requested"], row["id"])), query)
     flows = await held_flows(call) if any(row["state"] == PENDING for row in shown) else []
-    return RequestPage(items=[request_row(row, flows) for row in shown], next=following)
+    passkey = bool(call.console.config.passkeys.rp_id)
+    return RequestPage(items=[request_row(row, flows, passkey=passkey) for row in shown], next=following)
 
 
 @routes.get("/requests/{id}", "requests.read", out=RequestRow, errors=(404, 503), etag=True)
 async def show(call: Call) -> RequestRow:
     """One request; its ETag is its version."""
     row = await lease_of(call)
-    return request_row(row, await held_flows(call))
+    return request_row(row, await held_flows(call), passkey=bool(call.console.config.passkeys.rp_id))
 
 
 @routes.post("/requests", "requests.ask", body=Ask, out=RequestRow, status=201, errors=(404, 503))
@@ -119,18 +125,29 @@ async def ask(call: Call) -> RequestRow:
 )
 async def approve(call: Call) -> RequestRow:
     """Say yes, to all of it or to less. Where two are needed, it opens with the second person's."""
-    body, row = call.body, await lease_of(call)
-    reply = await call.control(
-        "lease.approve",
-        lease=row["id"],
-        version=body.version,
-        to=[body.scope] if body.scope is not None else None,
-        ttl_ms=body.ttl_s * 1000 if body.ttl_s is not None else None,
-        max_bytes=body.bytes,
-        max_uses=body.uses,
-        why=body.note,
-    )
+    row, assertion = await lease_of(call), call.body.assertion
+    signed = assertion.model_dump() if assertion is not None else None
+    reply = await call.control("lease.approve", assertion=signed, **_approval(call.body, row))
     return request_row(reply["lease"], ())
+
+
+@routes.post("/requests/{id}/challenge", "requests.decide", body=Approve, out=Challenge, errors=(404, 503))
+async def challenge_of(call: Call) -> Challenge:
+    """What a passkey has to sign before this very approval."""
+    return await challenge(call, "lease.approve", **_approval(call.body, await lease_of(call)))
+
+
+def _approval(body: Approve, row: Mapping[str, Any]) -> dict[str, Any]:
+    """As control takes it."""
+    return {
+        "lease": row["id"],
+        "version": body.version,
+        "to": [body.scope] if body.scope is not None else None,
+        "ttl_ms": body.ttl_s * 1000 if body.ttl_s is not None else None,
+        "max_bytes": body.bytes,
+        "max_uses": body.uses,
+        "why": body.note,
+    }
 
 
 @routes.post("/requests/{id}/deny", "requests.decide", body=Deny, out=RequestRow, errors=(404, 409, 412, 503))
