@@ -70,6 +70,7 @@ _BY_CODE: Final = {
     "query.failed": 503,
     "query.busy": 429,
     "queue.full": 429,
+    "passkey.not_there": 404,
     "policy.no_version": 404,
     "policy.no_proposal": 404,
     "policy.elsewhere": 409,

@@ -173,7 +173,7 @@ class Passkeys:
         """One's own; by root, anybody's."""
         known = self._all.get(str(message.get("passkey")))
         if known is None or (known.person != person(message) and message.get("local") is not True):
-            raise RefusedError("passkey.unknown", "this is not a passkey of yours")
+            raise RefusedError("passkey.not_there", "you have no such passkey")
         await self._record(known, "passkey.removed", person(message))
         self._store.delete_passkey(known.id)
         del self._all[known.id]

@@ -7,6 +7,7 @@ the second person agrees to exactly that text, over exactly the policy it was ma
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
@@ -15,6 +16,7 @@ from exeat.appliance.control.policies import Change
 from exeat.appliance.control.policy_versions import Version, VersionError
 from exeat.appliance.control.verbs import Verbs, actor, may
 from exeat.appliance.errors import RefusedError
+from exeat.appliance.sections import LABEL
 from exeat.ledger.records import printable
 from exeat.policy.admin import Actor, authorize
 from exeat.policy.baseline import BASELINE
@@ -303,7 +305,11 @@ def _kept(ask: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
 
 
 def _project(message: Message) -> str:
-    return str(message.get("project") or "")
+    """Raises RefusedError for what no project is called."""
+    name = str(message.get("project") or "")
+    if not re.fullmatch(LABEL, name):
+        raise RefusedError("project.unknown", "no project is called that")
+    return name
 
 
 def _fresh(project: str, now: str, base: object) -> None:

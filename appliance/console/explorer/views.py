@@ -31,11 +31,9 @@ def egress(place: Place, args: dict[str, Any]) -> dict[str, Any]:
     if not 0 < steps <= MOST_STEPS:
         raise AskError("query.steps", f"{steps} steps: choose a longer one, at most {MOST_STEPS} are shown")
     with place.index() as index:
-        rows = _rows(
-            index, by, step, question_of({**args, "since": first * step, "until": (first + steps) * step})
-        )
-        where = question_of(args)
-        edges = sums(index, where, ["project", "host"])
+        span = {"since": first * step, "until": (first + steps) * step}
+        rows = _rows(index, by, step, question_of({**args, **span}))
+        edges = sums(index, question_of(args), ["project", "host"])
         fresh = index.fresh()
     total: dict[str, int] = defaultdict(int)
     for _, name, out, into, _ in rows:
@@ -97,7 +95,7 @@ def days(place: Place, _args: dict[str, Any]) -> dict[str, Any]:
     """The days of UTC there is anything about, newest first."""
     with place.index() as index:
         rows = sums(index, Question(), ["day"])
-    named = ("day", "bytes_out", "bytes_in", "flows", "others", "cost_nano_usd")
+    named = ("day", *SUMS)
     return {"items": [dict(zip(named, row, strict=True)) for row in sorted(rows, reverse=True)]}
 
 

@@ -62,6 +62,7 @@ class EntryRow(Out):
     bytes_out: int
     bytes_in: int
     count: int
+    cost_nano_usd: int
 
 
 class EntryPage(Out):
@@ -152,6 +153,7 @@ class SumRow(Out):
     bytes_in: int
     flows: int
     other: int
+    cost_nano_usd: int
 
 
 class SumPage(Out):

@@ -84,7 +84,7 @@ async def register(call: Call) -> PasskeyRow:
     return PasskeyRow(**said["passkey"])
 
 
-@routes.delete("/passkeys/{id}", "passkeys", out=Empty, errors=(403, 503))
+@routes.delete("/passkeys/{id}", "passkeys", out=Empty, errors=(404, 503))
 async def remove(call: Call) -> Empty:
     """It decides nothing from now on."""
     await call.control("passkey.remove", passkey=call.path("id"))

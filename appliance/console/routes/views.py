@@ -108,6 +108,7 @@ class DayRow(Out):
     bytes_out: int
     bytes_in: int
     other: int
+    cost_nano_usd: int
 
 
 class Days(Out):
@@ -208,10 +209,7 @@ async def reviews(call: Call) -> Days:
     found = await explored.ask(call, "days")
     today = time.strftime("%Y-%m-%d", time.gmtime())
     return Days(
-        items=[
-            DayRow(state="open" if row["day"] == today else "over", other=row.pop("others"), **row)
-            for row in found["items"]
-        ]
+        items=[DayRow(state="open" if row["day"] == today else "over", **row) for row in found["items"]]
     )
 
 
