@@ -33,6 +33,7 @@ OWNER = {
 BESIDE = {
     "archive-prepare": ("ledger archive prepare", CONFIG.users.ledger, "ledger"),
     "stream": ("serve stream", CONFIG.users.export, "stream"),
+    "verify": ("ledger verify --note", CONFIG.users.ledger, "ledger"),
     "review": ("ledger review --dir /var/lib/exeat/review", CONFIG.users.ledger, "review exeat/ledger"),
     "archive": ("ledger archive run --carry-only", CONFIG.users.export, "archive"),
     "witness": ("serve witness", CONFIG.users.export, "witness"),
