@@ -176,7 +176,7 @@ def run_verify(args: argparse.Namespace) -> int:
 
 
 def _note(directory: Path, report: Report) -> None:
-    """For the metrics (`control.metrics`): that all of it was looked at, and whether it holds. Raises OSError."""
+    """For the metrics (`control.metrics`): when all of it was looked at, and whether it holds."""
     from exeat.appliance.owner import as_owner
     from exeat.ledger.small_files import replace
 

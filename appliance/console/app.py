@@ -11,6 +11,7 @@ import json
 import signal
 import ssl
 import sys
+from importlib.resources import files
 from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
@@ -98,7 +99,13 @@ def build(console: Console) -> web.Application:
     async def spec(_request: web.Request) -> web.Response:
         return web.Response(text=text, content_type="application/json")
 
+    events = (files("exeat.appliance") / "console" / "spec" / "asyncapi.yaml").read_text(encoding="utf-8")
+
+    async def events_spec(_request: web.Request) -> web.Response:
+        return web.Response(text=events, content_type="application/yaml", charset="utf-8")
+
     app.router.add_get("/spec/openapi.json", spec)
+    app.router.add_get("/spec/asyncapi.yaml", events_spec)
     add_files(app)
     return app
 

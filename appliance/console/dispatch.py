@@ -77,6 +77,7 @@ def _known(console: Console, request: web.Request) -> Principal:
         who = identify(console, request)
     except Problem:
         console.tries_of_address.count(address, now)
+        console.failures["token" if "Authorization" in request.headers else "certificate"] += 1
         raise
     if who is None:
         raise Problem(

@@ -126,7 +126,7 @@ class Follower:
         """From behind event `after`; None: only what is still to come."""
         self._folder = folder
         self._topics = topics
-        self._after = _newest(folder) if after is None else after
+        self._after = newest(folder) if after is None else after
         self._places: dict[str, tuple[int, int]] = {}  # of a series: first number of a file, bytes read of it
 
     def poll(self) -> list[Event]:
@@ -238,7 +238,7 @@ def _event(line: bytes) -> Event | None:
     return event if type(event.id) is int and event.topic in TOPICS else None
 
 
-def _newest(folder: Path) -> int:
+def newest(folder: Path) -> int:
     """The number of the newest event that is kept."""
     return max(_last_of(_files(folder, name)) for name in FILES)
 

@@ -11,6 +11,7 @@ from exeat.appliance.console.routes import (
     kill,
     leases,
     ledger,
+    metrics,
     nodes,
     passkeys,
     policies,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 ALL: Final[tuple[Route, ...]] = (
     *session.routes,
     *status.routes,
+    *metrics.routes,
     *requests.routes,
     *leases.routes,
     *flows.routes,

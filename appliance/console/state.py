@@ -40,6 +40,7 @@ class Console:
     calls: Window = field(default_factory=lambda: Window(CALLS, CALLS_S))
     calls_of_address: Window = field(default_factory=lambda: Window(CALLS * 2, CALLS_S))
     answering: set[tuple[str, str]] = field(default_factory=set)  # idempotency keys of calls under way
+    failures: Counter[str] = field(default_factory=Counter)  # refused logins and tokens, for the metrics
     streams: Counter[str] = field(default_factory=Counter)  # of events, by whose they are
 
     def __post_init__(self) -> None:

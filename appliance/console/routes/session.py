@@ -66,6 +66,7 @@ async def sign_in(call: Call) -> web.Response:
     console.tries_of_address.count(address, now)
     account = await _account(call)
     if account is None:
+        console.failures["link" if body.link else "password"] += 1
         raise Problem(401, "auth.wrong", "wrong name, password or link; a link works once, for 15 minutes")
     console.tries.forget(key)
     cookie, session = console.accounts.open_session(account.name, console.now_ms())
