@@ -94,14 +94,20 @@ def paced(base: Path, rate: int, seconds: float) -> list[float]:
     return taken
 
 
-def raw_syncs(base: Path, count: int) -> list[float]:
-    """pwrite and fdatasync of a record's frame and commit into zeroed room: what the disk asks, in us."""
+def raw_syncs(base: Path, count: int, rate: int = 0) -> list[float]:
+    """pwrite and fdatasync of a record's frame and commit into zeroed room: what the disk asks, in us.
+
+    With `rate` as many a second, each counted from when it was due, as in `paced`.
+    """
     fd = os.open(base / "raw", os.O_RDWR | os.O_CREAT)
-    os.pwrite(fd, bytes(4 << 20), 0)
+    os.pwrite(fd, bytes(320 * count), 0)
     os.fsync(fd)
     taken = []
+    begin = time.perf_counter()
     for number in range(count):
-        start = time.perf_counter()
+        start = begin + number / rate if rate else time.perf_counter()
+        while time.perf_counter() < start:
+            pass
         os.pwrite(fd, b"x" * 320, number * 320)
         os.fdatasync(fd)
         taken.append((time.perf_counter() - start) * 1e6)
@@ -281,6 +287,9 @@ def append_goals(base: Path, *, short: bool) -> Iterator[Goal]:
     at_rate = paced(base / "b", 5000, 4 if short else 15)
     yield Goal("single records at 5,000 a second, p50", quantile(at_rate, 0.5), "us", 200)
     yield Goal("   p99", quantile(at_rate, 0.99), "us", 1000)
+    alone = raw_syncs(base, len(at_rate), rate=5000)
+    yield Goal("   raw pwrite + fdatasync at that rate, nobody else, p50", quantile(alone, 0.5), "us")
+    yield Goal("   p99", quantile(alone, 0.99), "us")
     count = 150_000 if short else 600_000
     best = max(throughput(base / f"c{batch}", count, batch, 16) for batch in (64, 128))
     yield Goal("durable records a second, 64 or 128 to a request", best.per_second, "/s", 200_000, least=True)

@@ -86,3 +86,15 @@ def test_a_copy_goes_its_own_way() -> None:
 def test_a_frontier_that_cannot_be(size: int, peaks: list[bytes]) -> None:
     with pytest.raises(ValueError, match="frontier"):
         Frontier(size, peaks)
+
+
+def test_many_at_once_make_the_tree_that_one_by_one_makes() -> None:
+    leaves = [bytes((number,)) * 3 for number in range(80)]
+    for begin in range(40):
+        for count in range(40):
+            at_once, one_by_one = Frontier(), Frontier()
+            at_once.extend(leaves[:begin])
+            at_once.extend(leaves[begin : begin + count])
+            for leaf in leaves[: begin + count]:
+                one_by_one.add(leaf)
+            assert (at_once.size, at_once.peaks) == (one_by_one.size, one_by_one.peaks)
