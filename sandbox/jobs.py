@@ -71,7 +71,7 @@ class Jobs:
         links = oci.merged_links(path.name for path in Path("/").iterdir() if path.is_symlink())
         etc = tuple(filter(os.path.exists, oci.HOST_ETC))
         held = layout.limits, resource.getrlimit(resource.RLIMIT_NOFILE)[1], layout.held(settings.disks)
-        self._host = oci.Host(os.uname().machine, links, etc, *held)
+        self._host = oci.Host(os.uname().machine, links, etc, *held, self._runtime.beside)
 
     def start(self, spec: JobSpec, uid: int, fds: list[int], reply: Callable[[dict[str, Any]], None]) -> None:
         """Start a job in its jail; `reply` gets pid and work folder, or why not."""
@@ -82,7 +82,7 @@ class Jobs:
         job = self.all[spec.job] = Job(spec.job, uid)
         try:
             self._prepare(job, plan)
-            (given, out, err), run = fds, self._runtime.run(job.name)
+            (given, out, err), run = fds, self._runtime.run(job.name, plan.config)
             job.process = subprocess.Popen(
                 run, -1, None, given, out, err, env=ENV, cwd="/", start_new_session=True
             )

@@ -7,13 +7,19 @@ code. All that changes reaches it as a positional argument.
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from exeat.sandbox import podman
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from exeat.sandbox.cgroup import Layout
+
+    Beside = Callable[[Mapping[str, Any], Path], list[tuple[Path, str]]]  # configuration, bundle: files
 
 # The caller's descriptors move out of the runtime's way (see oci._INIT). $1 is a mount to hide from it
 # in the launcher's own mount namespace ("" for none), below one that takes what it writes there; $2 is the
@@ -95,6 +101,19 @@ until reached || [ $new = 0 -a ! -e "$found" ]; do
 done
 [ $new = 1 ] || rm -f "$folder/frozen"
 """
+# podman says on standard error what is wrong. $1 is the job's log, $2 says that there is a container: it
+# stays where podman was killed, or the container was; what is there is then taken down. A container that was
+# killed before its first program ran is one that podman complains about.
+_PODMAN: Final = """
+log=$1 there=$2
+exec 2>"$log"
+shift 2
+"$@"
+code=$?
+[ $code -lt 125 ] || [ $code -gt 127 ] || [ ! -s "$log" ] || code=137
+[ $code = 137 ] || rm -f "$there"
+exit $code
+"""
 # $3 is the job's edit, which stays where it changed anything.
 _REMOVE: Final = """
 rm -rf --one-file-system -- "$1" "$2" || exit
@@ -171,8 +190,12 @@ class ContainerRuntime(Protocol):
     def limits(self) -> bool:
         """Do memory, pids and cpu limits hold?"""
 
-    def run(self, job: str) -> list[str]:
-        """Run the job's bundle to its end. Standard descriptors are the job's."""
+    @property
+    def beside(self) -> Beside | None:
+        """What it reads beside the bundle, if that is not all."""
+
+    def run(self, job: str, config: str) -> list[str]:
+        """Run the job's bundle, of this configuration, to its end. Standard descriptors are the job's."""
 
     def delete(self, job: str) -> list[str]:
         """Kill and forget a container that nobody has seen the end of, however much of it was made."""
@@ -187,7 +210,11 @@ class Runc:
     mask: str
     limits: bool
 
-    def run(self, job: str) -> list[str]:
+    @property
+    def beside(self) -> Beside | None:
+        return None
+
+    def run(self, job: str, config: str) -> list[str]:
         folder = self.places.job(job)
         options = ["--preserve-fds", "3", "--bundle", str(folder), "--pid-file", str(folder / "pid")]
         return self._command(_RUN, job, "run", *options, job)
@@ -213,7 +240,46 @@ class Crun(Runc):
         return () if self.limits else ("--cgroup-manager=disabled",)
 
 
+@dataclass(frozen=True, slots=True)
+class Podman:
+    """Has a storage of its own below RUN/warden; nothing of it is the machine's podman's."""
+
+    binary: str
+    places: Places
+    mask: str
+    limits: bool
+
+    @property
+    def beside(self) -> Beside | None:
+        return podman.files
+
+    def run(self, job: str, config: str) -> list[str]:
+        folder = self.places.job(job)
+        known = f"--cidfile={self.places.container(job)}", f"--pidfile={folder / 'pid'}", f"--name={job}"
+        return self._command(_RUN, job, "run", *known, *podman.options(json.loads(config), folder))
+
+    def delete(self, job: str) -> list[str]:
+        return self._command(_GIVE_UP, job, "rm", "--force", "--time=0", "--ignore", job)
+
+    def _command(self, text: str, job: str, *arguments: str) -> list[str]:
+        folder, own = self.places.job(job), self.places.run / "podman"
+        launcher = ("unshare", "-m", "/bin/sh", "-c", text, "exeat-job", self.places.group(job), self.mask)
+        said = ("/bin/sh", "-c", _PODMAN, "exeat-podman", f"{folder}/log", str(self.places.container(job)))
+        own_places = (f"--root={own}/root", f"--runroot={own}/run", f"--tmpdir={own}/lib")
+        ways = (
+            "--storage-driver=vfs",
+            "--cgroup-manager=cgroupfs",
+            "--events-backend=none",
+            "--log-level=error",
+        )
+        return [*launcher, str(folder), *said, self.binary, *own_places, *ways, *arguments]
+
+
+_KINDS: Final[dict[str, type[Crun | Podman]]] = {"crun": Crun, "podman": Podman}
+
+
 def runtime(binary: str, places: Places, layout: Layout) -> ContainerRuntime:
     """Which one `binary` is, by its name. An unknown one is spoken to as runc."""
-    kind = Crun if binary.rpartition("/")[2].startswith("crun") else Runc
+    name = binary.rpartition("/")[2]
+    kind = next((kind for start, kind in _KINDS.items() if name.startswith(start)), Runc)
     return kind(binary, places, layout.mask, layout.limits)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    from exeat.sandbox.launcher import Places
+    from exeat.sandbox.launcher import Beside, Places
     from exeat.sandbox.limits import Limits
     from exeat.sandbox.spec import JobSpec
 
@@ -90,6 +90,7 @@ class Host:
     cgroups: bool  # limits can be enforced
     max_open_files: int  # our own hard limit: raising it would need CAP_SYS_RESOURCE
     disks: tuple[tuple[int, int], ...] = ()  # (major, minor) of those whose use cgroups can limit
+    beside: Beside | None = None  # what the runtime wants beside the bundle
 
 
 def merged_links(names: Iterable[str]) -> tuple[tuple[str, str], ...]:
@@ -137,9 +138,11 @@ def plan(job: JobSpec, *, uid: int, host: Host, places: Places, kept: int = 0) -
     ]
     folder, edit, tree = places.job(job.job), places.edit(job.job), skeleton(job, uid, host)
     root, output, upper = folder / "rootfs", places.output(job.job), edit / "upper"
-    text = json.dumps(config(job, uid=uid, host=host, binds=binds, places=places))
+    whole = config(job, uid=uid, host=host, binds=binds, places=places)
+    text = json.dumps(whole)
     files = [(root / name, content) for name, content in tree.files]
     files += [(folder / "uid", str(uid)), (folder / "config.json", text)]
+    files += host.beside(whole, folder) if host.beside else []
     files += [(edit / "edit.json", json.dumps({"folder": path, "uid": uid})) for path in edits]
     folders, overlay = [folder, output, root, *(root / name for name in tree.dirs)], None
     folders += [edit, upper, edit / "work"] if edits else []

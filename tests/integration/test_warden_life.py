@@ -187,7 +187,7 @@ def test_a_late_launcher_does_not_start_a_job_that_was_given_up(rig: WardenRig) 
     (rig.run / "jobs" / "late").mkdir()
     rig.start()
     assert (rig.run / "jobs" / "late" / "launcher").exists()
-    command = Crun("/bin/echo", Places(rig.run, rig.work), "", limits=True).run("late")
+    command = Crun("/bin/echo", Places(rig.run, rig.work), "", limits=True).run("late", "{}")
     with open(rig.base / "said", "wb") as said:
         assert subprocess.run(command, stdout=said, stderr=said, check=False).returncode != 0
     assert (rig.run / "jobs" / "late" / "exit").read_text() == "137"

@@ -1,9 +1,10 @@
-"""The fallback runtime does what the first one does: codes, streams, limits, kill, and a lost launcher."""
+"""The other runtimes do what the first one does: codes, streams, limits, kill, and a lost launcher."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,9 +18,13 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.root
 
 
-@pytest.fixture(scope="module")
-def rig() -> Iterator[WardenRig]:
-    with WardenRig(runtime="runc", memory=96 * 1024**2, pids=40) as made:
+# Not everywhere is there a podman; where it is, it is tried.
+RUNTIMES = ["runc", *filter(shutil.which, ["podman"])]
+
+
+@pytest.fixture(scope="module", params=RUNTIMES)
+def rig(request: pytest.FixtureRequest) -> Iterator[WardenRig]:
+    with WardenRig(runtime=request.param, memory=96 * 1024**2, pids=40) as made:
         yield made
 
 
@@ -46,6 +51,13 @@ def test_an_edited_folder_keeps_what_it_has(rig: WardenRig) -> None:
     os.chown(folder, 4321, 4321)
     mounts = [{"path": str(folder), "mode": "edit"}]
     script = f"touch {folder}/made && ls {folder}"
+    if rig.runtime == "podman":
+        rig.call("jail.create", jail="edits").close()
+        with open(os.devnull, "r+b") as null:
+            refused = rig.start_job("edits", ["true"], (null.fileno(),) * 3, mounts=mounts, user=4321)
+        assert (refused.error, "crun or runc" in refused["message"]) == ("runtime", True)
+        rig.call("jail.destroy", jail="edits")
+        return
     assert rig.run_job("edits", ["sh", "-c", script], mounts=mounts, user=4321).out == "made\n"
     assert os.listdir(folder) == []
     assert os.listdir(rig.work.parent / "edits" / "edits" / "upper") == ["made"]

@@ -35,6 +35,7 @@ BUILDERS = (
     "env",
     "forwarder",
     "landlock",
+    "podman",
     "redirect",
     "rules",
     "routing",

@@ -269,8 +269,8 @@ def test_cgroup_layout(mountinfo: str, controllers: str, mask: str, limits: bool
 
 
 def test_commands_are_fixed_text_with_arguments() -> None:
-    first = Crun("crun", PLACES, "/sys/fs/cgroup/unified", limits=True).run("a")
-    second = Crun("/opt/x y/crun", PLACES, "", limits=False).run("b")
+    first = Crun("crun", PLACES, "/sys/fs/cgroup/unified", limits=True).run("a", "{}")
+    second = Crun("/opt/x y/crun", PLACES, "", limits=False).run("b", "{}")
     assert first[:4] == second[:4] == ["unshare", "-m", "/bin/sh", "-c"]
     assert first[4] == second[4]
     assert "--cgroup-manager=disabled" in second
@@ -326,7 +326,7 @@ def test_a_job_that_needs_what_does_not_hold_here_is_refused() -> None:
 def test_a_runtime_is_known_by_its_name(binary: str, kind: type, disabled: bool) -> None:
     made = runtime(binary, PLACES, cgroup.Layout("", limits=False))
     assert type(made) is kind
-    assert ("--cgroup-manager=disabled" in made.run("a")) is disabled
+    assert ("--cgroup-manager=disabled" in made.run("a", "{}")) is disabled
 
 
 def test_an_edited_folder_is_a_layer_over_the_checked_one() -> None:
