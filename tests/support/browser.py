@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, BrowserContext, Page
     from tests.support.console import ConsoleRig
 
-CHROMIUM = "/usr/bin/chromium"
+CHROMIUM = Path("/usr/bin/chromium")
 AXE = Path(__file__).resolve().parents[1] / "vendor/axe.min.js"
 RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
 # As root there is no sandbox to have; nothing but the console may be asked for anything.
@@ -27,9 +27,9 @@ OPTIONS = (
 
 
 @contextmanager
-def chromium() -> Iterator[Browser]:
+def chromium(executable: Path = CHROMIUM) -> Iterator[Browser]:
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(OPTIONS))
+        browser = playwright.chromium.launch(executable_path=executable, args=list(OPTIONS))
         try:
             yield browser
         finally:

@@ -22,7 +22,7 @@ function options(width, series) {
   return {
     width, height: 240, legend: { show: false }, cursor: { drag: { x: false, y: false } },
     scales: { y: { range: (_, low, high) => [0, Math.max(high * 1.08, 1000)] } },
-    axes: [axis({ values: (_, ticks) => ticks.map((s) => clock(s * 1000, true)), space: 90 }), axis({ values: (_, ticks) => ticks.map(bytes), size: 70 })],
+    axes: [axis({ values: (_, ticks) => ticks.map((s) => clock(s * 1000, true)), space: 90, size: 34 }), axis({ values: (_, ticks) => ticks.map(bytes), size: 68 })],
     series: [{}, ...series.map((line, i) => ({ label: line.key, stroke: COLOURS[i % COLOURS.length], width: 1.75, fill: `${COLOURS[i % COLOURS.length]}1f`, points: { show: false } }))],
   };
 }

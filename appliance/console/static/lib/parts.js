@@ -29,8 +29,8 @@ export const Trouble = ({ error, again }) => error && html`
 
 export const Empty = ({ children }) => html`<p class="empty">${children}</p>`;
 
-/** A row of facts; those without a value are left out. @param {{of: [string, any][]}} props */
-export const Facts = ({ of }) => html`<dl class="facts">${of.filter(([, value]) => value !== null && value !== undefined && value !== "")
+/** Facts side by side, or one on each line; those without a value are left out. @param {{of: [string, any][], lines?: boolean}} props */
+export const Facts = ({ of, lines }) => html`<dl class=${lines ? "lines" : "facts"}>${of.filter(([, value]) => value !== null && value !== undefined && value !== "")
   .map(([name, value]) => html`<div key=${name}><dt>${name}</dt><dd>${value}</dd></div>`)}</dl>`;
 
 /**

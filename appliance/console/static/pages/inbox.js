@@ -1,11 +1,12 @@
-// What waits for a person. Nothing is decided here by itself: no countdown, no default.
+// What waits for a person, first that for which a connection is held. Nothing is decided here by itself: no
+// countdown, no default.
 import { may } from "../lib/api.js";
 import { batch, deny, guard, guarded } from "../lib/decide.js";
 import { clean, place, span } from "../lib/format.js";
 import { useList } from "../lib/list.js";
 import { Ask, Badge, Empty, Filter, Head, Host, Trouble, say } from "../lib/parts.js";
 import { param } from "../lib/router.js";
-import { html, useEffect, useRef, useSignal } from "../lib/ui.js";
+import { html, useEffect, useMemo, useRef, useSignal } from "../lib/ui.js";
 import { Detail } from "./request.js";
 
 const matches = (row, words) => {
@@ -67,7 +68,8 @@ const Keys = () => html`<p class="keys"><kbd>j</kbd><kbd>k</kbd> move <kbd>a</kb
 
 export default function Inbox() {
   const list = useList("/requests?state=pending&limit=200", ["requests"]);
-  const { shown, fresh, thaw, focus } = useFrozen(list.items, list.busy);
+  const sorted = useMemo(() => [...list.items].sort((a, b) => Number(b.waiting > 0) - Number(a.waiting > 0) || a.first_ms - b.first_ms), [list.value]);
+  const { shown, fresh, thaw, focus } = useFrozen(sorted, list.busy);
   const chosen = useSignal("");
   const ticked = useSignal(new Set());
   const asking = useSignal(/** @type {any} */ (null));

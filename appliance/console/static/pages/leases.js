@@ -2,7 +2,7 @@
 import { post } from "../lib/api.js";
 import { bytes, clean, clock, count, span } from "../lib/format.js";
 import { useList } from "../lib/list.js";
-import { Ask, Badge, Facts, Filter, Head, Host, Listing, Quote, State, Time, attempt } from "../lib/parts.js";
+import { Ask, Badge, Facts, Filter, Head, Listing, Quote, State, Time, attempt } from "../lib/parts.js";
 import { param } from "../lib/router.js";
 import { html, useSignal } from "../lib/ui.js";
 
@@ -20,7 +20,7 @@ function Acts({ row, ask, reload }) {
     ${can.has("revoke") && html`<button class="small" onClick=${() => ask(row)}>Revoke</button>`}</span>`;
 }
 
-const Lease = ({ row }) => html`<section class="panel" aria-label="The lease"><h2><${Host} host=${row.scope}/></h2>
+const Lease = ({ row }) => html`<section class="panel" aria-label="The lease"><h2><span class="host">${clean(row.scope, 300)}</span></h2>
   <${Quote} from=${`What ${row.requester} said when asking`} text=${row.reason}/>
   <${Facts} of=${[
     ["Lease", html`<code>${row.id}</code>`], ["Project", clean(row.project)], ["Agent", clean(row.agent || "any")], ["Job", clean(row.job)], ["Episode", clean(row.episode)],
@@ -37,7 +37,7 @@ export default function Leases() {
   const asking = useSignal(/** @type {any} */ (null));
   const row = list.items.find((each) => each.id === chosen.value);
   const columns = [
-    { name: "To", grow: true, cell: (r) => html`<button class="quiet small" onClick=${() => { chosen.value = r.id; }}><${Host} host=${r.scope}/></button> ${r.direct && html`<${Badge} kind="warn">past the gateway</${Badge}>`}` },
+    { name: "To", grow: true, cell: (r) => html`<button class="link" onClick=${() => { chosen.value = r.id; }}><span class="host">${clean(r.scope, 300)}</span></button> ${r.direct && html`<${Badge} kind="warn">past the gateway</${Badge}>`}` },
     { name: "Project", cell: (r) => clean(r.project, 60) },
     { name: "Agent", wide: true, cell: (r) => clean(r.agent || "any", 60) },
     { name: "Granted by", wide: true, cell: (r) => r.granted_by.map((name) => clean(name, 40)).join(", ") },
@@ -53,6 +53,6 @@ export default function Leases() {
     ${row && html`<${Lease} row=${row}/>`}
     ${asking.value && html`<${Ask} title="Revoke this lease?" verb="Revoke" danger close=${() => { asking.value = null; }}
       act=${async ({ note }) => { await post(at(asking.value, "revoke"), { note }); list.reload(); }}>
-      <p><${Host} host=${asking.value.scope}/> for ${clean(asking.value.project)}: ${count(asking.value.live_flows)} live flows are cut at once.</p>
+      <p><span class="host">${clean(asking.value.scope, 300)}</span> for ${clean(asking.value.project)}: ${count(asking.value.live_flows)} live flows are cut at once.</p>
       <label class="field"><span>Note, kept in the ledger</span><input name="note" maxlength="500"/></label></${Ask}>`}`;
 }

@@ -21,9 +21,10 @@ function Top() {
 export default function Ledger() {
   const seq = route.value.rest[0];
   const filters = Object.fromEntries(FILTERS.map((name) => [name, param(name)]));
+  const here = query(filters); // stays in the address when a record is opened
   const list = useList(`/ledger/entries${query({ ...filters, limit: 100 })}`);
   const columns = [
-    { name: "No.", num: true, cell: (r) => html`<a href="#/ledger/${r.seq}">${r.seq}</a>` },
+    { name: "No.", num: true, cell: (r) => html`<a href="#/ledger/${r.seq}${here}">${r.seq}</a>` },
     { name: "Time", cell: (r) => html`<${Time} ms=${r.at_ms}/>` },
     { name: "Kind", wide: true, cell: (r) => r.kind },
     { name: "To", grow: true, cell: (r) => (r.host ? html`<${Host} host=${r.host} port=${r.port}/>` : "–") },
@@ -33,9 +34,9 @@ export default function Ledger() {
     { name: "Out", num: true, wide: true, cell: (r) => bytes(r.bytes_out) }, { name: "In", num: true, wide: true, cell: (r) => bytes(r.bytes_in) },
   ];
   const href = (format) => `/api/v1/ledger/export${query({ ...filters, format })}`;
-  return html`<${Head} title="Ledger" lead="Written before the bytes went, never changed afterwards. Each record can be proved, here, without trusting this server.">
+  return html`<${Head} title="Ledger" lead="Written before the bytes went, never changed afterwards. Each record has a proof that your browser checks.">
       <${Filter} name="project" label="Project"/><${Filter} name="host" label="Host" placeholder="*.example.org"/><${Filter} name="kind" label="Kind" choices=${KINDS}/>
       <a href=${href("csv")} download>CSV</a><a href=${href("jsonl")} download>JSON lines</a></${Head}>
-    ${seq ? html`<${Record} key=${seq} seq=${Number(seq)}/>` : html`<${Top}/>`}
-    <${Listing} list=${list} label="Records" columns=${columns} id=${(r) => String(r.seq)} chosen=${seq} choose=${(r) => go(`ledger/${r.seq}`)} empty="No record matches."/>`;
+    ${seq ? html`<${Record} key=${seq} seq=${Number(seq)} back=${here}/>` : html`<${Top}/>`}
+    <${Listing} list=${list} label="Records" columns=${columns} id=${(r) => String(r.seq)} chosen=${seq} choose=${(r) => go(`ledger/${r.seq}${here}`)} empty="No record matches."/>`;
 }

@@ -35,14 +35,18 @@ function sumBy(edges, key) {
 }
 
 /** Who sent how much where: bands from projects to hosts, as broad as the bytes. */
-function EgressMap({ edges }) {
+function EgressMap({ edges, projects }) {
   const hosts = sumBy(edges, "host");
   const top = new Set([...hosts].sort((a, b) => b[1] - a[1]).slice(0, MOST).map(([host]) => host));
   const shown = edges.filter((edge) => edge.bytes_out > 0).map((edge) => (top.has(edge.host) ? edge : { ...edge, host: "others" }));
   if (!shown.length) return html`<${Empty}>Nothing was sent.</${Empty}>`;
   const from = sumBy(shown, "project"), to = sumBy(shown, "host");
   const height = Math.max(160, 34 * Math.max(from.size, to.size)), L = 150, R = 440, width = 720;
-  const left = column([...from.keys()], from, height), right = column([...to.keys()], to, height);
+  // Hosts stand beside the project that sent them most, so that few bands cross.
+  const order = [...projects.filter((name) => from.has(name)), ...[...from.keys()].filter((name) => !projects.includes(name))];
+  const colour = (project) => COLOURS[Math.max(0, projects.indexOf(project)) % COLOURS.length]; // as in the chart
+  const chief = (host) => order.indexOf(shown.find((edge) => edge.host === host).project);
+  const left = column(order, from, height), right = column([...to.keys()].sort((a, b) => chief(a) - chief(b)), to, height);
   const bands = shown.map((edge, i) => {
     const a = left.get(edge.project), b = right.get(edge.host);
     const ah = (a.h * edge.bytes_out) / from.get(edge.project), bh = (b.h * edge.bytes_out) / to.get(edge.host);
@@ -50,11 +54,11 @@ function EgressMap({ edges }) {
     a.used += ah;
     b.used += bh;
     const path = `M${L} ${y1}C${m} ${y1} ${m} ${y2} ${R} ${y2}V${y2 + bh}C${m} ${y2 + bh} ${m} ${y1 + ah} ${L} ${y1 + ah}Z`;
-    return html`<path key=${i} d=${path} fill=${COLOURS[[...from.keys()].indexOf(edge.project) % COLOURS.length]} fill-opacity=".38"/>`;
+    return html`<path key=${i} d=${path} fill=${colour(edge.project)} fill-opacity=".38"/>`;
   });
   const label = `Egress map: ${shown.slice(0, 6).map((edge) => `${edge.project} to ${edge.host} ${bytes(edge.bytes_out)}`).join(", ")}`;
   return html`<svg class="map" role="img" aria-label=${label} viewBox="0 0 ${width} ${height}" width="100%">${bands}
-    ${[...left].map(([name, { y, h }], i) => html`<g key=${`p${name}`}><rect x=${L - 5} y=${y} width="5" height=${h} rx="2" fill=${COLOURS[i % COLOURS.length]}/><text x=${L - 12} y=${y + h / 2 + 4} text-anchor="end">${clean(name, 18)}</text></g>`)}
+    ${[...left].map(([name, { y, h }]) => html`<g key=${`p${name}`}><rect x=${L - 5} y=${y} width="5" height=${h} rx="2" fill=${colour(name)}/><text x=${L - 12} y=${y + h / 2 + 4} text-anchor="end">${clean(name, 18)}</text></g>`)}
     ${[...right].map(([name, { y, h }]) => html`<g key=${`h${name}`}><rect x=${R} y=${y} width="5" height=${h} rx="2" fill="#8a949b"/><text x=${R + 12} y=${y + h / 2 + 4}>${clean(name, 26)} · ${bytes(to.get(name))}</text></g>`)}</svg>`;
 }
 
@@ -77,5 +81,5 @@ export default function Overview() {
       <${Figure} name="jobs run" value=${count(status.jobs)} href="#/jobs"/><${Figure} name="sent" value=${bytes(edges.reduce((sum, e) => sum + e.bytes_out, 0))} href="#/ledger"/>
       <${Figure} name="hosts" value=${count(new Set(edges.map((e) => e.host)).size)} href="#/ledger"/></div>`}
     ${projects.value && html`<div class="columns"><${Egress} chart=${projects.value} by="project"/>${hosts.value && html`<${Egress} chart=${hosts.value} by="host"/>`}</div>
-      <section class="panel"><h2>Where it went</h2><${EgressMap} edges=${edges}/><${Edges} edges=${edges}/></section>`}`;
+      <section class="panel"><h2>Where it went</h2><${EgressMap} edges=${edges} projects=${projects.value.series.map((line) => line.key)}/><${Edges} edges=${edges}/></section>`}`;
 }

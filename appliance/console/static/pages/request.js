@@ -79,7 +79,7 @@ export function Detail({ row, form, refuse, decided, decides }) {
     <${Name} row=${row}/>
     <p class="lead">This job may send anything it can read to <strong>${clean(row.dest.host, 260)}</strong>.</p>
     ${row.flags.length > 0 && html`<ul class="warnings">${row.flags.map((flag) => html`<li>${flagText(flag)}</li>`)}</ul>`}
-    <${Quote} from=${`What ${row.agent_id || "the agent"} says (nobody has checked it)`} text=${row.reason}/>
+    <${Quote} from=${`What ${row.agent_id || row.requester} says (nobody has checked it)`} text=${row.reason}/>
     <${About} row=${row}/><${Preview} preview=${row.preview}/>
     ${row.needs > 1 && html`<p class="note">Needs ${row.needs} persons. ${row.approvals.length ? `Said yes: ${row.approvals.map((a) => clean(a.by, 60)).join(", ")}.` : "Nobody has said yes yet."}</p>`}
     ${decides ? html`<form ref=${form} onSubmit=${submit} onKeyDown=${noEnter}><${Terms} row=${row} scope=${scope} ttl=${ttl}/>
