@@ -28,9 +28,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     """Chromium in the network of the lab's gateway."""
     with world.running():
         start = tmp_path_factory.mktemp("chromium") / "chromium"
-        start.write_text(
-            f'#!/bin/sh\nexec nsenter --net={world.LAB.namespace_path("gw")} /usr/bin/chromium "$@"\n'
-        )
+        start.write_text(f'#!/bin/sh\nexec nsenter --net={world.LAB.namespace_path("gw")} {CHROMIUM} "$@"\n')
         start.chmod(start.stat().st_mode | stat.S_IXUSR)
         with chromium(start) as made:
             yield made
