@@ -38,18 +38,26 @@ class Packing:
             return False
         try:
             path = self._find(signed)
-            if path is not None:
+            if path is None:
+                return False
+            packed = self._packed(path)
+            if packed:
                 # Not beside the segments: there a writer that starts removes what is left of its own.
-                replace(path, segment.pack(path.read_bytes()), temporary=self._directory / "packed.tmp")
-        except (segment.SegmentError, ReaderError) as error:
-            self._next += 1
-            self._say(f"segment {self._next - 1} stays as it is: {error}")
-            return True
-        except OSError as error:
+                replace(path, packed, temporary=self._directory / "packed.tmp")
+        except (OSError, ReaderError, ValueError) as error:
             self._not_before = time.monotonic() + _AGAIN_S
             self._say(f"segments cannot be packed: {error}")
             return False
-        return path is not None
+        self._next += 1
+        return True
+
+    def _packed(self, path: Path) -> bytes:
+        """Empty if this segment has to stay as it is."""
+        try:
+            return segment.pack(path.read_bytes())
+        except segment.SegmentError as error:
+            self._say(f"segment {path.stem} stays as it is: {error}")
+            return b""
 
     def _find(self, signed: int) -> Path | None:
         paths = find_segments(self._directory)

@@ -268,10 +268,19 @@ def test_a_damaged_segment_stays_as_it_is(ledger: Ledger, capsys: pytest.Capture
     path.write_bytes(data)
     packer = Packing(ledger.directory)
     assert packer.step(ledger.store.size)
-    assert "segment 0 stays as it is" in capsys.readouterr().err
+    assert "segment 000000000000 stays as it is" in capsys.readouterr().err
     assert path.read_bytes() == data
     assert packer.step(ledger.store.size)
     assert plain(ledger.directory)[:2] == [True, False]
+
+
+@pytest.mark.parametrize("spoilt", ["retention", "seg/000000000001.seg"])
+def test_what_cannot_be_read_is_no_reason_to_sign_no_more(
+    ledger: Ledger, spoilt: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (ledger.directory / spoilt).write_text("nonsense")
+    assert not Packing(ledger.directory).step(ledger.store.size)
+    assert "cannot be packed" in capsys.readouterr().err
 
 
 def test_packing_needs_a_seal_and_plain_records(ledger: Ledger) -> None:
