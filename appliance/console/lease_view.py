@@ -46,13 +46,28 @@ class Approval(Out):
     at_ms: int
 
 
+class Payload(Out):
+    """What the agent says it wants to send; nothing makes it send just this. `looked`: all of it was looked
+    through for secrets; `note` says why not. `head` is its beginning, secrets left out."""
+
+    name: str
+    bytes: int
+    sha256: str
+    text: bool
+    looked: bool
+    note: str
+    head: list[str]
+
+
 class Preview(Out):
-    """What a yes lets out: bytes at most (None: no limit), their cost at most, what newly opens."""
+    """What a yes lets out: bytes at most (None: no limit), their cost at most, what newly opens, and what
+    kinds of secrets are in which line of the payload."""
 
     bytes: int | None
     cost_usd: float | None
     widens: str
     classification: list[str]
+    payload: Payload | None = None
 
 
 class RequestRow(Out):

@@ -12,6 +12,7 @@ from exeat.appliance.console.auth.limits import Window
 from exeat.appliance.console.auth.passwords import Passwords
 from exeat.appliance.console.explorer.workers import Workers
 from exeat.appliance.console.journal import Journal
+from exeat.appliance.console.payload_notes import PayloadNotes
 from exeat.appliance.control.aio import Requester
 from exeat.appliance.errors import RefusedError
 from exeat.ledger.reader import ledger_of, origin_of
@@ -47,6 +48,7 @@ class Console:
         ledger = ledger_of(self.config.state_dir, origin_of(self.config.node.name))
         index = self.config.state_dir / "console" / "index.sqlite"
         self.workers = Workers(self.config.state_dir, ledger, index)
+        self.payloads = PayloadNotes(self.config.state_dir / "console" / "payloads.sqlite")
         self.journal = Journal(self.config.state_dir / "console" / "events", self.now_ms)
         self._control = Requester(self.config.run_dir / "control" / "control.sock", "control")
 
@@ -67,4 +69,5 @@ class Console:
     async def close(self) -> None:
         await self.workers.close()
         self._control.close()
+        self.payloads.close()
         self.accounts.close()

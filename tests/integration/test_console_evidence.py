@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import io
 import json
@@ -25,7 +26,7 @@ WIDER = TEXT + "allow:\n  - {id: a, to: a.example.org}\n"
 
 @pytest.fixture(scope="module")
 def rig() -> Iterator[ConsoleRig]:
-    made = ConsoleRig()
+    made = ConsoleRig('[[prices]]\nname = "web"\nto = [".github.com"]\nout_per_gb = 90_000_000\n')
     try:
         yield made
     finally:
@@ -61,6 +62,7 @@ def test_a_decision_can_be_proved(rig: ConsoleRig, lease: Any) -> None:
     assert leaf.hex() == entry["leaf_hash"]
     path = [bytes.fromhex(node) for node in proof["path"]]
     proofs.check_inclusion(seq, checkpoint.size, leaf, path, checkpoint.root)
+    assert vera.get("/ledger/consistency?from=2&to=3").json["to"] == 3
     grown = vera.get("/ledger/consistency?from=2").json
     assert (grown["from"], grown["to"]) == (2, vera.get("/ledger/head").json["size"])
 
@@ -85,6 +87,27 @@ def test_rows_sums_and_exports(rig: ConsoleRig, lease: Any) -> None:
     assert ("anna", "active", lease["id"]) in [(row["who"], row["action"], row["target"]) for row in acts]
     assert rig.person("vera").get("/audit").status == 403
     assert rig.person("vera").get("/nodes").json["items"][0]["state"] == "whole"
+
+
+def test_what_a_yes_would_let_out(rig: ConsoleRig) -> None:
+    """Bytes, their price, a witness of what newly opens, and the secrets in what is going to be sent."""
+    secret = "AKIA" + "Q" * 16
+    content = base64.b64encode(f"to = you\nkey = {secret}\n".encode()).decode()
+    ask = {"project": "p", "to": "codeload.github.com:443", "reason": "to test", "bytes": 5_000_000_000}
+    made = rig.person("olga").post("/requests", {**ask, "payload": {"name": "a.txt", "content": content}})
+    assert made.status == 201, made.body
+    shown = rig.person("anna").get(f"/requests/{quote(made.json['id'], safe='')}")
+    preview = shown.json["preview"]
+    assert (preview["bytes"], preview["cost_usd"]) == (5_000_000_000, 0.45)
+    assert preview["widens"].endswith("newly lets out, for example, codeload.github.com:443/tcp")
+    assert preview["classification"][0].startswith("line 2: AWS")
+    assert (preview["payload"]["name"], preview["payload"]["head"][0]) == ("a.txt", "to = you")
+    assert "secrets" in shown.json["flags"]
+    assert secret.encode() not in shown.body
+    kept = b"".join(path.read_bytes() for path in (rig.state_dir / "console").glob("payloads*"))
+    assert secret.encode() not in kept
+    wrong = rig.person("olga").post("/requests", {**ask, "payload": {"content": "?"}})
+    assert (wrong.status, wrong.json["reason_code"]) == (422, "payload.encoding")
 
 
 def test_who_sees_one_project_sees_no_other(rig: ConsoleRig, lease: Any) -> None:

@@ -87,6 +87,23 @@ def test_what_no_person_confirmed_does_not_count(rig: ConsoleRig, key: Authentic
     assert (denied.status, denied.json["state"]) == (200, "denied")  # a no never waits for a key
 
 
+def test_the_kill_switch_is_let_go_by_passkey_only(rig: ConsoleRig, key: Authenticator) -> None:
+    adam = rig.person("adam")
+    other = Authenticator("console.example.org", ORIGIN, b"key-2")
+    code = rig.exeat("passkey", "invite", "adam").strip()
+    made = other.create(adam.post("/passkeys/begin", {"code": code}).json["options"])
+    assert adam.post("/passkeys", {"code": code, "credential": made}).status == 201
+    stop = {"scope": "project", "project": "q", "on": True, "reason": "to test"}
+    assert adam.post("/kill", stop).status == 200
+    go = {**stop, "on": False}
+    assert adam.post("/kill", go).json["reason_code"] == "passkey.needed"
+    asked = adam.post("/kill/challenge", go).json
+    sent = {"expires_ms": asked["expires_ms"], "credential": other.get(asked["challenge"])}
+    everything = {"scope": "all", "on": False, "reason": "to test", "assertion": sent}
+    assert adam.post("/kill", everything).json["reason_code"] == "passkey.wrong"
+    assert adam.post("/kill", {**go, "assertion": sent}).json["stopped"] == []
+
+
 def test_a_passkey_outlives_control_and_can_be_taken_away(rig: ConsoleRig, key: Authenticator) -> None:
     anna = rig.person("anna")
     assert "passkey blue key of anna" in rig.exeat("ledger", "tail", "-n", "100", "--json")

@@ -16,10 +16,15 @@ from exeat.ledger.reader import Follower
 from exeat.ledger.records import decode
 from exeat.ledger.since import first_segment
 from exeat.policy.addresses import parse_cidr
+from exeat.policy.authority import Level
 from exeat.policy.baseline import under
 from exeat.policy.decide import compile_policy
 from exeat.policy.document import Document, PolicyError, load_policy
+from exeat.policy.errors import ScopeError
+from exeat.policy.leases import Lease
 from exeat.policy.lint import lint
+from exeat.policy.reach import reach
+from exeat.policy.scopes import parse_scope
 from exeat.policy.trial import run_trial
 from exeat.policy.widens import differences
 
@@ -79,6 +84,35 @@ def trial(place: Place, args: dict[str, Any]) -> dict[str, Any]:
     changes = [change.to_json() for change in found.changes[:_CHANGES]]
     more = max(0, len(found.changes) - _CHANGES)
     return {"replayed": found.replayed, "skipped": found.skipped, "changes": changes, "more": more}
+
+
+def preview(_place: Place, args: dict[str, Any]) -> dict[str, Any]:
+    """A flow that a lease would newly let out, under the document in force (canonical `policy`)."""
+    document = _under(Document.from_canonical_json(str(args["policy"])), args)
+    try:
+        scopes = tuple(
+            parse_scope(f"{to}:{port}") for to in args["to"] for port in (args["ports"] or ["any"])
+        )
+    except ScopeError as error:
+        raise AskError(error.code, str(error)) from None
+    speech = set(args["speech"])
+    wanted = Lease(
+        "wanted",
+        document.project,
+        scopes,
+        protocols=tuple(args["protocols"]),
+        raw="raw" in speech,
+        ech="ech" in speech,
+        direct="direct" in speech,
+        records="records" in speech,
+    )
+    found = reach(document, wanted, now_ms=time.time_ns() // 1_000_000)
+    if found.witness is None:
+        return {"text": "as things stand no lease can open it: the ceiling or a rule denies it"}
+    place = f"{found.witness.host}:{found.witness.port}/{found.witness.request.proto}"
+    if found.witness.level is Level.ALLOW:
+        return {"text": f"part of it is let out already, for example {place}"}
+    return {"text": f"newly lets out, for example, {place}"}
 
 
 def _observations(place: Place, since_ms: int) -> Iterator[Observation]:

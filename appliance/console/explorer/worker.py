@@ -47,6 +47,7 @@ _ANSWERS: Final[dict[str, Callable[[Place, dict[str, Any]], dict[str, Any]]]] = 
     "policy.check": policies.check,
     "policy.diff": policies.diff,
     "policy.trial": policies.trial,
+    "preview": policies.preview,
     "payload": payloads.classify,
 }
 _STREAMS: Final[dict[str, Callable[[Place, dict[str, Any]], Iterator[dict[str, Any]]]]] = {

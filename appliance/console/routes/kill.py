@@ -8,6 +8,7 @@ from pydantic import model_validator
 
 from exeat.appliance.console.models import Body, Out, Project, Words
 from exeat.appliance.console.problems import Problem
+from exeat.appliance.console.routes.passkeys import Assertion, Challenge, challenge
 from exeat.appliance.console.routes.status import Stopped
 from exeat.appliance.console.routing import Call, Routes
 
@@ -16,13 +17,14 @@ routes = Routes("kill")
 
 class Switch(Body):
     """`node` and `all` are the same while this is the only node. `jobs` false: running jobs may go on
-    without a network."""
+    without a network. Letting it again takes a passkey where there are any."""
 
     scope: Literal["project", "node", "all"]
     project: Project | None = None
     on: bool
     reason: Words
     jobs: bool = True
+    assertion: Assertion | None = None
 
     @model_validator(mode="after")
     def _one_scope(self) -> Switch:
@@ -48,6 +50,20 @@ async def show(call: Call) -> KillOut:
 async def turn(call: Call) -> KillOut:
     """Stop a project or everything at once, or let it again."""
     body = call.body
+    signed = body.assertion.model_dump() if body.assertion is not None else None
+    verb = "kill.on" if body.on else "kill.off"
+    return _out(call, await call.control(verb, assertion=signed, **_what(call)))
+
+
+@routes.post("/kill/challenge", "kill.write", body=Switch, out=Challenge, errors=(404, 503))
+async def challenge_of(call: Call) -> Challenge:
+    """What a passkey has to sign before letting it again (`on` false)."""
+    return await challenge(call, "kill.on" if call.body.on else "kill.off", **_what(call))
+
+
+def _what(call: Call) -> dict[str, Any]:
+    """As control takes it. Raises Problem for what is not theirs."""
+    body = call.body
     if body.project is not None:
         call.who.need(body.project)
     elif call.who.projects:
@@ -55,8 +71,7 @@ async def turn(call: Call) -> KillOut:
     what: dict[str, Any] = {"project": body.project} if body.project is not None else {"all": True}
     if body.on and not body.jobs:
         what["network_only"] = True
-    reply = await call.control("kill.on" if body.on else "kill.off", reason=body.reason, **what)
-    return _out(call, reply)
+    return {"reason": body.reason, **what}
 
 
 def _out(call: Call, reply: dict[str, Any]) -> KillOut:

@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from exeat.appliance.console.lease_view import RequestRow, request_row
+from exeat.appliance.console import explored
+from exeat.appliance.console.lease_view import RequestRow
 from exeat.appliance.console.models import Body, Out, Paging, Project, Text, Words, page
+from exeat.appliance.console.previews import shown, with_witness
 from exeat.appliance.console.problems import Problem
 from exeat.appliance.console.routes.passkeys import Assertion, Challenge, challenge
 from exeat.appliance.console.routing import Call, Routes
@@ -34,6 +36,13 @@ class RequestPage(Out):
     next: str | None
 
 
+class Shown(Body):
+    """What is going to be sent, for who decides: it is looked through for secrets and forgotten."""
+
+    name: Text = ""
+    content: Annotated[str, Field(max_length=900_000, description="in base64; the beginning, if it is long")]
+
+
 class Ask(Body):
     """`to` is HOST[:PORT] or a scope as policies have it."""
 
@@ -42,6 +51,7 @@ class Ask(Body):
     ttl_s: _Ttl = 1800
     bytes: _Bytes | None = None
     reason: Words
+    payload: Shown | None = None
 
 
 class Approve(Body):
@@ -91,17 +101,16 @@ async def ls(call: Call) -> RequestPage:
     query = call.query
     rows = await leases_of(call, query.project, everything=query.state == "all")
     wanted = [row for row in rows if query.state == "all" or row["state"] == PENDING]
-    shown, following = page(sorted(wanted, key=lambda row: (row["requested"], row["id"])), query)
-    flows = await held_flows(call) if any(row["state"] == PENDING for row in shown) else []
-    passkey = bool(call.console.config.passkeys.rp_id)
-    return RequestPage(items=[request_row(row, flows, passkey=passkey) for row in shown], next=following)
+    rows, following = page(sorted(wanted, key=lambda row: (row["requested"], row["id"])), query)
+    flows = await held_flows(call) if any(row["state"] == PENDING for row in rows) else []
+    return RequestPage(items=[shown(call, row, flows) for row in rows], next=following)
 
 
 @routes.get("/requests/{id}", "requests.read", out=RequestRow, errors=(404, 503), etag=True)
 async def show(call: Call) -> RequestRow:
     """One request; its ETag is its version."""
     row = await lease_of(call)
-    return request_row(row, await held_flows(call), passkey=bool(call.console.config.passkeys.rp_id))
+    return await with_witness(call, row, shown(call, row, await held_flows(call)))
 
 
 @routes.post("/requests", "requests.ask", body=Ask, out=RequestRow, status=201, errors=(404, 503))
@@ -109,6 +118,8 @@ async def ask(call: Call) -> RequestRow:
     """Ask ahead of time. Who asks cannot approve it."""
     body = call.body
     call.who.need(body.project)
+    given = body.payload
+    looked = await explored.ask(call, "payload", **given.model_dump()) if given is not None else None
     reply = await call.control(
         "lease.request",
         project=body.project,
@@ -117,7 +128,10 @@ async def ask(call: Call) -> RequestRow:
         max_bytes=body.bytes,
         reason=body.reason,
     )
-    return request_row(reply["lease"], ())
+    row = reply["lease"]
+    if looked is not None:
+        call.console.payloads.keep(row["id"], looked, call.console.now_ms())
+    return shown(call, row)
 
 
 @routes.post(
@@ -128,7 +142,7 @@ async def approve(call: Call) -> RequestRow:
     row, assertion = await lease_of(call), call.body.assertion
     signed = assertion.model_dump() if assertion is not None else None
     reply = await call.control("lease.approve", assertion=signed, **_approval(call.body, row))
-    return request_row(reply["lease"], ())
+    return shown(call, reply["lease"])
 
 
 @routes.post("/requests/{id}/challenge", "requests.decide", body=Approve, out=Challenge, errors=(404, 503))
@@ -155,7 +169,7 @@ async def deny(call: Call) -> RequestRow:
     """Say no: it is final, whoever said yes before."""
     row = await lease_of(call)
     reply = await call.control("lease.deny", lease=row["id"], version=call.body.version, why=call.body.note)
-    return request_row(reply["lease"], ())
+    return shown(call, reply["lease"])
 
 
 @routes.post("/requests/batch", "requests.decide", body=Batch, out=BatchOut, errors=(503,))
@@ -169,7 +183,7 @@ async def _one_of_batch(call: Call, chosen: Chosen, rows: dict[str, dict[str, An
     row = rows.get(chosen.id)
     if row is None:
         return BatchRow(id=chosen.id, done=False, reason_code="lease.unknown", detail="no such request")
-    flags = request_row(row, ()).flags
+    flags = shown(call, row).flags
     if flags:
         detail = f"look at it by itself: {', '.join(flags)}"
         return BatchRow(id=chosen.id, done=False, reason_code="flagged", detail=detail)
