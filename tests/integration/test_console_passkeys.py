@@ -108,7 +108,7 @@ def test_a_passkey_outlives_control_and_can_be_taken_away(rig: ConsoleRig, key: 
     anna = rig.person("anna")
     assert "passkey blue key of anna" in rig.exeat("ledger", "tail", "-n", "100", "--json")
     os.kill(rig.pid_of("control"), signal.SIGKILL)
-    wait_for(lambda: anna.get("/passkeys").status == 200)
+    wait_for(lambda: "p" in anna.get("/status").json.get("projects", ()))
     path, body = pending(rig, "www.github.com:443")
     sent = {**body, "assertion": signed(rig, key, path, body)}
     assert anna.post(f"{path}/approve", sent).json["state"] == "active"
