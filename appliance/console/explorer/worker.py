@@ -1,8 +1,9 @@
 """One worker: questions as lines of JSON on standard input, answers as lines on standard output.
 
-It gives way to everything else on the machine, ends with the process that started it, and is killed
-when nobody wants the answer any more. An answer is any number of lines with `row`, then one with
-`done`, or with `error` and `message`.
+It runs behind what matters more, and a question that takes long gives way to everything else on the
+machine; as no process may raise itself again, the worker is `over` after that one. It ends with the process
+that started it, and is killed when nobody wants the answer any more. An answer is any number of
+lines with `row`, then one with `done`, or with `error` and `message`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import resource
 import signal
 import sqlite3
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -31,6 +34,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 _PR_SET_PDEATHSIG: Final = 1
+NICE: Final = 10  # about a tenth of what is not nice; a short question must be answered on a busy node, too
+SHORT_S: Final = 1.0  # of computing
+_LOOK_S: Final = 0.1
 MEMORY: Final = 2 << 30  # bytes of addresses: what goes over it fails alone
 _ANSWERS: Final[dict[str, Callable[[Place, dict[str, Any]], dict[str, Any]]]] = {
     "entries": ledger.entries,
@@ -76,22 +82,49 @@ def answer(place: Place, ask: str, args: dict[str, Any]) -> Iterator[dict[str, A
         yield {"error": "ledger.unproved", "message": f"{error}: run `exeat ledger fsck`"}
 
 
-def _give_way() -> None:
+class Patience(threading.Thread):
+    """Watches over the thread that made it: once that has computed for `SHORT_S`, it is `over`."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self._worker, self._begun = threading.get_native_id(), time.process_time()
+        self._answered = threading.Event()
+        self.over = False
+
+    def run(self) -> None:
+        while not self._answered.wait(_LOOK_S):
+            if time.process_time() - self._begun > SHORT_S:
+                os.setpriority(os.PRIO_PROCESS, self._worker, 19)
+                with contextlib.suppress(OSError):  # a container may not let us; nice it is in any case
+                    os.sched_setscheduler(self._worker, os.SCHED_IDLE, os.sched_param(0))
+                self.over = True
+                return
+
+    def end(self) -> bool:
+        """The answer is there; whether it took long."""
+        self._answered.set()
+        self.join()
+        return self.over
+
+
+def _prepare() -> None:
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    os.nice(19)
-    with contextlib.suppress(OSError):  # a container may not let us; nice it is in any case
-        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    os.setpriority(os.PRIO_PROCESS, 0, max(NICE, os.getpriority(os.PRIO_PROCESS, 0)))
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 def main(words: list[str]) -> None:
     """`words`: the state directory, the ledger's folder, the file of the index."""
-    _give_way()
+    _prepare()
     place = Place(*map(Path, words))
     for line in sys.stdin:
         asked = json.loads(line)
+        patience = Patience()
+        patience.start()
         for said in answer(place, str(asked["ask"]), asked["args"]):
+            if "row" not in said:
+                said["over"] = patience.end()
             sys.stdout.write(json.dumps(said, separators=(",", ":")) + "\n")
         sys.stdout.flush()
 

@@ -42,6 +42,7 @@ class Workers:
     _streams: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MOST_STREAMS))
     _turns: dict[str, asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock))
     _waiting: Counter[str] = field(default_factory=Counter)
+    _over: set[int] = field(default_factory=set)  # that answered something long and may not be quick again
     _closed: bool = False
 
     async def ask(self, person: str, ask: str, **args: object) -> dict[str, Any]:
@@ -84,13 +85,14 @@ class Workers:
                 if not isinstance(error, RefusedError) or error.code in _BROKEN:
                     await _end(worker)
                     raise
-                self._keep(worker)
+                await self._keep(worker)
                 raise
-            self._keep(worker)
+            await self._keep(worker)
 
-    def _keep(self, worker: Process) -> None:
-        if self._closed:
-            _kill(worker)
+    async def _keep(self, worker: Process) -> None:
+        if self._closed or worker.pid in self._over:
+            self._over.discard(worker.pid)
+            await _end(worker)
         elif worker.returncode is None:
             self._idle.append(worker)
 
@@ -122,6 +124,8 @@ class Workers:
             if not line:
                 raise RefusedError("query.failed", "the question could not be answered: ask for less")
             said: dict[str, Any] = json.loads(line)
+            if said.get("over"):
+                self._over.add(worker.pid)
             if "error" in said:
                 raise RefusedError(said["error"], said["message"])
             yield said

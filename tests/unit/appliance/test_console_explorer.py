@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import os
+import subprocess
+import sys
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +14,7 @@ import pytest
 from tests.support.ledgers import flow_id
 
 from exeat.appliance.console.explorer import workers as module
+from exeat.appliance.console.explorer.worker import NICE
 from exeat.appliance.console.explorer.workers import Workers
 from exeat.appliance.errors import RefusedError
 from exeat.ledger import keys, note, proofs
@@ -222,8 +225,36 @@ async def _idle_pid(workers: Workers) -> int:
 def test_workers_give_way(store: Store, tmp_path: Path) -> None:
     async def use(workers: Workers) -> None:
         pid = await _idle_pid(workers)
-        assert os.getpriority(os.PRIO_PROCESS, pid) == 19
-        assert os.sched_getscheduler(pid) == os.SCHED_IDLE
+        ours = os.getpriority(os.PRIO_PROCESS, 0)
+        assert os.getpriority(os.PRIO_PROCESS, pid) == max(NICE, ours)
+
+    asking(store, tmp_path, use)
+
+
+def test_a_long_question_gives_way_to_everything() -> None:
+    """In a process of its own: nobody can take it back."""
+    code = (
+        "import os\n"
+        "from exeat.appliance.console.explorer import worker\n"
+        "worker.SHORT_S = 0.02\n"
+        "patience = worker.Patience(); patience.start()\n"
+        "while not patience.over: sum(range(1000))\n"
+        "idle = os.sched_getscheduler(0) == os.SCHED_IDLE\n"
+        "print(patience.end(), idle, os.getpriority(os.PRIO_PROCESS, 0))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout == "True True 19\n"
+
+
+def test_a_worker_that_gave_way_is_not_asked_again(store: Store, tmp_path: Path) -> None:
+    async def use(workers: Workers) -> None:
+        pid = await _idle_pid(workers)
+        workers._over.add(pid)  # as its answer says
+        await workers.ask("ann", "head")
+        assert not alive(pid)
+        assert (await workers.ask("ann", "head"))["size"] == store.size
 
     asking(store, tmp_path, use)
 
