@@ -12,6 +12,7 @@ from tests.support.rewriting import NAME, World
 from exeat.appliance.cli import main
 from exeat.ledger.client import append_blocking
 from exeat.ledger.doors import ROLES
+from exeat.ledger.watched import SILENT
 from exeat.ledger.witness_client import FORK, UNREACHABLE
 
 if TYPE_CHECKING:
@@ -42,6 +43,29 @@ def test_checkpoints_are_cosigned_and_a_witness_that_goes_is_named(world: World)
     wait_for(
         lambda: world.told() == [("began", UNREACHABLE), ("over", UNREACHABLE)], "both are on the ledger"
     )
+
+
+def test_a_node_that_falls_silent_is_an_anomaly_on_its_witness(world: World) -> None:
+    """The witness's own ledger is here the one that it watches: only who sends is stopped."""
+    wait_for(lambda: world.cosigned() >= 2, "it sends")
+    world.client.stop()
+    world.witness.stop()
+    world.witness = world.start_witness(run_dir=world.settings.run_dir, silent_after_s=0.5)
+    wait_for(lambda: world.anomalies()[:1] == [("began", SILENT)], "it is missed")
+    world.client = world.start_client()
+    wait_for(lambda: world.anomalies()[:2] == [("began", SILENT), ("over", SILENT)], "it is back")
+
+
+def test_a_witness_that_stays_away_is_an_anomaly_on_the_node(world: World) -> None:
+    wait_for(lambda: world.cosigned() >= 2, "it cosigns")
+    world.client.stop()
+    world.client = world.start_client(alarm_s=0.5)
+    world.witness.stop(signal.SIGKILL)
+    append_blocking(world.daemon.path, [deny(1)])
+    wait_for(lambda: world.anomalies() == [("began", UNREACHABLE)], "it is an alarm")
+    world.witness = world.start_witness()
+    both = [("began", UNREACHABLE), ("over", UNREACHABLE)]
+    wait_for(lambda: world.anomalies() == both, "and its end is told")
 
 
 def test_a_history_rewritten_with_the_real_key_is_reported(

@@ -10,8 +10,9 @@ import sys
 import tempfile
 import time
 import traceback
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tests.support.ledgers import Daemon, deny, running, settings, start, wait_for
 
@@ -74,16 +75,18 @@ class World:
         self.witness = self.start_witness()
         peer = Peer(Place(f"127.0.0.1:{self.port}", "", ("127.0.0.1", self.port), tls=False), self.key)
         common = daemon.settings
-        chosen = witnessing.WitnessSettings(common.state_dir, common.run_dir, common.node, (peer,))
-        self.seals = witnessing.seals(chosen.state_dir, chosen.origin_hash)
-        self.client = Process(chosen)
+        self.sending = witnessing.WitnessSettings(common.state_dir, common.run_dir, common.node, (peer,))
+        self.seals = witnessing.seals(self.sending.state_dir, self.sending.origin_hash)
+        self.client = self.start_client()
 
-    def start_witness(self) -> Process:
+    def start_witness(self, **more: Any) -> Process:
         log = keys.verifier(self.directory)
         place = ("127.0.0.1", self.port)
-        return Process(
-            witnessing.WitnessSettings(self.base / "w", self.base, "other", (), NAME, (place,), (log,))
-        )
+        common = (self.base / "w", more.pop("run_dir", self.base), "other")
+        return Process(witnessing.WitnessSettings(*common, (), NAME, (place,), (log,), **more))
+
+    def start_client(self, **more: Any) -> Process:
+        return Process(replace(self.sending, **more))
 
     def trouble(self) -> str:
         return "".join(each.trouble for each in read_standings(self.seals))
@@ -97,9 +100,12 @@ class World:
         assert note.verify(found, *both) == list(both)
         return note.parse_checkpoint(found.text).size
 
-    def told(self) -> list[tuple[str, str]]:
+    def told(self, kind: Kind = Kind.WITNESS) -> list[tuple[str, str]]:
         found = [decode(data) for _, data in read(self.directory)]
-        return [(each.decision, each.reason_code) for each in found if each.kind is Kind.WITNESS]
+        return [(each.decision, each.reason_code) for each in found if each.kind is kind]
+
+    def anomalies(self) -> list[tuple[str, str]]:
+        return self.told(Kind.ANOMALY)
 
     def rewrite(self) -> None:
         """Stop the ledger, put one record in another's place with the real key at hand, start it again."""
