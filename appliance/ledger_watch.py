@@ -5,17 +5,20 @@ Run where the gateway's own sockets are: in the host's network namespace.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import select
 import time
 from typing import TYPE_CHECKING
 
 from exeat.appliance.errors import NotReachableError
-from exeat.ledger import records
+from exeat.ledger import conntrack, records
 from exeat.ledger.books import Books
+from exeat.ledger.direct_books import DirectBooks, DirectFinding
 from exeat.ledger.reader import Follower, ReaderError, tail
 from exeat.ledger.records import Kind
 from exeat.ledger.sock_ends import SocketEnds
+from exeat.sandbox.rules import MARK
 
 if TYPE_CHECKING:
     import argparse
@@ -23,33 +26,97 @@ if TYPE_CHECKING:
 
 
 _POLL_MS = 200
+_MARKED = 0xFFFF0000  # the bits of a mark that are no pinhole's number
+_SWITCH = "it counts what begins after `sysctl -w net.netfilter.nf_conntrack_acct=1`"
 _GRACE_S = 5.0  # how long the second book of a flow may take at the end
 
 
 def run(ledgers: list[Path], args: argparse.Namespace) -> int:
     """Compare what ends in `args.watch` seconds. Returns the exit code."""
-    ends = SocketEnds()
+    ends, direct = SocketEnds(), _Direct()
     books = {directory: Books() for directory in ledgers}
     try:
         followers = {directory: _begin(directory, books[directory]) for directory in ledgers}
         poller = select.poll()
         poller.register(ends.fileno(), select.POLLIN)
+        direct.register(poller)
         stop = time.monotonic() + args.watch
         while (now := time.monotonic()) < stop + _GRACE_S:
             poller.poll(_POLL_MS)
             for end in ends.read():
                 for each in books.values():
                     each.ended(end)
+            direct.hear()
             for directory, follower in followers.items():
                 for seq, data in follower.poll():
-                    _take(books[directory], seq, data)
+                    for book in (books[directory], direct.books):
+                        _take(book, seq, data)
             if now > stop and not any(each.waiting[0] for each in books.values()):
                 break
     except (ReaderError, OSError) as error:
         raise NotReachableError(str(error)) from None
     finally:
         ends.close()
-    return max(_report(books[directory], ends.lost, directory, args) for directory in ledgers)
+    codes = [_report(books[directory], ends.lost, directory, args) for directory in ledgers]
+    return max(*codes, direct.report(as_json=args.json))
+
+
+class _Direct:
+    """Conntrack's book of direct flows, where it can be asked."""
+
+    def __init__(self) -> None:
+        self.books = DirectBooks(lambda number: MARK | number)
+        self._counts = conntrack.counts()
+        self._line: conntrack.Conntrack | None = None
+        with contextlib.suppress(OSError):  # no right, or a kernel without it
+            self._line = conntrack.Conntrack()
+
+    def register(self, poller: select.poll) -> None:
+        if self._line is not None:
+            poller.register(self._line.fileno(), select.POLLIN)
+
+    def hear(self) -> None:
+        for connection in self._line.ended() if self._line is not None else ():
+            if connection.mark & _MARKED == MARK:
+                self.books.ended(connection)
+
+    def report(self, *, as_json: bool) -> int:
+        """Say it, and close. Returns the exit code."""
+        if self._line is None:
+            return 0
+        self.hear()
+        found = self.books.settle(self._line.living(MARK, _MARKED))
+        lost = self._line.lost
+        self._line.close()
+        if not found:
+            return 0
+        if as_json:
+            rows = [
+                {"seq": each.seq, "flow": each.record.flow.hex(), "refused": each.refused} for each in found
+            ]
+            print(json.dumps({"direct": rows, "counts": self._counts, "lost": lost}))
+        else:
+            print(*_said(found, lost, counts=self._counts), sep="\n")
+        return int(not lost and any(each.unexplained for each in found))
+
+
+def _said(found: list[DirectFinding], lost: int, *, counts: bool) -> list[str]:
+    judged = [(each, each.refused) for each in found if each.refused is not None]
+    exact = sum(refused == (0, 0) for _, refused in judged)
+    more = sum(max(0, count) for _, refused in judged for count in refused)
+    lines = [
+        f"direct: {exact} of {len(found)} flows are the same in conntrack; {more} bytes more were refused"
+    ]
+    if len(judged) < len(found) or not counts:
+        lines.append(f"direct: {len(found) - len(judged)} without its counts: {_SWITCH}")
+    if lost:
+        lines.append(f"direct: the kernel dropped events {lost} times, so these are not judged")
+    lines += [
+        f"record {each.seq}: conntrack - ledger: out {refused[0]:+d}, in {refused[1]:+d} bytes"
+        for each, refused in judged
+        if each.unexplained
+    ]
+    return lines
 
 
 def _begin(directory: Path, books: Books) -> Follower:
@@ -62,7 +129,7 @@ def _begin(directory: Path, books: Books) -> Follower:
     return follower
 
 
-def _take(books: Books, seq: int, data: bytes) -> None:
+def _take(books: Books | DirectBooks, seq: int, data: bytes) -> None:
     if records.recall(data).kind in (Kind.OPEN, Kind.CLOSE):
         books.record(seq, records.decode(data))
 

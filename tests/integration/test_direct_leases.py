@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,8 +13,11 @@ from tests.support.direct_world import NAME, in_direct_world
 from tests.support.host_world import OUT4
 from tests.support.running import wait_for
 
+from exeat.ledger import conntrack
+from exeat.ledger.direct_books import DirectBooks
 from exeat.ledger.reader import read_records
 from exeat.ledger.records import Kind
+from exeat.sandbox.rules import MARK
 
 if TYPE_CHECKING:
     from tests.support.direct_world import DirectWorld
@@ -21,6 +26,7 @@ pytestmark = pytest.mark.root
 
 SSH = ("tcp", OUT4, 22)
 CLOSED = "EHOSTUNREACH"
+WATCH = ("ledger", "reconcile", "--watch", "12")
 
 
 def test_a_lease_opens_counts_and_ends_with_whatever_ends_it() -> None:
@@ -89,6 +95,8 @@ def refused(world: DirectWorld) -> None:
 
 def test_bytes_and_budgets_end_it_and_a_name_is_followed() -> None:
     def body(world: DirectWorld) -> None:
+        conntrack.SWITCH.write_text("1")
+        second_book, books = conntrack.Conntrack(), DirectBooks(lambda number: MARK | number)
         lease = world.lease(f"{NAME}:51820", "--udp", "--bytes", "4KiB")
         (row,) = world.open(lease)
         assert row["reserved"] == 4096
@@ -110,12 +118,29 @@ def test_bytes_and_budgets_end_it_and_a_name_is_followed() -> None:
             assert world.agent(("tcp", "198.51.100.3", 22)) == ["internet"]
             assert world.agent(SSH) == ["internet"]  # until its own time is over
             assert process.poll() is None
+            world.exeat("lease", "revoke", other, "--as", "ben")
+            assert how_it_ended(process) == "ECONNABORTED"
+        world.closed(2)
+        for seq, record in read_records(world.made.base / "state" / "ledger"):
+            books.record(seq, record)
+        udp, tcp = books.settle([*second_book.ended(), *second_book.living(MARK, 0xFFFF0000)])
+        second_book.close()
+        assert udp.refused is not None
+        assert tcp.refused is not None
+        assert (udp.unexplained, tcp.unexplained) == (0, 0)
+        assert tcp.record.bytes_out > 0
 
     in_direct_world(body, "budgets: {default: {bytes: 64KiB/1d}}")
 
 
 def test_money_that_is_left_is_all_that_may_pass() -> None:
     def body(world: DirectWorld) -> None:
+        conntrack.SWITCH.write_text("1")
+        watch = subprocess.Popen(
+            [sys.executable, "-I", "-m", "exeat", "--config", str(world.made.config), *WATCH],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         lease = world.lease(f"{NAME}:51820", "--udp")
         (row,) = world.open(lease)
         assert row["reserved"] == 3000
@@ -123,6 +148,9 @@ def test_money_that_is_left_is_all_that_may_pass() -> None:
         (closed,) = world.closed()
         wait_for(lambda: world.shut(lease) == ["budget.exceeded"])
         assert 2900 < closed.bytes_out + closed.bytes_in == closed.cost_nano_usd <= 3000
+        said, _ = watch.communicate(timeout=60)
+        assert not watch.returncode
+        assert re.search(r"direct: [01] of 1 flows are the same in conntrack; \d+ bytes more", said)
 
     in_direct_world(body, "budgets: {default: {usd: 0.000003/1d}}")
 
