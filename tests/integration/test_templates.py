@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shutil
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from tests.support.running import Running
 
+from exeat.appliance import template
 from exeat.appliance.lab import plan
 
 if TYPE_CHECKING:
@@ -95,6 +97,30 @@ def test_models_may_be_asked_and_nobody_else(running: Running) -> None:
     assert refused["api.openai.com"].startswith("dns.")
 
 
+# The image keeps the page loading until it has said what came of its worker.
+SERVICE_WORKER = """
+import http.server, threading
+told = threading.Event()
+PAGE = b\"\"\"<img src=/slow><p id=said></p><script>
+navigator.serviceWorker.register("/worker.js").then(() => "registered", error => error.name).then(
+  text => { said.textContent = text; fetch("/told") })
+</script>\"\"\"
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        if self.path == "/told": told.set()
+        if self.path == "/slow": told.wait(20)
+        self.send_response(200)
+        kind = "text/javascript" if self.path == "/worker.js" else "text/html"
+        self.send_header("Content-Type", kind)
+        self.end_headers()
+        self.wfile.write(PAGE if self.path == "/" else b"")
+
+server = http.server.ThreadingHTTPServer(("127.0.0.1", 8080), Handler)
+open("/tmp/up", "w").close()
+server.serve_forever()
+"""
+
 # Not on every distribution is there a Chromium that needs no daemon; where it is, it is tried.
 if CHROMIUM.exists() and shutil.which("python3"):
 
@@ -104,6 +130,15 @@ if CHROMIUM.exists() and shutil.which("python3"):
         assert (text.returncode, text.stdout) == (0, "An origin of the exeat lab.\n"), text.stderr
         opened = {r["dest"]["host"] for r in running.records(100) if r["kind"] == "open"}
         assert opened == {"plain.example.org"}
+
+    def test_a_page_has_no_service_worker(running: Running, tmp_path: Path) -> None:
+        """With a server in the job itself: only there, and by https, may a page ask for one."""
+        own = tmp_path / "own.yaml"
+        text = template.text_of("browser")
+        server = f"mkfifo /tmp/up; python3 -c '{SERVICE_WORKER}' & : </tmp/up\n"
+        own.write_text(text.replace("shell: |\n", f"shell: |\n{textwrap.indent(server, '  ')}"))
+        done = by_template(running, str(own), "--project", plan.PROJECT, "--", "http://127.0.0.1:8080/")
+        assert (done.returncode, done.stdout) == (0, "AbortError\n"), done
 
     def test_a_browser_that_is_given_no_page(running: Running) -> None:
         done = by_template(running, "browser", f"--project={plan.PROJECT}", "--", "file:///etc/passwd")
