@@ -82,4 +82,4 @@ class AskBook:
     def repeat(self) -> None:
         """Tell control again who waits: it may have been restarted, and coalesces by key."""
         for message in list(self._asked.values()):
-            self._send(message)
+            self._send({**message, "again": True})

@@ -138,7 +138,6 @@ class LeaseRow(Out):
 def request_row(
     row: Mapping[str, Any],
     flows: Iterable[Mapping[str, Any]],
-    cost_usd: float | None = None,
     *,
     passkey: bool = False,
 ) -> RequestRow:
@@ -167,9 +166,7 @@ def request_row(
         last_ms=asked.get("last_ms", row["requested"]),
         expires_ms=row["lapses"],
         waiting=_waiting(row, agent, dest, flows),
-        preview=Preview(
-            bytes=row["max_bytes"], cost_usd=cost_usd, widens=_opens(row, dest), classification=[]
-        ),
+        preview=Preview(bytes=row["max_bytes"], cost_usd=None, widens=_opens(row, dest), classification=[]),
         ladder=_ladder(row),
         ttl_s=row["ttl_ms"] // 1000,
         ttl_choices_s=ttl_choices(row["ttl_ms"] // 1000),

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 ALL: Final[tuple[Route, ...]] = (
     *session.routes,
     *status.routes,
+    *status.probes,
     *metrics.routes,
     *requests.routes,
     *leases.routes,

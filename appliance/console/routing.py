@@ -80,11 +80,12 @@ class Route:
 
 
 class Routes(list[Route]):
-    """The routes of one resource."""
+    """The routes of one resource, below `prefix`."""
 
-    def __init__(self, tag: str) -> None:
+    def __init__(self, tag: str, prefix: str = PREFIX) -> None:
         super().__init__()
         self.tag = tag
+        self.prefix = prefix
 
     def get(self, path: str, permission: str, **more: Any) -> Callable[[Handler], Handler]:
         return self._add("GET", path, permission, more)
@@ -102,7 +103,7 @@ class Routes(list[Route]):
         self, method: str, path: str, permission: str, more: dict[str, Any]
     ) -> Callable[[Handler], Handler]:
         def declare(handler: Handler) -> Handler:
-            self.append(Route(method, PREFIX + path, permission, handler, self.tag, **more))
+            self.append(Route(method, self.prefix + path, permission, handler, self.tag, **more))
             return handler
 
         return declare

@@ -25,6 +25,7 @@ from exeat.policy.names import parse_host
 from exeat.policy.reasons import short_text
 from exeat.policy.rules import Kind, Rule
 from exeat.policy.scopes import parse_scope
+from exeat.policy.terms import terms
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -134,8 +135,7 @@ class Leases:
         key = str(message["key"])
         known = self._all.get(self._pending.get(key, ""))
         if known is not None and states.settle(known, self._now()).state is State.REQUESTED:
-            if known.id in self._asked:
-                self._asked[known.id].again(self._now())
+            self._ask_again(known.id, message)
             return known.id
         host = parse_host(str(message["host"]))
         document = self._policies.document_of(str(subject["project"]), str(subject["job"]))
@@ -152,6 +152,14 @@ class Leases:
         self._pending[key] = lease.id
         self._asked[lease.id] = Asked.first(subject, str(message.get("rule", "")), self._now())
         return lease.id
+
+    def _ask_again(self, name: str, message: Message) -> None:
+        """One more flow; or, where the proxy only says again who waits, none."""
+        asked = self._asked.get(name)
+        if asked is None:
+            self._asked[name] = Asked.first(message["subject"], str(message.get("rule", "")), self._now())
+        elif message.get("again") is not True:
+            asked.again(self._now())
 
     async def request(self, message: Message, *, requester: str) -> dict[str, Any]:
         """A person asks ahead of time."""
@@ -219,6 +227,9 @@ class Leases:
             reason=reason,
             policy=document.digest,
         )
+        if asked is None:  # nobody has judged yet what it falls under
+            asks = terms(document, draft)
+            draft = replace(draft, approvals_needed=asks.approvals, max_ttl_ms=asks.max_ttl_ms)
         outcome = states.request(self._bounded(draft), self._now())
         if not outcome.ok:
             raise RefusedError(outcome.reason, f"{to}: this cannot be asked for")

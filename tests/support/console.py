@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    import ssl
+    from collections.abc import Callable, Mapping
 
 PASSWORD = "correct horse battery"
 POLICIES = {
@@ -74,9 +75,17 @@ class Person:
 
 
 class ConsoleRig:
-    """`more` is added to the configuration; `policies` are texts by project."""
+    """`more` is added to the configuration; `policies` are texts by project. `prepare` makes files in the
+    rig's folder before the start. With `trust` it is called by TLS."""
 
-    def __init__(self, more: str = "", policies: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        more: str = "",
+        policies: Mapping[str, str] | None = None,
+        prepare: Callable[[Path], str] = lambda _: "",
+        trust: ssl.SSLContext | None = None,
+    ) -> None:
+        self.trust = trust
         # Not below pytest's folder, which is 0700: the service users must get in.
         self.base = Path(tempfile.mkdtemp(prefix="exeat-console-"))
         self.base.chmod(0o755)
@@ -91,7 +100,7 @@ class ConsoleRig:
             f'[paths]\nstate_dir = "{self.base}/state"\nrun_dir = "{self.base}/run"\n'
             f'[policy]\ndir = "{self.base}/policies"\n'
             f'[dns]\nupstream = ["127.0.0.1:9"]\n'  # nobody: no test here asks for a name
-            f'[console]\nlisten = "127.0.0.1:{self.port}"\n{more}'
+            f'[console]\nlisten = "127.0.0.1:{self.port}"\n{prepare(self.base)}{more}'
         )
         self._tokens: dict[str, Person] = {}
         command = [sys.executable, "-I", "-m", "exeat", "up", "--config", str(self.config)]
@@ -104,7 +113,7 @@ class ConsoleRig:
 
     @property
     def origin(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"{'http' if self.trust is None else 'https'}://127.0.0.1:{self.port}"
 
     @property
     def state_dir(self) -> Path:
@@ -114,9 +123,12 @@ class ConsoleRig:
     def run_dir(self) -> Path:
         return self.base / "run"
 
+    def command(self, *words: str) -> list[str]:
+        return [sys.executable, "-I", "-m", "exeat", "--config", str(self.config), *words]
+
     def exeat(self, *words: str, stdin: str = "") -> str:
         """The output of a command that must succeed."""
-        command = [sys.executable, "-I", "-m", "exeat", "--config", str(self.config), *words]
+        command = self.command(*words)
         done = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=60, check=False)
         assert done.returncode == 0, f"exeat {' '.join(words)}: {done.returncode}\n{done.stdout}{done.stderr}"
         return done.stdout
@@ -124,7 +136,11 @@ class ConsoleRig:
     def http(
         self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
     ) -> Answer:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        connection = (
+            http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+            if self.trust is None
+            else http.client.HTTPSConnection("127.0.0.1", self.port, timeout=30, context=self.trust)
+        )
         try:
             connection.request(method, path, body, dict(headers or {}))
             response = connection.getresponse()

@@ -7,9 +7,13 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from exeat.appliance.console.models import Out
+from exeat.appliance.console.permissions import PUBLIC
+from exeat.appliance.console.problems import Problem
+from exeat.appliance.console.pump import WATCHER
 from exeat.appliance.console.routing import Call, Routes
 
 routes = Routes("status")
+probes = Routes("status", prefix="")  # for what watches processes: they say nothing but yes or no
 
 
 class Stopped(Out):
@@ -49,6 +53,33 @@ async def show(call: Call) -> Status:
     shown["shadows"] = [name for name in said["shadows"] if sees(name)]
     shown["killed"] = [row for row in said["killed"] if row["project"] is None or sees(row["project"])]
     return Status(whole=whole(said), **shown)
+
+
+class Health(Out):
+    """`ok`, or what is not."""
+
+    status: str
+
+
+@probes.get("/live", PUBLIC, out=Health)
+async def live(_call: Call) -> Health:
+    """The process answers."""
+    return Health(status="ok")
+
+
+@probes.get("/ready", PUBLIC, out=Health, errors=(503,))
+async def ready(call: Call) -> Health:
+    """It can serve people: control answers it."""
+    await call.console.control(WATCHER, "kill.ls")
+    return Health(status="ok")
+
+
+@probes.get("/health", PUBLIC, out=Health, errors=(503,))
+async def health(call: Call) -> Health:
+    """The appliance is whole: as `exeat status` judges it. What is wrong is said to who signs in."""
+    if not whole(await call.console.control(WATCHER, "status")):
+        raise Problem(503, "health.not_whole", "something is not as it should be: `exeat status` says what")
+    return Health(status="ok")
 
 
 def whole(said: dict[str, Any]) -> bool:

@@ -149,6 +149,27 @@ def test_two_approvals_are_two_people(desk: Desk) -> None:
 
 
 @pytest.mark.usefixtures("ledger")
+def test_who_asks_ahead_of_time_needs_as_many_people(desk: Desk) -> None:
+    """Else asking first would be the way around a rule that wants two."""
+    message = {"project": "p", "to": "two.example.org", "reason": "x"}
+    row = asyncio.run(desk.leases.request(message, requester="a1"))
+    assert row["approvals_needed"] == 2
+    assert desk.do("approve", row["id"], "u1")["state"] == "requested"
+    assert desk.do("approve", row["id"], "u2")["state"] == "active"
+
+
+@pytest.mark.usefixtures("ledger")
+def test_flows_that_ask_are_counted_once_each(desk: Desk) -> None:
+    name = desk.ask()
+    desk.ask(again=True)
+    assert desk.leases.row(name)["asked"]["tries"] == 1
+    desk.ask()
+    assert desk.leases.row(name)["asked"]["tries"] == 2
+    desk.restart()
+    assert desk.leases.row(name)["asked"] is None
+
+
+@pytest.mark.usefixtures("ledger")
 def test_what_may_not_be_is_refused_with_its_code(desk: Desk) -> None:
     lease = desk.ask()
     for verb, more, code in (
