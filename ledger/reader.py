@@ -45,8 +45,8 @@ def ledger_of(state_dir: Path, origin: str) -> Path:
 class Follower:
     """`poll` gives the committed records that came since the last call.
 
-    It follows the writer into new segments, and notices when a recovery has put a fresh file in
-    the place of the one it was reading.
+    It follows the writer into new segments, and notices when a recovery, packing or dropping has put
+    a fresh file in the place of the one it was reading.
     """
 
     def __init__(self, directory: Path, *, index: int = 0) -> None:
@@ -81,9 +81,10 @@ class Follower:
         path = self._directory / "seg" / f"{self._index:012d}.seg"
         try:
             with path.open("rb") as file:
-                inode = os.fstat(file.fileno()).st_ino
-                if inode != self._inode:
-                    self._inode, self._offset = inode, 0
+                status = os.fstat(file.fileno())
+                # The number of a file that was replaced may be given again, to one that is shorter.
+                if status.st_ino != self._inode or status.st_size < self._offset:
+                    self._inode, self._offset = status.st_ino, 0
                 file.seek(self._offset)
                 return _content(file)
         except FileNotFoundError:  # sealed, and the next one is not there yet

@@ -104,6 +104,18 @@ def test_who_reads_meanwhile_has_every_record_once(ledger: Ledger) -> None:
     assert [seq for seq, _ in got] == list(range(ledger.store.size))
 
 
+def test_who_reads_goes_on_though_a_file_has_the_number_of_the_one_it_knew(ledger: Ledger) -> None:
+    follower = reader.Follower(ledger.directory)
+    seen = list(follower.poll())
+    newest = reader.find_segments(ledger.directory)[-1]
+    for first in range(0, 300, 20):
+        ledger.store.append([deny(first + n) for n in range(20)], 1)
+    newest.write_bytes(retention.stub(newest))  # the same inode
+    after = reader.first_record(reader.find_segments(ledger.directory)[int(newest.stem) + 1])
+    assert [seq for seq, _ in follower.poll()] == list(range(after, ledger.store.size))
+    assert after > len(seen)
+
+
 def test_only_what_is_signed_is_packed_and_never_the_newest(ledger: Ledger) -> None:
     paths = reader.find_segments(ledger.directory)
     packer, end = Packing(ledger.directory), reader.first_record(paths[1])
