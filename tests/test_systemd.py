@@ -114,6 +114,12 @@ def test_nobody_else_holds_a_capability(process: str) -> None:
     assert values(process, "ProtectSystem") == ["strict"]
 
 
+def test_the_consoles_workers_may_make_themselves_nice() -> None:
+    """`@resources`, which is taken away, holds what they need for that."""
+    allowed = {word for line in values("console", "SystemCallFilter") for word in line.split()}
+    assert {"setrlimit", "prlimit64", "setpriority", "sched_setscheduler"} <= allowed
+
+
 def test_the_same_users_everywhere() -> None:
     users = CONFIG.users
     wanted = {users.gateway, users.ledger, users.control, users.export, users.console}

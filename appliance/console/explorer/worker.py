@@ -94,8 +94,8 @@ class Patience(threading.Thread):
     def run(self) -> None:
         while not self._answered.wait(_LOOK_S):
             if time.process_time() - self._begun > SHORT_S:
-                os.setpriority(os.PRIO_PROCESS, self._worker, 19)
-                with contextlib.suppress(OSError):  # a container may not let us; nice it is in any case
+                with contextlib.suppress(OSError):  # a container may not let us
+                    os.setpriority(os.PRIO_PROCESS, self._worker, 19)
                     os.sched_setscheduler(self._worker, os.SCHED_IDLE, os.sched_param(0))
                 self.over = True
                 return
@@ -109,7 +109,8 @@ class Patience(threading.Thread):
 
 def _prepare() -> None:
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    os.setpriority(os.PRIO_PROCESS, 0, max(NICE, os.getpriority(os.PRIO_PROCESS, 0)))
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, 0, max(NICE, os.getpriority(os.PRIO_PROCESS, 0)))
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
