@@ -255,7 +255,8 @@ class Podman:
 
     def run(self, job: str, config: str) -> list[str]:
         folder = self.places.job(job)
-        known = f"--cidfile={self.places.container(job)}", f"--pidfile={folder / 'pid'}", f"--name={job}"
+        # By the path as an argument of its own, all that runs for the job is known.
+        known = f"--cidfile={self.places.container(job)}", "--pidfile", f"{folder}/pid", f"--name={job}"
         return self._command(_RUN, job, "run", *known, *podman.options(json.loads(config), folder))
 
     def delete(self, job: str) -> list[str]:

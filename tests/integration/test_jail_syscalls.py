@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,7 +33,7 @@ PROTOCOLS = (0, 1, 2, 6, 12, 15, 17, 47, 50, 58, 132, 136, 255, 262, 768)
 Call = tuple[int, tuple[int, ...]]
 
 
-@pytest.fixture(scope="module", params=["crun", "runc"])
+@pytest.fixture(scope="module", params=["crun", "runc", *filter(shutil.which, ["podman"])])
 def rig(request: pytest.FixtureRequest) -> Iterator[WardenRig]:
     with WardenRig(runtime=request.param) as made:
         yield made

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import os
+import socket
 import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,6 +17,18 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 ABI = ctypes.CDLL(None).syscall(444, None, ctypes.c_size_t(0), 1)
+
+
+TRY = """
+import errno, os, socket, sys
+pid = int(sys.argv[1])
+def said(call):
+    try: return call()
+    except OSError as error: return errno.errorcode[error.errno]
+print(said(lambda: os.kill(pid, 0)))
+print(said(lambda: socket.socket(socket.AF_UNIX).connect(f"\\0exeat-landlock-{pid}")))
+print(said(lambda: os.kill(os.getppid(), 0) or "own"))
+"""
 
 
 def run(tmp_path: Path, script: str) -> subprocess.CompletedProcess[str]:
@@ -76,6 +91,17 @@ if ABI > 0:
         done = subprocess.run(words, capture_output=True, text=True, check=False)
         assert (done.returncode, done.stdout) == (126, "")
         assert done.stderr == "exeat: landlock: No such file or directory\n"
+
+
+# Scopes are of ABI 6.
+if ABI >= 6:
+
+    def test_signals_and_abstract_sockets_stay_among_its_own(tmp_path: Path) -> None:
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(f"\0exeat-landlock-{os.getpid()}")
+            listener.listen()
+            done = run(tmp_path, f"{sys.executable} -I -c '{TRY}' {os.getpid()}")
+        assert done.stdout.split() == ["EPERM", "EPERM", "own"], done.stderr
 
 
 @pytest.mark.parametrize(("command", "code"), [("no-such-command", 127), ("/etc/hosts", 126)])
