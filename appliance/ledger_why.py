@@ -9,6 +9,7 @@ from exeat.appliance.documents import DocumentError, Documents
 from exeat.appliance.errors import NotReachableError, UsageError
 from exeat.appliance.ledger_proofs import number
 from exeat.appliance.ledger_text import as_json, line
+from exeat.appliance.ledger_why_budgets import BudgetUse, used_before
 from exeat.ledger.in_force import InForce, Story, snapshot_parts, story
 from exeat.ledger.reader import ReaderError, dropped_before
 from exeat.ledger.records import Kind, Record, RecordError
@@ -22,17 +23,19 @@ from exeat.policy.snapshot import Snapshot, SnapshotError
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
 _NOTHING = Decision(Verdict.DENY, "")
 
 
 class _Answer(NamedTuple):
-    """`again` beside what it was judged by."""
+    """`again` beside what it was judged by, and what the budget that decided had used by the records."""
 
     again: Again
     found: InForce
+    snapshot: Snapshot | None = None
+    budget: Sequence[BudgetUse] = ()
 
 
 def register(actions: Any, directories: Callable[[argparse.Namespace], list[Path]]) -> list[Any]:
@@ -58,8 +61,18 @@ def run_why(directory: Path, args: argparse.Namespace) -> int:
         answer = _Answer(_unknown(recorded), told.in_force(by_generation=True))
     else:
         answer = explain(told, recorded, documents, complete=not dropped_before(directory))
+        answer = answer._replace(budget=_budget(directory, told, recorded, answer.snapshot))
     print(json.dumps(_json(told, answer)) if args.json else _text(told, answer))
     return 0 if answer.again.result is Result.SAME else 1
+
+
+def _budget(
+    directory: Path, told: Story, recorded: Recorded, snapshot: Snapshot | None
+) -> Sequence[BudgetUse]:
+    try:
+        return used_before(directory, told.seq, recorded, snapshot) if snapshot is not None else ()
+    except (ReaderError, OSError, ValueError) as error:
+        raise NotReachableError(f"{directory}: {error}: run `exeat ledger verify`") from None
 
 
 def _story(directory: Path, seq: int) -> Story:
@@ -111,17 +124,17 @@ def explain(told: Story, recorded: Recorded, documents: Documents, *, complete: 
     answers = []
     for by_generation in (True, False):
         found = told.in_force(by_generation=by_generation)
-        answers.append(_Answer(_again(told, recorded, documents, found), found))
+        answers.append(_again(told, recorded, documents, found))
         if answers[-1].again.result is Result.SAME:
             return answers[-1]
-    again, found = answers[0]
+    again, found = answers[0].again, answers[0].found
     lacking = _lacking(found, recorded, complete=complete)
     if again.result is Result.DIFFERS and lacking:
         again = again._replace(result=Result.UNKNOWN, why=lacking)
-    return _Answer(again, found)
+    return answers[0]._replace(again=again)
 
 
-def _again(told: Story, recorded: Recorded, documents: Documents, found: InForce) -> Again:
+def _again(told: Story, recorded: Recorded, documents: Documents, found: InForce) -> _Answer:
     digest, project = told.record.policy_digest.hex(), told.record.project
     try:
         known = [documents.load(each) for each in filter(None, (digest, found.baseline))]
@@ -133,16 +146,17 @@ def _again(told: Story, recorded: Recorded, documents: Documents, found: InForce
             baseline=found.baseline,
             **snapshot_parts(found),
         )
-        again = decide_again(Snapshot.load(message), recorded)
+        snapshot = Snapshot.load(message)
     except (DocumentError, SnapshotError) as error:
-        return _unknown(str(error))
+        return _Answer(_unknown(str(error)), found)
+    again = decide_again(snapshot, recorded)
     bound = found.judges(project, told.record.job)
     if again.result is Result.SAME and digest not in (bound or {""}):
         named = f"names policy {digest}" if digest else "names no policy"
         in_force = " or ".join(sorted(bound)) or "none"
         why = f"the record {named}, and by the ledger it was {in_force} that was in force"
-        return again._replace(result=Result.DIFFERS, why=why)
-    return again
+        again = again._replace(result=Result.DIFFERS, why=why)
+    return _Answer(again, found, snapshot)
 
 
 def _lacking(found: InForce, recorded: Recorded, *, complete: bool) -> str:
@@ -191,6 +205,7 @@ def _json(told: Story, answer: _Answer) -> dict[str, Any]:
             lease.id for lease in answer.found.leases.values() if lease.project == record.project
         ),
         "killed": sorted(answer.found.killed),
+        "budget": [each._asdict() for each in answer.budget],
     }
 
 
@@ -210,5 +225,9 @@ def _text(told: Story, answer: _Answer) -> str:
         now = again.decision
         lines.append(f"  made again {_said(str(now.verdict), now.reason, now.rule)}")
     lines += [f"  supposing that {words}" for words in again.supposed]
+    lines += [
+        f"  used       {each.used} of {each.limit} {each.counter} in {each.window_ms // 1000} s of records"
+        for each in answer.budget
+    ]
     lines.append(f"{again.result}{': ' if again.why else ''}{again.why}")
     return "\n".join(lines)

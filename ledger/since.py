@@ -78,12 +78,19 @@ def gists_since(root: Path, since_ns: int) -> Iterator[Gist]:
     open before the first of them is one `open` and one `reserve` with its counts so far. Raises
     OSError; ValueError or ReaderError on damage.
     """
-    reading = _Reading()
     for directory in sorted(path.parent for path in root.glob("*/seg")):
-        index = first_segment(directory, since_ns)
-        yield from map(Gist.of, open_before(directory, index))
-        for _, data in Follower(directory, index=index).poll():
-            yield reading.gist(data)
+        yield from gists(directory, since_ns)
+
+
+def gists(directory: Path, since_ns: int, before: int | None = None) -> Iterator[Gist]:
+    """As `gists_since`, of one ledger, and up to the record number `before`."""
+    reading = _Reading()
+    index = first_segment(directory, since_ns)
+    yield from map(Gist.of, open_before(directory, index))
+    for seq, data in Follower(directory, index=index).poll():
+        if before is not None and seq >= before:
+            return
+        yield reading.gist(data)
 
 
 def first_segment(directory: Path, since_ns: int) -> int:

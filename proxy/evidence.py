@@ -132,7 +132,7 @@ class Evidence:
         up, near = upstream or _NOTHING, client or _NOTHING
         took_ms = (time.clock_gettime_ns(time.CLOCK_BOOTTIME) - self.started) // 1_000_000
         kernel = (up.sent, up.received, near.received, near.sent, up.segs_out, up.segs_in, up.retrans)
-        cost = self.cost(Wire(*counts, up.segs_out, up.segs_in))
+        cost = self.cost(Wire(*counts, up.segs_out, up.segs_in)) if self.tariff is not None else None
         price = (cost, self.tariff.digest, "", b"") if cost is not None and self.tariff else None
         unacked = f"unacked {up.unacked}" if up.unacked else ""
         # Fields at the end that hold their default are left out.

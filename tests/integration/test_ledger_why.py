@@ -126,9 +126,10 @@ def check(asked: Asked) -> None:
     assert led == "the name led to an address such as 10.0.0.1"
     [led] = asked.same(Kind.DENY, "net.example.org", "rule.deny")["supposed"]
     assert led == "the name led to an address such as 203.0.113.64"
-    assert asked.same(Kind.DENY, "few.example.net", "budget.exceeded")["supposed"] == [
-        "the budget two was used up"
-    ]
+    spent = asked.same(Kind.DENY, "few.example.net", "budget.exceeded")
+    assert spent["supposed"] == ["the budget two was used up"]
+    counted = {"counter": "connections", "used": 2, "limit": 2, "window_ms": 86_400_000}
+    assert spent["budget"] == [counted]
     assert asked.same(Kind.DNS, "www.example.org", "rule.allow")["supposed"] == []
     assert asked.same(Kind.DNS, "other.example.net", "posture.default_deny")["supposed"] == []
     assert len(asked.same(Kind.OPEN, "ask.example.net", "lease.active")["leases"]) == 1
