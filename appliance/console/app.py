@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from exeat.appliance.listeners import Listener
 
 SWEEP_S: Final = 600.0
+LOOK_S: Final = 5.0  # between two looks at who is connected
 _CSP: Final = "; ".join(
     (
         "default-src 'none'",
@@ -71,6 +72,8 @@ def build(console: Console) -> web.Application:
     async def shell(
         request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
+        if request.protocol is not None:
+            console.connections.served(request.protocol)
         try:
             check_host(console, request)
             return await handler(request)
@@ -142,11 +145,20 @@ async def _main(config: Config, doors: Sequence[Listener], ready: Callable[[], N
         ready()
         async with asyncio.TaskGroup() as tasks:
             pumping = tasks.create_task(pump(console, console.journal))
+            looking = tasks.create_task(_look(console, runner))
             await _sweep(console, stop)
             pumping.cancel()
+            looking.cancel()
     finally:
         await runner.cleanup()
         await console.close()
+
+
+async def _look(console: Console, runner: web.AppRunner) -> None:
+    """End connections that ask for nothing."""
+    while runner.server is not None:
+        await asyncio.sleep(LOOK_S)
+        console.connections.sweep(runner.server.connections)
 
 
 async def _sweep(console: Console, stop: asyncio.Event) -> None:

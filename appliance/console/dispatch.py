@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import math
 import time
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from exeat.appliance.console.state import Console
 
 MAX_BODY: Final = 1 << 20  # bytes
+BODY_S: Final = 30.0  # for a whole body: a client must not keep a connection by sending slowly
 MAX_KEY: Final = 128  # characters of an Idempotency-Key
 NOBODY: Final = Principal("", "", frozenset(), "nobody")
 
@@ -107,7 +109,11 @@ async def _body(route: Route, request: web.Request) -> BaseModel | None:
         return None
     if request.content_type != "application/json":
         raise Problem(415, "http.415", "send application/json")
-    raw = await request.read()
+    try:
+        async with asyncio.timeout(BODY_S):
+            raw = await request.read()
+    except TimeoutError:
+        raise Problem(408, "http.408", f"the body did not come within {BODY_S:.0f} s") from None
     try:
         return route.body.model_validate_json(raw)
     except ValidationError as error:

@@ -31,8 +31,10 @@ _WORDS = {
     401: "who calls is not known",
     403: "not theirs to do",
     404: "there is no such thing",
+    408: "the body did not come in time",
     409: "not in this state",
     412: "it has changed since it was looked at",
+    413: "the body is too large",
     415: "not application/json",
     428: "If-Match is needed",
     421: "called by a name that is not the console's",
@@ -176,5 +178,5 @@ def _failures(route: Route) -> set[int]:
     if route.method == "POST" and route.permission != PUBLIC:
         found |= {409}  # the same Idempotency-Key, still under way
     if route.body is not None:
-        found |= {400, 415}
+        found |= {400, 408, 413, 415}
     return found

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from exeat.appliance.console.auth.limits import Window
 from exeat.appliance.console.auth.passwords import Passwords
+from exeat.appliance.console.connections import Connections
 from exeat.appliance.console.explorer.workers import Workers
 from exeat.appliance.console.journal import Journal
 from exeat.appliance.console.payload_notes import PayloadNotes
@@ -42,6 +43,7 @@ class Console:
     calls_of_address: Window = field(default_factory=lambda: Window(CALLS * 2, CALLS_S))
     answering: set[tuple[str, str]] = field(default_factory=set)  # idempotency keys of calls under way
     failures: Counter[str] = field(default_factory=Counter)  # refused logins and tokens, for the metrics
+    connections: Connections = field(default_factory=Connections)
     streams: Counter[str] = field(default_factory=Counter)  # of events, by whose they are
 
     def __post_init__(self) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -216,3 +218,21 @@ def test_a_held_flow_is_cut(rig: ConsoleRig) -> None:
     assert adam.get("/flows").json == {"items": [], "total": 0}
     said = rig.exeat("ledger", "tail", "--json", "-n", "20").splitlines()
     assert any('"cut"' in line and '"adam"' in line and "enough" in line for line in said)
+
+
+def test_it_comes_back_and_nobody_waits_for_it(rig: ConsoleRig) -> None:
+    """Killed, it is started again; people stay signed in, and leases are decided without it."""
+    adam, row = rig.browser("adam"), rig.ask("back.github.com")
+    killed = rig.pid()
+    os.kill(killed, signal.SIGKILL)
+    rig.exeat("lease", "approve", row["id"])
+    wait_for(lambda: rig.pid() not in (0, killed))
+
+    def again() -> Any:
+        try:
+            return adam.get("/session").json["name"] == "adam"
+        except OSError:
+            return False
+
+    wait_for(again)
+    assert adam.get(f"/leases/{quote(row['id'], safe='')}").json["state"] == "active"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import socket
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -10,6 +12,7 @@ from urllib.parse import quote
 
 import pytest
 from tests.support.console import ConsoleRig, Person
+from tests.support.running import wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -49,7 +52,7 @@ class Stream:
     def _messages(self) -> Generator[dict[str, Any], None, None]:
         """Each with id, event and data; not those without data (retry)."""
         buffer = b""
-        while size := int(self._file.readline() or b"0", 16):  # chunks (RFC 9112 section 7.1)
+        while size := int(self._file.readline().strip() or b"0", 16):  # chunks (RFC 9112 section 7.1)
             buffer += self._file.read(size)
             self._file.readline()
             while b"\n\n" in buffer:
@@ -145,3 +148,12 @@ def test_streams_of_one_person_are_bounded(rig: ConsoleRig) -> None:
 
     assert many(32) == 200
     assert many(33) == 429
+
+
+def test_who_watches_holds_up_no_end(rig: ConsoleRig) -> None:
+    """The console is asked to stop while a stream is open: it ends, and the stream with it."""
+    with stream(rig.person("vera"), rig) as events:
+        asked = rig.pid()
+        os.kill(asked, signal.SIGTERM)
+        assert list(events.messages) == []
+        wait_for(lambda: rig.pid() not in (0, asked))

@@ -154,6 +154,12 @@ class ConsoleRig:
         named = (child for child in children if f"serve\0{name}\0" in _command(child))
         return int(next(named))
 
+    def pid(self) -> int:
+        """The console's process, 0 where there is none."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        found = (child for child in children if b"serve\0console\0" in _cmdline(child))
+        return int(next(found, 0))
+
     def nobody(self) -> Person:
         return Person(self)
 
@@ -192,3 +198,10 @@ class ConsoleRig:
 
 def _command(pid: str) -> str:
     return Path(f"/proc/{pid}/cmdline").read_text()
+
+
+def _cmdline(pid: str) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:  # it has ended
+        return b""
