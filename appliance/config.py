@@ -22,6 +22,7 @@ from pydantic import (
 )
 
 from exeat.appliance.console_config import ConsoleSection
+from exeat.appliance.device_config import DeviceSection
 from exeat.appliance.ledger_config import Ledger
 from exeat.appliance.limits import node_limits
 from exeat.appliance.passkey_config import PasskeySection
@@ -312,6 +313,7 @@ class Config(Section):
     identity: tuple[Identity, ...] = ()
     policy: Policy = Policy()
     sandbox: Sandbox = Sandbox()
+    device: tuple[DeviceSection, ...] = ()
     scheduler: Scheduler = Scheduler()
     asks: Asks = Asks()
     lab: Lab = Lab()
@@ -321,6 +323,13 @@ class Config(Section):
     witness: Witnessing = Witnessing()
     passkeys: PasskeySection = PasskeySection()
     console: ConsoleSection = ConsoleSection()
+
+    @field_validator("device")
+    @classmethod
+    def _once(cls, value: tuple[DeviceSection, ...]) -> tuple[DeviceSection, ...]:
+        if len({device.name for device in value}) != len(value):
+            raise ValueError("two devices have the same name")
+        return value
 
     @field_validator("routing")
     @classmethod

@@ -98,6 +98,7 @@ class Lease:
     ech: bool = False
     direct: bool = False
     records: bool = False
+    device: bool = False  # `to` names a device of the node, and nothing that a network has
     agents: frozenset[str] = frozenset()
     nodes: frozenset[str] = frozenset()
     job: str = ""
@@ -128,6 +129,7 @@ class Lease:
         """Everything of the match but the target, revocation and use."""
         return (
             self.state is State.ACTIVE
+            and not self.device
             and self.issuer == HOME
             and self.nbf_ms <= now_ms < self.exp_ms
             and self.project == subject.project
@@ -213,7 +215,7 @@ def _checked(lease: Lease) -> Lease:
     for limit in (lease.max_bytes, lease.max_uses):
         if limit is not None:
             _ms(limit)
-    for name in ("private", "raw", "ech", "direct", "records"):
+    for name in ("private", "raw", "ech", "direct", "records", "device"):
         if type(getattr(lease, name)) is not bool:
             raise TypeError(f"`{name}` is not true or false")
     if not lease.id or not lease.project or not lease.ports:

@@ -82,7 +82,7 @@ class Jobs:
         job = self.all[spec.job] = Job(spec.job, uid)
         try:
             self._prepare(job, plan)
-            (given, out, err), run = fds, self._runtime.run(job.name, plan.config)
+            (given, out, err), run = fds, self._runtime.run(job.name, plan.config, spec.device)
             job.process = subprocess.Popen(
                 run, -1, None, given, out, err, env=ENV, cwd="/", start_new_session=True
             )

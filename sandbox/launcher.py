@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from exeat.sandbox import podman
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from exeat.sandbox.cgroup import Layout
+    from exeat.sandbox.device import Device
 
     Beside = Callable[[Mapping[str, Any], Path], list[tuple[Path, str]]]  # configuration, bundle: files
 
@@ -34,11 +35,16 @@ shift 2
 # A cgroup ($1) that is still there means that the runtime was killed: then its code is not the job's.
 _RUN: Final = (
     """
-group=$1
-shift
+group=$1 device=$2 mode=$3
+shift 3
 """
     + _ENTER
     + """
+if [ -p "$device" ]; then exec 3<>"$device"
+elif [ -n "$device" ]; then
+  [ -c "$device" ] || { echo "$device is no character device or fifo" >"$folder/log"; exit; }
+  if [ "$mode" = read ]; then exec 3<"$device"; else exec 3>"$device"; fi
+fi
 set -C
 echo $$ >"$folder/launcher" || exit
 "$@"
@@ -194,8 +200,11 @@ class ContainerRuntime(Protocol):
     def beside(self) -> Beside | None:
         """What it reads beside the bundle, if that is not all."""
 
-    def run(self, job: str, config: str) -> list[str]:
-        """Run the job's bundle, of this configuration, to its end. Standard descriptors are the job's."""
+    def run(self, job: str, config: str, device: Device | None = None) -> list[str]:
+        """Run the job's bundle, of this configuration, to its end.
+
+        Standard descriptors are the job's; where there is a device, that takes the place of the first.
+        """
 
     def delete(self, job: str) -> list[str]:
         """Kill and forget a container that nobody has seen the end of, however much of it was made."""
@@ -214,19 +223,19 @@ class Runc:
     def beside(self) -> Beside | None:
         return None
 
-    def run(self, job: str, config: str) -> list[str]:
+    def run(self, job: str, config: str, device: Device | None = None) -> list[str]:
         folder = self.places.job(job)
         options = ["--preserve-fds", "3", "--bundle", str(folder), "--pid-file", str(folder / "pid")]
-        return self._command(_RUN, job, "run", *options, job)
+        return self._command(_RUN, job, _lent(device), "run", *options, job)
 
     def delete(self, job: str) -> list[str]:
-        return self._command(_GIVE_UP, job, "delete", "--force", job)
+        return self._command(_GIVE_UP, job, (), "delete", "--force", job)
 
-    def _command(self, text: str, job: str, *arguments: str) -> list[str]:
+    def _command(self, text: str, job: str, first: Sequence[str], *arguments: str) -> list[str]:
         folder, root = self.places.job(job), self.places.container("")
         program = (self.binary, "--root", str(root), "--log", str(folder / "log"), *self._options())
-        launcher = ("unshare", "-m", "/bin/sh", "-c", text, "exeat-job", self.places.group(job), self.mask)
-        return [*launcher, str(folder), *program, *arguments]
+        launcher = ("unshare", "-m", "/bin/sh", "-c", text, "exeat-job", self.places.group(job))
+        return [*launcher, *first, self.mask, str(folder), *program, *arguments]
 
     def _options(self) -> tuple[str, ...]:
         return ()
@@ -253,18 +262,19 @@ class Podman:
     def beside(self) -> Beside | None:
         return podman.files
 
-    def run(self, job: str, config: str) -> list[str]:
+    def run(self, job: str, config: str, device: Device | None = None) -> list[str]:
         folder = self.places.job(job)
         # By the path as an argument of its own, all that runs for the job is known.
         known = f"--cidfile={self.places.container(job)}", "--pidfile", f"{folder}/pid", f"--name={job}"
-        return self._command(_RUN, job, "run", *known, *podman.options(json.loads(config), folder))
+        options = podman.options(json.loads(config), folder)
+        return self._command(_RUN, job, _lent(device), "run", *known, *options)
 
     def delete(self, job: str) -> list[str]:
-        return self._command(_GIVE_UP, job, "rm", "--force", "--time=0", "--ignore", job)
+        return self._command(_GIVE_UP, job, (), "rm", "--force", "--time=0", "--ignore", job)
 
-    def _command(self, text: str, job: str, *arguments: str) -> list[str]:
+    def _command(self, text: str, job: str, first: Sequence[str], *arguments: str) -> list[str]:
         folder, own = self.places.job(job), self.places.run / "podman"
-        launcher = ("unshare", "-m", "/bin/sh", "-c", text, "exeat-job", self.places.group(job), self.mask)
+        launcher = ("unshare", "-m", "/bin/sh", "-c", text, "exeat-job", self.places.group(job))
         said = ("/bin/sh", "-c", _PODMAN, "exeat-podman", f"{folder}/log", str(self.places.container(job)))
         own_places = (f"--root={own}/root", f"--runroot={own}/run", f"--tmpdir={own}/lib")
         ways = (
@@ -273,7 +283,11 @@ class Podman:
             "--events-backend=none",
             "--log-level=error",
         )
-        return [*launcher, str(folder), *said, self.binary, *own_places, *ways, *arguments]
+        return [*launcher, *first, self.mask, str(folder), *said, self.binary, *own_places, *ways, *arguments]
+
+
+def _lent(device: Device | None) -> tuple[str, str]:
+    return (device.path, str(device.mode)) if device else ("", "")
 
 
 _KINDS: Final[dict[str, type[Crun | Podman]]] = {"crun": Crun, "podman": Podman}

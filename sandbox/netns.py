@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from exeat.sandbox import redirect
-from exeat.sandbox.spec import INET_SOCKETS, may_be_shared, why_not_bound
+from exeat.sandbox.spec import INET_SOCKETS, may_be_shared, socket_file, why_not_bound
 from exeat.sandbox.steps import ENV
 
 if TYPE_CHECKING:
@@ -84,13 +84,13 @@ def destroy(path: Path) -> None:
 def listen(path: Path, folder: Path, names: Sequence[str]) -> list[socket.socket]:
     """Listening sockets inside the namespace at `path`, in the order of `names`.
 
-    `proxyu` is a new inode at `folder`/proxy.sock: jobs see the folder, so they find the new one.
+    Those that are files are new inodes in `folder`: jobs see the folder, so they find the new ones.
     """
 
     def work() -> list[socket.socket]:
         with path.open() as handle:
             _call("setns", handle.fileno(), _CLONE_NEWNET)
-        return [_inet(name) if name in INET_SOCKETS else _unix(folder / "proxy.sock") for name in names]
+        return [_inet(name) if name in INET_SOCKETS else _unix(folder / socket_file(name)) for name in names]
 
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(work).result()

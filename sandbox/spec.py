@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final
 
+from exeat.sandbox.device import NAME, SOCKET, Device
 from exeat.sandbox.limits import Limits, needs_cgroup, parse_limits
 from exeat.sandbox.names import JailName, SpecError, parse_name
 from exeat.sandbox.routing import parse_pinholes
@@ -74,7 +75,7 @@ VERBS: Final[dict[str, tuple[frozenset[str], frozenset[str]]]] = {
     "jail.list": (frozenset(), frozenset()),
     "job.start": (
         frozenset({"job", "argv", "env", "mounts", "cwd", "profile", "user"}),
-        frozenset({"limits", "root"}),
+        frozenset({"limits", "root", "device"}),
     ),
     "job.wait": (frozenset({"job"}), frozenset()),
     "job.kill": (frozenset({"job"}), frozenset()),
@@ -123,6 +124,7 @@ class JobSpec:
     uid: int | None
     limits: Limits = field(default_factory=Limits)
     root: str = ""  # the tree it sees as /, a folder under one of the roots; "" for the host's /usr
+    device: Device | None = None  # opened by the launcher, as its standard input
     needs_cgroup: bool = False  # somebody asked for what only cgroups hold: without them it must not start
 
 
@@ -154,6 +156,7 @@ class WardenSettings:
     limits: Limits = field(default_factory=Limits)
     disks: tuple[tuple[int, int], ...] = ()  # major, minor; those that a limit of `io` is about
     table: Table = field(default_factory=Table)
+    devices: tuple[Device, ...] = ()
 
     @property
     def fresh_uids(self) -> range:
@@ -161,7 +164,8 @@ class WardenSettings:
 
     def parse(self, message: Mapping[str, Any], fds: int) -> Request:
         """As `parse_request`; a job's own tree may be that of an image, too."""
-        return parse_request(message, fds, self.roots, self.limits, (self.state_dir / IMAGES,))
+        images = (self.state_dir / IMAGES,)
+        return parse_request(message, fds, self.roots, self.limits, images, self.devices)
 
 
 def parse_request(
@@ -170,6 +174,7 @@ def parse_request(
     roots: Sequence[PurePath],
     ceiling: Limits,
     trees: Sequence[PurePath] = (),
+    devices: Sequence[Device] = (),
 ) -> Request:
     """A message that came with `fds` descriptors, as a Request. Raises SpecError.
 
@@ -187,7 +192,7 @@ def parse_request(
     if fds != (3 if verb == "job.start" else 0):
         raise SpecError("argument", "wrong number of descriptors")
     if verb == "job.start":
-        job = parse_job(message, roots, ceiling, trees)
+        job = parse_job(message, roots, ceiling, trees, devices)
         return Request(verb, job.job, job=job)
     if verb == "routing.set":
         return Request(verb, JailName(""), pinholes=parse_pinholes(message["pinholes"]))
@@ -228,13 +233,26 @@ def parse_socket_names(raw: object) -> tuple[str, ...]:
         return SOCKETS
     if not isinstance(raw, list) or not raw or len(set(map(repr, raw))) != len(raw):
         raise SpecError("argument", "names must be a list of different socket names")
-    if any(name not in SOCKETS for name in raw):
+    if not all(isinstance(name, str) and (name in SOCKETS or _is_of_device(name)) for name in raw):
         raise SpecError("argument", f"a socket name is one of {' '.join(SOCKETS)}")
     return tuple(raw)
 
 
+def socket_file(name: str) -> str:
+    """The file, in the folder that a job sees as /run/exeat, of the socket with this name."""
+    return "proxy.sock" if name == "proxyu" else f"{name}.sock"
+
+
+def _is_of_device(name: str) -> bool:
+    return name.startswith(SOCKET) and NAME.fullmatch(name.removeprefix(SOCKET)) is not None
+
+
 def parse_job(
-    raw: Mapping[str, Any], roots: Sequence[PurePath], ceiling: Limits, trees: Sequence[PurePath] = ()
+    raw: Mapping[str, Any],
+    roots: Sequence[PurePath],
+    ceiling: Limits,
+    trees: Sequence[PurePath] = (),
+    devices: Sequence[Device] = (),
 ) -> JobSpec:
     """A `job.start` request as a JobSpec. Raises SpecError."""
     argv = _strings(raw["argv"], "argv", MAX_ARGS)
@@ -259,8 +277,16 @@ def parse_job(
         uid=uid,
         limits=limits,
         root=_root(raw.get("root", ""), (*roots, *trees)),
+        device=_device(raw.get("device", ""), devices),
         needs_cgroup=needs_cgroup(raw.get("limits", {})),
     )
+
+
+def _device(raw: object, devices: Sequence[Device]) -> Device | None:
+    found = next((device for device in devices if device.name == raw), None)
+    if raw != "" and found is None:
+        raise SpecError("argument", "no such device is configured")
+    return found
 
 
 def _text(raw: object, what: str, limit: int = MAX_STRING) -> str:

@@ -48,7 +48,7 @@ SANS_IO = _words(
     ledger/cbor.py ledger/patterns.py ledger/quick.py ledger/records.py ledger/merkle.py ledger/note.py
     ledger/proofs.py ledger/segment.py ledger/succession.py ledger/tiles.py
     sandbox/limits.py sandbox/names.py sandbox/spec.py sandbox/oci.py sandbox/seccomp.py sandbox/env.py
-    sandbox/forwarder.py sandbox/image_layout.py sandbox/landlock.py sandbox/podman.py
+    sandbox/device.py sandbox/forwarder.py sandbox/image_layout.py sandbox/landlock.py sandbox/podman.py
     sandbox/redirect.py
     sandbox/rules.py sandbox/routing.py sandbox/steps.py"""
 )

@@ -91,6 +91,7 @@ def _uid(name: str) -> int:
 
 
 def _warden(config: Config) -> int:
+    from exeat.appliance.device_config import devices
     from exeat.sandbox.spec import WardenSettings
     from exeat.sandbox.warden import serve
 
@@ -109,6 +110,7 @@ def _warden(config: Config) -> int:
         roots=config.sandbox.roots,
         runtime=runtime(config.sandbox.runtime),
         limits=node_limits(config.sandbox.limits)[0],
+        devices=devices(config.device),
         disks=disks_of((config.state_dir, Path("/usr"), *config.sandbox.roots)),
     )
     return serve(settings, notify_ready)

@@ -90,9 +90,10 @@ class Evidence:
         code: int,
         ran_ms: int,
         actor: str = "",
+        lease: str = "",
     ) -> bytes:
-        """The record of a job: `what` is start, pause, resume, exit, or what `actor` did with its edit
-        (control/edits.py); `reason` is how it ended.
+        """The record of a job: `what` is start, pause, resume, exit, device.open, device.close, or what
+        `actor` did with its edit (control/edits.py); `reason` is how it ended.
         """
         said = self._record(Kind.JOB, project, actor, what, detail)
         return encode(
@@ -104,6 +105,7 @@ class Evidence:
                 reason_code=reason,
                 count=code,
                 duration_ms=ran_ms,
+                lease_id=lease,
             )
         )
 

@@ -187,7 +187,7 @@ class Jobs:
     def _save(self, job: Job) -> None:
         self._store.save_job(job.name, json.dumps(job.row()))
 
-    def _record(self, job: Job, what: str, detail: str = "", actor: str = "") -> bytes:
+    def _record(self, job: Job, what: str, detail: str = "", actor: str = "", lease: str = "") -> bytes:
         document = self._policies.document_of(job.project, job.name)
         return self._evidence.job(
             job=job.name,
@@ -200,6 +200,7 @@ class Jobs:
             code=job.code or 0,
             ran_ms=round(1000 * (_boot_s() - job.started_s)) if job.started_s else 0,
             actor=actor,
+            lease=lease,
         )
 
     def _new(self, request: dict[str, Any]) -> Job:
@@ -345,7 +346,7 @@ class Jobs:
 
     async def _remove(self, job: Job) -> None:
         await self._hub.remove_jail(job.name)
-        await self._clear(job.name)
+        await self.clear(job.name)
         self._policies.unbind(job.name)
         self._hub.publish()
 
@@ -393,9 +394,17 @@ class Jobs:
             self._spawn(self._expire(job))
         # Not `known`: a job that was started meanwhile is in `all` before its jail is made.
         for name in (jails | {row["job"] for row in listed["jobs"]}) - self.all.keys():
-            await self._clear(name)
+            await self.clear(name)
 
-    async def _clear(self, name: str) -> None:
+    async def note(self, job: Job, what: str, detail: str, lease: str) -> None:
+        """The record of something that a lease lets a job have; durable when that is to open."""
+        record = self._record(job, what, detail, lease=lease)
+        if what.endswith(".open"):
+            await self._evidence.write(record)
+        else:
+            await self._evidence.owe(record)
+
+    async def clear(self, name: str) -> None:
         """Have the warden take down what is there of a job; what is not there is fine."""
         if not await self._cleared(name):
             self._spawn(self._clear_later(name))

@@ -89,7 +89,7 @@ def row(lease: Lease, now_ms: int, asked: Asked | None = None) -> dict[str, Any]
 
 def words(lease: Lease) -> list[str]:
     """What may be spoken beside what the proxy judges, in the words of a policy."""
-    return [word for word in ("raw", "ech", "direct", "records") if getattr(lease, word)]
+    return [word for word in ("raw", "ech", "direct", "records", "device") if getattr(lease, word)]
 
 
 def why(snapshot: Snapshot, subject: Subject, text: str, now_ms: int) -> dict[str, Any]:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from exeat.appliance.config import Config
     from exeat.appliance.control.evidence import Evidence
+    from exeat.appliance.control.jobs import Job
     from exeat.appliance.control.policies import Policies
     from exeat.appliance.control.store import Store
     from exeat.appliance.control.time import TrustedClock
@@ -78,6 +79,13 @@ class Leases:
         """Active leases; none while the clock cannot be trusted to end them."""
         if not self._clock.trusted:
             return []
+        return [lease for lease in self._in_force() if not lease.device]
+
+    def of_devices(self) -> list[Lease]:
+        """Active leases of devices; none while the clock cannot be trusted to end them."""
+        return [lease for lease in self._in_force() if lease.device] if self._clock.trusted else []
+
+    def _in_force(self) -> list[Lease]:
         return [lease for lease in self._all.values() if lease.state is State.ACTIVE]
 
     def ended(self) -> list[str]:
@@ -184,6 +192,21 @@ class Leases:
             )
         return self._row(lease)
 
+    async def request_device(self, device: str, job: Job, message: Message, requester: str) -> dict[str, Any]:
+        """A person asks for a device of the node on behalf of a job."""
+        ttl = message.get("ttl_ms")
+        async with self._changing:
+            lease = await self._open_request(
+                self._policies.known(job.project),
+                agent=job.agent,
+                to=device,
+                requester=requester,
+                reason=str(message.get("reason", "")),
+                ttl_ms=ttl if type(ttl) is int else None,
+                device_for=job.name,
+            )
+        return self._row(lease)
+
     async def _open_request(
         self,
         document: Document,
@@ -201,6 +224,7 @@ class Leases:
         max_bytes: int | None = None,
         routed: bool = False,
         records: bool = False,
+        device_for: str = "",
     ) -> Lease:
         if sum(1 for lease in self._all.values() if lease.state is State.REQUESTED) >= self._asks.max_pending:
             raise RefusedError("ask.limit", f"{self._asks.max_pending} requests are waiting already")
@@ -217,6 +241,8 @@ class Leases:
             # A job's own ask never is: it came by the proxy, and there is no other way out of a jail.
             direct=direct or (asked.direct and routed if asked else False),
             records=records or (asked.records if asked else False),
+            device=bool(device_for),
+            job=device_for,
             agents=frozenset({agent} if agent else ()),
             ttl_ms=ttl_ms or (asked.ttl_ms if asked and asked.ttl_ms else states.DEFAULT_TTL_MS),
             max_ttl_ms=asked.max_ttl_ms if asked and asked.max_ttl_ms else knobs.max_ttl_ms,

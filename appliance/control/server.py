@@ -18,6 +18,7 @@ from exeat.appliance.control.addresses import doors, host_addresses, listening, 
 from exeat.appliance.control.aio import Link, Requester, Server, answers
 from exeat.appliance.control.books import BookKeeper
 from exeat.appliance.control.desk import AgentDesk
+from exeat.appliance.control.devices import Devices
 from exeat.appliance.control.direct import Direct
 from exeat.appliance.control.edits import Edits
 from exeat.appliance.control.evidence import Evidence
@@ -43,6 +44,7 @@ from exeat.appliance.control.store import StoreError
 from exeat.appliance.control.task_logs import TaskLogs
 from exeat.appliance.control.time import TrustedClock
 from exeat.appliance.control.verbs import Verb, actor, from_console, from_root, may
+from exeat.appliance.device_config import devices
 from exeat.appliance.errors import RefusedError
 from exeat.appliance.limits import node_limits
 from exeat.appliance.listeners import wanted
@@ -142,6 +144,15 @@ class Control:
             announce=lambda event: self.flows.happened([event]),
             spawn=self.spawn,
         )
+        self.devices = Devices(
+            devices(config.device),
+            self.jobs,
+            self.leases,
+            warden,
+            stops=self.kill.stops,
+            now_ms=self._clock.now_ms,
+            spawn=self.spawn,
+        )
         self.books = BookKeeper(config.state_dir, self._evidence)
         self.routing = Routing(config, warden, self._evidence, self.direct.counted)
         self.flows = Flows(
@@ -193,6 +204,7 @@ class Control:
             "lease.revoke": self._lease_revoke,
             "why": self._why,
             **self.kill.verbs(),
+            **self.devices.verbs(),
             "metrics": self.metrics.rows,
             **self.feed.verbs(),
             **self.flows.verbs(),
@@ -221,6 +233,7 @@ class Control:
     async def _go_on(self) -> None:
         """With the jobs of before, then with the queue."""
         await self.jobs.adopt()
+        self.spawn(self.devices.run())
         await self.scheduler.run()
 
     async def _load_policies(self) -> None:
@@ -300,6 +313,7 @@ class Control:
         self.hub.publish()
         self.direct.changed()
         self.scheduler.changed()
+        self.devices.changed()
 
     # -- the command line's requests
 

@@ -54,6 +54,8 @@ CONSOLE: Final = frozenset(
         "policy.remove",
         "policy.agree",
         "policy.withdraw",
+        "device.ls",
+        "device.grant",
         "task.ls",
         "task.show",
         "task.submit",

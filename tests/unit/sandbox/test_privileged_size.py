@@ -29,6 +29,7 @@ BUILDERS = (
     "oci",
     "seccomp",
     "launcher",
+    "device",
     "cgroup",
     "names",
     "limits",

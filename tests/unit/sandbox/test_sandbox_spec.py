@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from exeat.sandbox.device import Device
 from exeat.sandbox.limits import Limits
 from exeat.sandbox.names import SpecError, parse_name
 from exeat.sandbox.spec import (
@@ -278,3 +279,19 @@ def test_choice_of_a_user() -> None:
     for exeats_own in (5000, 5002, 1042):
         with pytest.raises(SpecError):
             choose_uid(exeats_own, set(), fresh, 1042)
+
+
+def test_a_device_is_one_of_those_that_root_has_configured() -> None:
+    mic = Device("mic", "/run/mic")
+    assert parse_job({**GOOD, "device": "mic"}, ROOTS, Limits(), (), (mic,)).device == mic
+    assert job().device is None
+    for wrong in ("cam", "/run/mic", 7, None, ["mic"]):
+        with pytest.raises(SpecError):
+            parse_job({**GOOD, "device": wrong}, ROOTS, Limits(), (), (mic,))
+
+
+@pytest.mark.parametrize("name", ["device-", "device-../x", "device-A", "device-1", f"device-{'x' * 21}", 5])
+def test_the_socket_of_a_device_has_a_plain_name(name: object) -> None:
+    assert parse_socket_names(["device-mic"]) == ("device-mic",)
+    with pytest.raises(SpecError):
+        parse_socket_names([name])
