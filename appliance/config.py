@@ -25,6 +25,7 @@ from exeat.appliance.console_config import ConsoleSection
 from exeat.appliance.device_config import DeviceSection
 from exeat.appliance.ledger_config import Ledger
 from exeat.appliance.limits import node_limits
+from exeat.appliance.notify_config import Notify, distinct
 from exeat.appliance.passkey_config import PasskeySection
 from exeat.appliance.prices import PriceSection
 from exeat.appliance.routing import Routing, parse_uids
@@ -321,6 +322,7 @@ class Config(Section):
     ledger: Ledger = Ledger()
     prices: tuple[PriceSection, ...] = ()
     witness: Witnessing = Witnessing()
+    notify: Annotated[tuple[Notify, ...], AfterValidator(distinct)] = ()
     passkeys: PasskeySection = PasskeySection()
     console: ConsoleSection = ConsoleSection()
 
@@ -356,7 +358,7 @@ class Config(Section):
     @property
     def exports(self) -> bool:
         """Whether the exporting user has anything to do."""
-        return self.ledger.exports or bool(self.witness.listen)
+        return self.ledger.exports or bool(self.witness.listen or self.notify)
 
     @property
     def state_dir(self) -> Path:

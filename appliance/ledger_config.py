@@ -148,7 +148,7 @@ class Stream(Section):
         elif scheme in ("syslog+tcp", "syslog+tls"):
             _syslog_server(value)
         else:
-            safe_url(value.removeprefix("otlp+"))
+            safe_url(value.removeprefix("otlp+").removeprefix("otlp-traces+"))
         return value
 
     def filter(self) -> Filter:

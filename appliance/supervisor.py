@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 START_ORDER = ("ledger", "warden", "control", "guard", "proxy")
 # After them all, each only where something is configured for it: what goes out, by the exporting user.
-EXPORTING = ("stream", "witness")
+EXPORTING = ("stream", "witness", "notify")
 OPTIONAL = ("console", *EXPORTING)
 STOP_ORDER = ("console", "warden", "proxy", "guard", "control", "ledger", *EXPORTING)
 READY_S = 15.0
@@ -83,6 +83,7 @@ class Supervisor:
         wanted = {
             "console": self.config.console.listen,
             "stream": self.config.ledger.stream,
+            "notify": self.config.notify,
             "witness": witnesses(self.config),
         }
         names = (*START_ORDER, *(name for name in OPTIONAL if wanted[name]))

@@ -32,6 +32,7 @@ OWNER = {
 # Started by timers, by hand, or only where configured: unit -> (command, user, state folder).
 BESIDE = {
     "archive-prepare": ("ledger archive prepare", CONFIG.users.ledger, "ledger"),
+    "notify": ("serve notify", CONFIG.users.export, "notify"),
     "stream": ("serve stream", CONFIG.users.export, "stream"),
     "verify": ("ledger verify --note", CONFIG.users.ledger, "ledger"),
     "review": ("ledger review --dir /var/lib/exeat/review", CONFIG.users.ledger, "review exeat/ledger"),

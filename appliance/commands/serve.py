@@ -49,6 +49,7 @@ def run(args: argparse.Namespace) -> int:
         "proxy": _proxy,
         "stream": _stream,
         "witness": _witness,
+        "notify": _notify,
         "console": _console,
     }[args.process]
     try:
@@ -238,6 +239,14 @@ def _upstream(config: Config) -> Upstream | None:
 def _control(config: Config) -> int:
     from exeat.appliance.control.server import serve
 
+    return serve(config, notify_ready)
+
+
+def _notify(config: Config) -> int:
+    from exeat.appliance.notify.follow import serve
+
+    if not config.notify:
+        raise NotReachableError("notify: no [[notify]] in the configuration")
     return serve(config, notify_ready)
 
 

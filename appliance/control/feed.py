@@ -9,30 +9,27 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import json
 import os
 import time
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
+from exeat.appliance.told import ADMIN, told
 from exeat.ledger.in_force import PLACE
 from exeat.ledger.records import Kind, RecordError, decode, printable
 from exeat.ledger.tally import PEOPLE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from exeat.appliance.control.verbs import Verbs
     from exeat.ledger.ipc import Message
     from exeat.ledger.records import Record
     from exeat.ledger.tally import Tally
 
-Told = tuple[str, dict[str, Any]]  # topic and data
-
 RECENT: Final = 8192
 PAGE: Final = 1000  # events in one answer
 WATCH_S: Final = 10.0
-_ADMIN: Final = frozenset({"kill.on", "kill.off", "cut"})
 _ALERT_WORDS: Final = ("domain", "verdict")
 _ALERT_NUMBERS: Final = ("score", "octets", "names")
 _LOOKUP_WORDS: Final = ("project", "agent", "job", "host", "verdict", "reason")
@@ -84,7 +81,7 @@ class Feed:
             self._tally.counts["ledger_drifts_total",] = self._tally.counts.get(
                 ("ledger_drifts_total",), 0
             ) + max(1, record.count)
-        elif record.kind is Kind.POLICY and what not in _ADMIN and what != PLACE:
+        elif record.kind is Kind.POLICY and what not in ADMIN and what != PLACE:
             self._tally.count("policy_reloads_total", project, what)
         elif record.kind is Kind.LEASE:
             return self._count_lease(record)
@@ -152,36 +149,3 @@ class Feed:
 
     def _page(self, events: list[dict[str, Any]], after: int, lost: int) -> dict[str, Any]:
         return {"feed": self._id, "events": events, "next": after, "lost": lost}
-
-
-def told(record: Record, *, answered: bool = False) -> Iterator[Told]:
-    """The events that a durable record is. `answered`: a request waited for this."""
-    project, what = record.project, record.decision
-    common = {"project": project, "actor": record.actor, "detail": record.detail}
-    if record.kind is Kind.LEASE:
-        row = {"id": record.lease_id, "agent": record.agent, "state": what, **common, **_lease(record.data)}
-        if answered or what == "requested":
-            yield "requests", row
-        if what not in ("requested", "denied", "lapsed"):
-            yield "leases", row
-    elif record.kind is Kind.POLICY and what in _ADMIN:
-        yield "admin", {"what": what, **common}
-    elif record.kind is Kind.POLICY and what != PLACE:
-        yield "policy", {"what": what, "digest": record.policy_digest.hex(), **common}
-    elif record.kind is Kind.JOB:
-        code = record.count if what == "exit" else None
-        who = {"job": record.job, "agent": record.agent}
-        yield "jobs", {"what": what, **who, "reason": record.reason_code, "code": code, **common}
-    elif record.kind in (Kind.ANOMALY, Kind.RECONCILE):
-        kind = "books" if record.kind is Kind.RECONCILE else what
-        row = {"kind": kind, "project": project, "agent": record.agent, "job": record.job}
-        yield "alerts", {**row, "detail": record.detail, "count": record.count}
-
-
-def _lease(data: bytes) -> dict[str, Any]:
-    """Who asked, and until when it holds; nothing of a lease too large for its record."""
-    try:
-        said = json.loads(data)
-        return {"requester": said["requester"], "exp_ms": said["exp_ms"]}
-    except (ValueError, LookupError, TypeError):
-        return {}

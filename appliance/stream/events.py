@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -27,6 +28,7 @@ _SEVERITY: Final = {
 }
 # OpenTelemetry's numbers (logs data model, "Severity fields") for those of syslog.
 _OTLP: Final = {_ERROR: (17, "ERROR"), _WARNING: (13, "WARN"), _NOTICE: (10, "INFO2"), _INFO: (9, "INFO")}
+_SPANS: Final = frozenset({Kind.CLOSE, Kind.ORPHAN, Kind.DENY})
 _NODE_CAP: Final = 255  # HOSTNAME of RFC 5424
 
 
@@ -79,6 +81,37 @@ def otlp(events: Sequence[Event], node: str, now_ns: int) -> bytes:
     scope = {"scope": {"name": "exeat.ledger"}, "logRecords": logs}
     resource = {"attributes": [_attribute("service.name", "exeat"), _attribute("host.name", node)]}
     return json.dumps({"resourceLogs": [{"resource": resource, "scopeLogs": [scope]}]}).encode()
+
+
+def otlp_spans(events: Sequence[Event], node: str, _now_ns: int) -> bytes:
+    """The same of spans (ExportTraceServiceRequest): one for each end of a flow; b"" if there is none.
+
+    The flow's id is the trace's, so that whoever has the one finds the other. Sums of refusals are no flow.
+    """
+    spans = [_span(event) for event in events if event.record.kind in _SPANS and event.record.flow]
+    if not spans:
+        return b""
+    scope = {"scope": {"name": "exeat.flows"}, "spans": spans}
+    resource = {"attributes": [_attribute("service.name", "exeat"), _attribute("host.name", node)]}
+    return json.dumps({"resourceSpans": [{"resource": resource, "scopeSpans": [scope]}]}).encode()
+
+
+def _span(event: Event) -> dict[str, Any]:
+    """Of a `close`, `orphan` or `deny`: their time is the end, and how long it took says the rest."""
+    record, fields = event.record, event.fields()
+    dest = record.dest
+    failed = record.kind is not Kind.CLOSE or record.close_reason != "eof"
+    said = record.reason_code if record.kind is Kind.DENY else record.close_reason
+    return {
+        "traceId": record.flow.hex(),
+        "spanId": hashlib.sha256(record.flow + bytes([record.kind])).hexdigest()[:16],
+        "name": f"{dest.host}:{dest.port}" if dest is not None else record.kind.label,
+        "kind": 3,  # SPAN_KIND_CLIENT
+        "startTimeUnixNano": str(record.t_real_ns - record.duration_ms * 1_000_000),
+        "endTimeUnixNano": str(record.t_real_ns),
+        "attributes": [_attribute(f"exeat.{key}", value) for key, value in _flat(fields)],
+        "status": {"code": 2, "message": said} if failed else {"code": 1},
+    }
 
 
 def _log(event: Event, now_ns: int) -> dict[str, Any]:

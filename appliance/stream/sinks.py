@@ -13,7 +13,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import hmac
-import http.client
 import json
 import os
 import socket
@@ -21,13 +20,10 @@ import ssl
 import stat
 import struct
 import time
-import urllib.error
-import urllib.request
-from typing import TYPE_CHECKING, Any, Final, Protocol
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Final, Protocol
 
-from exeat.appliance.stream.events import Event, json_line, otlp, syslog
-from exeat.ledger.records import printable
+from exeat.appliance.stream.events import Event, json_line, otlp, otlp_spans, syslog
+from exeat.appliance.stream.post import PATIENCE_S, Poster, SinkError, tls_context
 from exeat.policy.addresses import parse_address
 
 if TYPE_CHECKING:
@@ -36,18 +32,12 @@ if TYPE_CHECKING:
 
     from exeat.appliance.ledger_config import Stream
 
-_PATIENCE_S: Final = 10.0
 _SIOCOUTQ: Final = 0x5411
 _LOOKS: Final = 1000
 _MIN_SECRET: Final = 16  # bytes
 _MAX_SECRET: Final = 4096
 _BLOCK: Final = 65536
-_ANSWER: Final = 65536
 _TALK: Final = 16  # readings of what a syslog server says, at a time
-
-
-class SinkError(Exception):
-    """The events did not arrive, or nobody knows; they are sent again."""
 
 
 class Sink(Protocol):
@@ -133,7 +123,7 @@ class UnixSyslog:
     def send(self, events: Sequence[Event]) -> None:
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-                sock.settimeout(_PATIENCE_S)
+                sock.settimeout(PATIENCE_S)
                 sock.connect(self._path)
                 for event in events:
                     sock.send(syslog(event, self._node))
@@ -168,9 +158,9 @@ class TcpSyslog:
         family = socket.AF_INET if parse_address(address).family == 4 else socket.AF_INET6
         raw = socket.socket(family, socket.SOCK_STREAM)
         try:
-            raw.settimeout(_PATIENCE_S)
+            raw.settimeout(PATIENCE_S)
             raw.connect((address, port))
-            self._sock = _context(self._stream).wrap_socket(raw, server_hostname=name) if name else raw
+            self._sock = tls_context(self._stream.ca).wrap_socket(raw, server_hostname=name) if name else raw
         except BaseException:
             raw.close()
             raise
@@ -188,7 +178,7 @@ class TcpSyslog:
         except (BlockingIOError, ssl.SSLWantReadError):
             pass
         finally:
-            sock.settimeout(_PATIENCE_S)
+            sock.settimeout(PATIENCE_S)
 
     def _acknowledged(self, sock: socket.socket) -> None:
         """Wait until the other kernel has every byte (tcp(7), SIOCOUTQ)."""
@@ -196,7 +186,7 @@ class TcpSyslog:
             if struct.unpack("=i", fcntl.ioctl(sock.fileno(), _SIOCOUTQ, b"\0" * 4))[0] == 0:
                 self._must_be_open(sock)
                 return
-            time.sleep(_PATIENCE_S / _LOOKS)
+            time.sleep(PATIENCE_S / _LOOKS)
         raise TimeoutError("no acknowledgement")
 
     def close(self) -> None:
@@ -205,68 +195,42 @@ class TcpSyslog:
         self._sock = None
 
 
-def _context(stream: Stream) -> ssl.SSLContext:
-    context = ssl.create_default_context(cafile=str(stream.ca) if stream.ca else None)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    return context
-
-
 class HttpSink:
-    """POST of JSON lines, signed, or of OTLP logs."""
+    """POST of JSON lines, signed, or of OTLP logs or spans."""
 
     def __init__(self, stream: Stream, node: str) -> None:
         self._stream, self._node = stream, node
-        self._otlp = stream.to.startswith("otlp+")
-        self._url = stream.to.removeprefix("otlp+")
+        scheme = stream.to.partition("+")[0]
+        self._make = {"otlp": otlp, "otlp-traces": otlp_spans}.get(scheme)
+        self._url = stream.to.removeprefix(f"{scheme}+")
         self._secret = read_key(stream.secret) if stream.secret is not None else b""
-        handlers: list[urllib.request.BaseHandler] = [
-            urllib.request.ProxyHandler(
-                {"http": stream.proxy, "https": stream.proxy} if stream.proxy else {}
-            ),
-            _NoRedirect(),
-        ]
-        if urlsplit(self._url).scheme == "https":
-            handlers.append(urllib.request.HTTPSHandler(context=_context(stream)))
-        self._opener = urllib.request.build_opener(*handlers)
+        self._poster = Poster(self._url, stream.proxy, stream.ca)
 
     def send(self, events: Sequence[Event]) -> None:
         now_ns = time.time_ns()
-        body = otlp(events, self._node, now_ns) if self._otlp else b"".join(map(json_line, events))
-        headers = {"Content-Type": "application/json" if self._otlp else "application/x-ndjson"}
+        make = self._make
+        body = make(events, self._node, now_ns) if make else b"".join(map(json_line, events))
+        if not body:
+            return
+        headers = {"Content-Type": "application/json" if make else "application/x-ndjson"}
         headers["User-Agent"] = "exeat"
         headers["Exeat-First-Seq"] = str(events[0].seq)
         if self._secret:
             headers["Exeat-Signature"] = signature(self._secret, now_ns // 1_000_000_000, body)
-        request = urllib.request.Request(self._url, body, headers, method="POST")  # noqa: S310 - checked when read
-        try:
-            with self._opener.open(request, timeout=_PATIENCE_S) as answer:
-                said = answer.read(_ANSWER)
-        except urllib.error.HTTPError as error:
-            error.close()
-            raise SinkError(f"{self._url}: answered {error.code}") from None
-        except (OSError, ValueError, http.client.HTTPException) as error:
-            # What is no HTTP stands in the error as it came.
-            reason = printable(str(getattr(error, "reason", error)) or type(error).__name__, 300)
-            raise SinkError(f"{self._url}: {reason}") from None
-        if self._otlp:
+        said = self._poster.post(body, headers)
+        if make:
             self._must_have_taken_all(said)
 
     def _must_have_taken_all(self, said: bytes) -> None:
         try:
-            refused = int(json.loads(said or b"{}")["partialSuccess"]["rejectedLogRecords"])
-        except (ValueError, TypeError, LookupError, OverflowError, RecursionError):
+            partial = json.loads(said or b"{}")["partialSuccess"]
+            refused = int(partial.get("rejectedLogRecords") or partial["rejectedSpans"])
+        except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError):
             return  # 2xx without a message we know: taken
         if refused:
             raise SinkError(f"{self._url}: refused {refused} of the events")
 
     def close(self) -> None: ...
-
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """Evidence goes where the configuration says and nowhere else."""
-
-    def redirect_request(self, *_: Any, **__: Any) -> None:
-        return None
 
 
 def signature(secret: bytes, time_s: int, body: bytes) -> str:

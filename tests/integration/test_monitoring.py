@@ -19,6 +19,7 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 from tests.support.console import ConsoleRig
 from tests.support.events_spec import SPEC, valid
+from tests.support.receivers import Web, web_server
 from tests.support.running import wait_for
 
 from exeat.appliance.console.journal import Event, Follower
@@ -32,8 +33,16 @@ SHIPPED = Path(__file__).resolve().parents[2] / "appliance" / "metrics" / "prome
 
 
 @pytest.fixture(scope="module")
-def rig() -> Iterator[ConsoleRig]:
-    made = ConsoleRig()
+def hook() -> Iterator[Web]:
+    """What `[[notify]]` sends to."""
+    with web_server() as web:
+        yield web
+
+
+@pytest.fixture(scope="module")
+def rig(hook: Web) -> Iterator[ConsoleRig]:
+    said = f'[[notify]]\nname = "hook"\nto = "{hook.url}"\nprojects = ["q"]\nlink = "https://c.example"\n'
+    made = ConsoleRig(said)
     yield made
     made.close()
 
@@ -161,6 +170,36 @@ def test_the_description_of_the_events_is_served(rig: ConsoleRig) -> None:
     assert yaml.safe_load(answer.body) == SPEC
 
 
+# --- notifications
+
+
+def request(rig: ConsoleRig, host: str) -> None:
+    rig.exeat("lease", "request", "--project", "q", f"{host}.example.net:443", "--as", "olga")
+
+
+def test_who_is_to_know_of_a_request_is_told_and_nothing_is_lost(rig: ConsoleRig, hook: Web) -> None:
+    assert rig.exeat("notify", "test").strip() == "hook: sent"
+    assert json.loads(hook.take()[1])["data"] == {"kind": "test"}
+    request(rig, "first")
+    first = json.loads(hook.take()[1])
+    assert (first["topic"], first["data"]["state"]) == ("requests", "requested")
+    assert first["link"] == "https://c.example/#/inbox"
+    hook.answers = [(503, {}, b"")]  # it is away for a moment, and then we are
+    request(rig, "second")
+    assert "second" in json.loads(hook.take()[1])["text"]
+    os.kill(child(rig, "notify"), signal.SIGKILL)
+    request(rig, "third")
+    texts: dict[str, str] = {}  # by id: what was under way when it was killed may come twice
+    while not texts or "third" not in [*texts.values()][-1]:
+        notice = json.loads(hook.take()[1])
+        texts.setdefault(notice["id"], notice["text"])
+    assert [text.partition("asks for ")[2].partition(".")[0] for text in texts.values()] == [
+        "second",
+        "third",
+    ]
+    wait_for(lambda: json.loads(rig.exeat("notify", "--json"))[0]["waiting"] == 0)
+
+
 # --- Prometheus and Alertmanager
 
 
@@ -254,9 +293,10 @@ def firing(port: int) -> set[str]:
     return {alert["labels"]["alertname"] for alert in said["alerts"] if alert["state"] == "firing"}
 
 
-def ledger_pid(rig: ConsoleRig) -> int:
+def child(rig: ConsoleRig, name: str) -> int:
+    """The process of `exeat serve NAME`."""
     children = Path(f"/proc/{rig.process.pid}/task/{rig.process.pid}/children").read_text().split()
-    [pid] = [int(c) for c in children if "serve\0ledger\0" in Path(f"/proc/{c}/cmdline").read_text()]
+    [pid] = [int(c) for c in children if f"serve\0{name}\0" in Path(f"/proc/{c}/cmdline").read_text()]
     return pid
 
 
@@ -282,7 +322,7 @@ def test_a_real_prometheus_scrapes_and_an_alert_reaches_whom_it_concerns(
         with started(*tell), started(*watch):
             wait_for(lambda: (asked(at, "query?query=exeat_build_info") or {}).get("result"), 30)
             assert firing(at) <= {"ExeatPostureOpenTooLong"}  # project `open`, and nobody waits a day here
-            pid = ledger_pid(rig)
+            pid = child(rig, "ledger")
             os.kill(pid, signal.SIGSTOP)  # it hangs, as on a disk that does
             try:
                 wait_for(lambda: "ExeatLedgerBroken" in firing(at), 30)

@@ -12,7 +12,8 @@ from tests.support.events_spec import SPEC, valid
 
 from exeat.appliance.console.journal import TOPICS
 from exeat.appliance.control import feed as feeds
-from exeat.appliance.control.feed import Feed, told
+from exeat.appliance.control.feed import Feed
+from exeat.appliance.told import told
 from exeat.ledger.in_force import PLACE, lease_data
 from exeat.ledger.records import Kind, Record, encode
 from exeat.ledger.tally import Tally

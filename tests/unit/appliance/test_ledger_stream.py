@@ -31,7 +31,7 @@ from exeat.appliance.stream.events import Event, otlp, syslog
 from exeat.appliance.stream.follow import BATCH, Streaming
 from exeat.appliance.stream.marks import Marks
 from exeat.appliance.stream.sinks import SinkError
-from exeat.ledger.records import Dest, Kind, Record
+from exeat.ledger.records import Dest, Kind, Record, encode
 from exeat.ledger.store import Store
 
 if TYPE_CHECKING:
@@ -228,6 +228,29 @@ def test_otlp_that_refuses_a_part_is_asked_again(world: World) -> None:
         attributes = {each["key"]: each["value"] for each in logs[1]["attributes"]}
         assert attributes["exeat.seq"] == {"intValue": "1"}
         assert attributes["exeat.dest.host"] == {"stringValue": DEST.host}
+
+
+def test_flows_are_spans_whose_trace_is_the_flow(world: World) -> None:
+    flow = bytes(range(16))
+    ended = Record(
+        Kind.CLOSE, 9_000_000_000, 1, flow=flow, dest=DEST, duration_ms=1500, close_reason="eof", bytes_in=7
+    )
+    refused = Record(Kind.DENY, 1, 1, flow=b"2" * 16, dest=DEST, reason_code="posture.default_deny")
+    with web_server() as web:
+        web.answers = [(200, {}, b'{"partialSuccess": {"rejectedSpans": "0"}}')]
+        world.configure(f"otlp-traces+{web.url}", begin="start")
+        world.store.append([encode(each) for each in (ended, refused, Record(Kind.DENY, count=9))], 1)
+        world.store.append([record(Kind.POLICY)], 1)
+        drain(world.streaming())
+        [resource] = json.loads(web.take()[1])["resourceSpans"]
+        assert web.posts.empty()
+    whole, failed = resource["scopeSpans"][0]["spans"]
+    assert whole["traceId"] == flow.hex()
+    assert len(whole["spanId"]) == 16
+    assert (whole["startTimeUnixNano"], whole["endTimeUnixNano"]) == ("7500000000", "9000000000")
+    assert (whole["name"], whole["status"]) == (f"{DEST.host}:{DEST.port}", {"code": 1})
+    assert failed["status"] == {"code": 2, "message": "posture.default_deny"}
+    assert {"key": "exeat.bytes_in", "value": {"intValue": "7"}} in whole["attributes"]
 
 
 def test_killed_at_any_time_it_sends_everything_at_least_once(world: World) -> None:
