@@ -14,6 +14,7 @@ from exeat.appliance.notify_config import mail_server
 from exeat.appliance.stream.post import PATIENCE_S, Poster, SinkError, tls_context
 from exeat.appliance.stream.sinks import read_key, signature
 from exeat.ledger.records import printable
+from exeat.policy.addresses import parse_address
 
 if TYPE_CHECKING:
     from exeat.appliance.notify.notices import Notice
@@ -106,4 +107,12 @@ class _Server(smtplib.SMTP):
         self._host = name or address  # what STARTTLS checks the certificate against
 
     def _get_socket(self, host: str, port: int, timeout: float | None) -> socket.socket:
-        return socket.create_connection((host, port), timeout)
+        """To an address, as the configuration has it: nothing is asked for a name."""
+        sock = socket.socket(socket.AF_INET if parse_address(host).family == 4 else socket.AF_INET6)
+        try:
+            sock.settimeout(timeout)
+            sock.connect((host, port))
+        except BaseException:
+            sock.close()
+            raise
+        return sock

@@ -41,7 +41,7 @@ def hook() -> Iterator[Web]:
 
 @pytest.fixture(scope="module")
 def rig(hook: Web) -> Iterator[ConsoleRig]:
-    said = f'[[notify]]\nname = "hook"\nto = "{hook.url}"\nprojects = ["q"]\nlink = "https://c.example"\n'
+    said = f'[[notify]]\nname = "hook"\nto = "{hook.url}"\nprojects = ["q"]\ntopics = ["requests"]\nlink = "https://c.example"\n'
     made = ConsoleRig(said)
     yield made
     made.close()
