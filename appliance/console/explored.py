@@ -63,7 +63,7 @@ async def ask(call: Call, question: str, **args: Any) -> dict[str, Any]:
 
 def stream(call: Call, question: str, **args: Any) -> AsyncGenerator[dict[str, Any], None]:
     """As `ask`, row by row."""
-    return call.console.workers.stream(call.who.name, question, **_seen(call, args))
+    return call.console.workers.stream(question, **_seen(call, args))
 
 
 def _seen(call: Call, args: dict[str, Any]) -> dict[str, Any]:

@@ -53,9 +53,12 @@ class Workers:
                 done = said.get("done", done)
             return done
 
-    async def stream(self, person: str, ask: str, **args: object) -> AsyncGenerator[dict[str, Any], None]:
-        """The rows of a long answer. Raises as `ask`; ending it early (aclose) ends the worker."""
-        async with self._turn(person), self._streams, self._worker() as worker:
+    async def stream(self, ask: str, **args: object) -> AsyncGenerator[dict[str, Any], None]:
+        """The rows of a long answer, beside other questions. Raises as `ask`, `query.busy` while there is
+        another one; ending it early (aclose) ends the worker."""
+        if self._streams.locked():
+            raise RefusedError("query.busy", "another export is under way: begin when it has ended")
+        async with self._streams, self._worker() as worker:
             async for said in self._lines(worker, ask, args):
                 if "row" in said:
                     yield said["row"]

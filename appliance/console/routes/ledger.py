@@ -17,6 +17,7 @@ from exeat.appliance.console.explored import KINDS, FilteredPage, Filters
 from exeat.appliance.console.models import Out, Query
 from exeat.appliance.console.problems import Problem
 from exeat.appliance.console.routing import Call, Routes
+from exeat.appliance.errors import RefusedError
 from exeat.appliance.ledger_text import cell
 from exeat.ledger.questions import ROW, SUM_KEYS
 
@@ -246,16 +247,27 @@ async def export(call: Call) -> web.StreamResponse:
     name = f"exeat-{call.console.config.node.name}.{query.format}"
     response.headers["Content-Disposition"] = f'attachment; filename="{name}"'
     rows = explored.stream(call, "export", kinds=query.kinds(), **query.asked())
-    async with aclosing(_texts(rows, query.format)) as texts:
-        async for text in texts:  # the first question's refusal comes before the answer has begun
+    try:
+        await _send(call.request, response, _texts(rows, query.format))
+    except (RefusedError, TimeoutError):
+        if not response.prepared:
+            raise
+        if call.request.transport is not None:  # half of an answer must not look like a whole one
+            call.request.transport.abort()
+    return response
+
+
+async def _send(request: web.Request, response: web.StreamResponse, texts: AsyncGenerator[str, None]) -> None:
+    """Begin with the first piece: what is refused before it is a refusal. Raises TimeoutError, too."""
+    async with aclosing(texts):
+        async for text in texts:
             if not response.prepared:
-                await response.prepare(call.request)
+                await response.prepare(request)
             async with asyncio.timeout(_SLOWEST_S):
                 await response.write(text.encode())
     if not response.prepared:
-        await response.prepare(call.request)
+        await response.prepare(request)
     await response.write_eof()
-    return response
 
 
 async def _texts(rows: AsyncGenerator[dict[str, Any], None], form: str) -> AsyncGenerator[str, None]:

@@ -108,7 +108,7 @@ def test_the_ledgers_pages(store: Store, tmp_path: Path) -> None:
         with pytest.raises(RefusedError, match="may see"):
             await workers.ask("ann", "entry", seq=0, projects=["p2"])
 
-        rows = [row async for row in workers.stream("ann", "export", project="p2")]
+        rows = [row async for row in workers.stream("export", project="p2")]
         assert [row["host"] for row in rows] == ["c.example.org"]
 
     asking(store, tmp_path, use)
@@ -297,8 +297,11 @@ def test_a_question_that_takes_too_long(store: Store, tmp_path: Path) -> None:
 def test_an_export_that_is_broken_off(store: Store, tmp_path: Path) -> None:
     async def use(workers: Workers) -> None:
         pid = await _idle_pid(workers)
-        rows = workers.stream("ann", "export")
+        rows = workers.stream("export")
         assert (await anext(rows))["seq"] == store.size - 1
+        assert (await workers.ask("ann", "head"))["size"] == store.size  # beside it
+        with pytest.raises(RefusedError, match="another export"):
+            await anext(workers.stream("export"))
         await rows.aclose()
         assert not alive(pid)
         assert (await workers.ask("ann", "head"))["size"] == store.size
