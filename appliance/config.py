@@ -246,13 +246,24 @@ class Policy(Section):
 
 
 class Sandbox(Section):
-    """`roots`: folders below which `--rw` and `--ro` mounts may lie. `limits`: of each job."""
+    """`roots`: folders below which `--rw` and `--ro` mounts may lie. `limits`: of each job.
+
+    `accelerator_hook`: a program that root runs before each job; one that fails keeps the job from starting.
+    """
 
     roots: tuple[Path, ...] = (Path("/srv"), Path("/home"))
     uid_base: Annotated[int, Field(ge=1000, le=2**31)] = 700_000
     uid_count: Annotated[int, Field(ge=1, le=100_000)] = 1000
     runtime: str = ""  # "": crun where it is installed, else runc
     limits: str = ""
+    accelerator_hook: Path | None = None
+
+    @field_validator("accelerator_hook")
+    @classmethod
+    def _program(cls, value: Path | None) -> Path | None:
+        if value is not None and not value.is_absolute():
+            raise ValueError(f"`{value}`: the path of the hook is absolute")
+        return value
 
     @field_validator("limits")
     @classmethod

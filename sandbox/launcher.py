@@ -35,8 +35,8 @@ shift 2
 # A cgroup ($1) that is still there means that the runtime was killed: then its code is not the job's.
 _RUN: Final = (
     """
-group=$1 device=$2 mode=$3
-shift 3
+group=$1 device=$2 mode=$3 hook=$4
+shift 4
 """
     + _ENTER
     + """
@@ -47,6 +47,11 @@ elif [ -n "$device" ]; then
 fi
 set -C
 echo $$ >"$folder/launcher" || exit
+if [ -n "$hook" ]; then
+  "$hook" "${folder##*/}" >"$folder/hook" 2>&1 3<&- 4>&- 5>&- || {
+    echo "accelerator hook: exit code $?: $(head -c 400 "$folder/hook")" >"$folder/log"; exit
+  }
+fi
 "$@"
 code=$?
 for left in /sys/fs/cgroup/"$group" /sys/fs/cgroup/*/"$group"; do
@@ -133,6 +138,7 @@ class Places:
 
     run: Path
     work: Path
+    hook: str = ""  # what is run before each job, to clear accelerators; "" for nothing
 
     def folders(self) -> list[tuple[Path, int]]:
         """All of them with their modes, parents first. Below `run` only root may enter."""
@@ -171,6 +177,13 @@ class Places:
         """
         folders = map(str, (self.job(job), self.output(job), self.edit(job)))
         return "/bin/sh", "-c", _REMOVE, "exeat-remove", *folders
+
+    def before(self, device: Device | None) -> tuple[str, str, str]:
+        """What the launcher is told beside the runtime's command: a device, which way, and the hook.
+
+        A device's sidecar has no accelerator.
+        """
+        return (device.path, str(device.mode), "") if device else ("", "", self.hook)
 
     def freezing(self, job: str, verb: str) -> tuple[str, ...]:
         """The command that has a job's processes stop (job.pause) or go on (any other verb)."""
@@ -226,7 +239,7 @@ class Runc:
     def run(self, job: str, config: str, device: Device | None = None) -> list[str]:
         folder = self.places.job(job)
         options = ["--preserve-fds", "3", "--bundle", str(folder), "--pid-file", str(folder / "pid")]
-        return self._command(_RUN, job, _lent(device), "run", *options, job)
+        return self._command(_RUN, job, self.places.before(device), "run", *options, job)
 
     def delete(self, job: str) -> list[str]:
         return self._command(_GIVE_UP, job, (), "delete", "--force", job)
@@ -267,7 +280,7 @@ class Podman:
         # By the path as an argument of its own, all that runs for the job is known.
         known = f"--cidfile={self.places.container(job)}", "--pidfile", f"{folder}/pid", f"--name={job}"
         options = podman.options(json.loads(config), folder)
-        return self._command(_RUN, job, _lent(device), "run", *known, *options)
+        return self._command(_RUN, job, self.places.before(device), "run", *known, *options)
 
     def delete(self, job: str) -> list[str]:
         return self._command(_GIVE_UP, job, (), "rm", "--force", "--time=0", "--ignore", job)
@@ -284,10 +297,6 @@ class Podman:
             "--log-level=error",
         )
         return [*launcher, *first, self.mask, str(folder), *said, self.binary, *own_places, *ways, *arguments]
-
-
-def _lent(device: Device | None) -> tuple[str, str]:
-    return (device.path, str(device.mode)) if device else ("", "")
 
 
 _KINDS: Final[dict[str, type[Crun | Podman]]] = {"crun": Crun, "podman": Podman}

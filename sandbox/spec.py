@@ -157,6 +157,7 @@ class WardenSettings:
     disks: tuple[tuple[int, int], ...] = ()  # major, minor; those that a limit of `io` is about
     table: Table = field(default_factory=Table)
     devices: tuple[Device, ...] = ()
+    hook: str = ""  # a program that clears accelerators before each job
 
     @property
     def fresh_uids(self) -> range:

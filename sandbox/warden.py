@@ -41,7 +41,7 @@ def serve(settings: WardenSettings, ready: Callable[[], None]) -> int:
 class Warden:
     def __init__(self, settings: WardenSettings, reactor: Reactor) -> None:
         self._settings, self._reactor = settings, reactor
-        self._places = Places(settings.run_dir / "warden", settings.state_dir / "work")
+        self._places = Places(settings.run_dir / "warden", settings.state_dir / "work", settings.hook)
         for folder, mode in self._places.folders():
             folder.mkdir(mode, parents=True, exist_ok=True)
         self._jobs = Jobs(self._places, settings, reactor)

@@ -112,6 +112,7 @@ def _warden(config: Config) -> int:
         runtime=runtime(config.sandbox.runtime),
         limits=node_limits(config.sandbox.limits)[0],
         devices=devices(config.device),
+        hook=str(config.sandbox.accelerator_hook or ""),
         disks=disks_of((config.state_dir, Path("/usr"), *config.sandbox.roots)),
     )
     return serve(settings, notify_ready)

@@ -105,10 +105,14 @@ class Jobs:
         store: Store,
         evidence: Evidence,
         most_ms: int,
+        hook: str,
         stopped: Callable[[str], bool],
         spawn: Callable[[Coroutine[Any, Any, None]], None],
     ) -> None:
-        """`most_ms`: how long a job may run, 0 for without end. `stopped`: does the kill switch stop it?"""
+        """`most_ms`: how long a job may run, 0 for without end. `hook`: what the warden runs before each.
+
+        `stopped`: does the kill switch stop it?
+        """
         self._node = node
         self._warden = warden
         self._hub = hub
@@ -116,6 +120,7 @@ class Jobs:
         self._store = store
         self._evidence = evidence
         self._most_ms = most_ms
+        self._hook = hook
         self._stopped = stopped
         self._spawn = spawn
         self.all: dict[str, Job] = {}
@@ -156,6 +161,8 @@ class Jobs:
             await self._remove(job)
             raise
         self._save(job)
+        if self._hook:
+            self._spawn(self.note(job, "accelerator", f"cleared by {self._hook}", ""))
         self._spawn(self._watch(job))
         self._spawn(self._expire(job))
         return job

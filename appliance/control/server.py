@@ -121,6 +121,7 @@ class Control:
             store,
             self._evidence,
             most_ms=node_limits(config.sandbox.limits)[1],
+            hook=str(config.sandbox.accelerator_hook or ""),
             stopped=lambda project: self.kill.stops_jobs(project),
             spawn=self.spawn,
         )

@@ -293,6 +293,26 @@ def test_a_paused_job_goes_on_where_it_was(rig: WardenRig) -> None:
     os.close(end)
 
 
+def test_the_hook_runs_before_each_job_and_none_starts_without_it() -> None:
+    with WardenRig() as rig:
+        rig.stop()
+        hook = rig.base / "hook"
+        hook.write_text(
+            f'#!/bin/sh\necho "$1" >>{rig.base}/ran\n[ "$1" != bad ] || {{ echo no reset; exit 3; }}\n'
+        )
+        hook.chmod(0o755)
+        rig.hook = str(hook)
+        rig.start()
+        assert rig.run_job("good", ["sh", "-c", f"test -e {rig.base}/ran; echo $?"]).out == "1\n"
+        rig.call("jail.create", jail="bad").close()
+        with open(os.devnull, "r+b") as null:
+            got = rig.start_job("bad", ["touch", "/work/here"], (null.fileno(),) * 3)
+        assert got.error == "start"
+        assert got["message"] == "accelerator hook: exit code 3: no reset"
+        assert (rig.base / "ran").read_text() == "good\nbad\n"
+        assert os.listdir(rig.work) == []
+
+
 @pytest.mark.parametrize("how", ["kill", "kill after a restart", "stop", "lost launcher"])
 def test_a_paused_job_can_be_ended(rig: WardenRig, how: str) -> None:
     end = held_job(rig, "paused", "sleep 86393 & sleep 86393")

@@ -36,7 +36,7 @@ base, control, first, count, memory, pids = Path(sys.argv[1]), *map(int, sys.arg
 settings = WardenSettings(
     run_dir=base / "run", state_dir=base / "state", control_uid=control, uid_base=first, uid_count=count,
     roots=(base / "share",), limits=Limits(memory=memory, pids=pids), runtime=sys.argv[7],
-    table=eval(sys.argv[9]),
+    table=eval(sys.argv[9]), hook=sys.argv[10],
 )
 jobs.START_S = float(sys.argv[8])
 sys.exit(serve(settings, lambda: os.write(1, b"ready")))
@@ -68,6 +68,7 @@ class WardenRig:
     pids: int = 128
     runtime: str = "crun"
     start_s: float = 20.0
+    hook: str = ""
     table: Table = field(default_factory=Table)
     base: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="exw-", dir="/tmp")))
     process: subprocess.Popen[bytes] | None = None
@@ -104,6 +105,7 @@ class WardenRig:
                 self.runtime,
                 str(self.start_s),
                 repr(self.table),
+                self.hook,
             ],
             stdout=subprocess.PIPE,
         )
