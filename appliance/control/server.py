@@ -399,6 +399,8 @@ class Control:
 
     async def _lease_show(self, message: Message, _fds: list[int]) -> dict[str, Any]:
         row = self.leases.row(str(message.get("lease")))
+        if message.get("brief") is True:  # who is about to decide waits for no other process
+            return {"lease": row}
         return {"lease": {**row, **await self.flows.moved(row["id"]), **self.direct.of_lease(row["id"])}}
 
     async def _lease_request(self, message: Message, _fds: list[int]) -> dict[str, Any]:

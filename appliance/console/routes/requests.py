@@ -207,10 +207,10 @@ async def leases_of(call: Call, project: str | None, *, everything: bool) -> lis
     return [row for row in rows if call.who.sees(row["project"])]
 
 
-async def lease_of(call: Call, verb: str = "lease.show") -> dict[str, Any]:
+async def lease_of(call: Call) -> dict[str, Any]:
     """Control's row of the id in the path. Raises Problem for one that the caller may not see."""
     name = call.path("id")
-    row: dict[str, Any] = (await call.control(verb, lease=name))["lease"]
+    row: dict[str, Any] = (await call.control("lease.show", lease=name, brief=True))["lease"]
     if not call.who.sees(row["project"]):
         raise Problem(404, "lease.unknown", f"no request or lease `{name}`")
     return row
