@@ -144,7 +144,9 @@ async def _main(config: Config, doors: Sequence[Listener], ready: Callable[[], N
         await web.SockSite(runner, ipc.listen(path)).start()  # open to all: the peer's uid is judged
         ready()
         async with asyncio.TaskGroup() as tasks:
-            pumping = tasks.create_task(pump(console, console.journal))
+            pumping = tasks.create_task(
+                pump(console, console.journal, config.state_dir / "console" / "pumped.json")
+            )
             looking = tasks.create_task(_look(console, runner))
             await _sweep(console, stop)
             pumping.cancel()

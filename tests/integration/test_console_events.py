@@ -150,6 +150,27 @@ def test_streams_of_one_person_are_bounded(rig: ConsoleRig) -> None:
     assert many(33) == 429
 
 
+def test_what_happens_while_it_is_away_is_told(rig: ConsoleRig) -> None:
+    vera = rig.person("vera")
+    with stream(vera, rig, "?topics=requests") as events:
+        first = rig.ask("before.github.com")
+        number = events.until("requests", id=first["id"])["id"]
+    killed = rig.pid()
+    os.kill(killed, signal.SIGKILL)
+    rig.exeat("lease", "request", "away.github.com", "--project", "p", "--as", "carl")
+    wait_for(lambda: rig.pid() not in (0, killed))
+    wait_for(lambda: answers(vera))
+    with stream(vera, rig, f"?topics=requests&after={number}") as events:
+        assert events.until("requests", requester="carl")["data"]["state"] == "requested"
+
+
+def answers(person: Person) -> bool:
+    try:
+        return person.get("/session").status == 200
+    except OSError:
+        return False
+
+
 def test_who_watches_holds_up_no_end(rig: ConsoleRig) -> None:
     """The console is asked to stop while a stream is open: it ends, and the stream with it."""
     with stream(rig.person("vera"), rig) as events:
