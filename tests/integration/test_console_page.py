@@ -36,7 +36,7 @@ PAGES = (
         "ledger",
         "ledger/1",
     ),
-    *("reviews", "audit", "policies", "policies/p", "posture"),
+    *("reviews", "audit", "policies", "policies/p", "posture", "passkeys"),
 )
 # Lookups and flows that are refused, so that the pages have something to show.
 SCRIPT = "getent hosts evil.example; curl -sm2 http://169.254.169.254/; curl -sm2 https://evil.example/; true"

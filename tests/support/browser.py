@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -87,6 +88,7 @@ class Tab:
 
 def sign_in(rig: ConsoleRig, context: BrowserContext, name: str) -> Tab:
     tab = Tab(rig, context)
-    tab.page.goto(rig.exeat("console", "login", name).strip())
+    secret = json.loads(rig.exeat("console", "login", name, "--json"))["link"]
+    tab.page.goto(f"{rig.origin}/#login={secret}")
     tab.settle()
     return tab

@@ -75,8 +75,8 @@ class Person:
 
 
 class ConsoleRig:
-    """`more` is added to the configuration; `policies` are texts by project. `prepare` makes files in the
-    rig's folder before the start. With `trust` it is called by TLS."""
+    """`more` is added to the configuration, in [console], with `{port}` as its port; `policies` are texts
+    by project. `prepare` makes files in the rig's folder before the start. With `trust` it is called by TLS."""
 
     def __init__(
         self,
@@ -100,7 +100,8 @@ class ConsoleRig:
             f'[paths]\nstate_dir = "{self.base}/state"\nrun_dir = "{self.base}/run"\n'
             f'[policy]\ndir = "{self.base}/policies"\n'
             f'[dns]\nupstream = ["127.0.0.1:9"]\n'  # nobody: no test here asks for a name
-            f'[console]\nlisten = "127.0.0.1:{self.port}"\n{prepare(self.base)}{more}'
+            f'[console]\nlisten = "127.0.0.1:{self.port}"\n'
+            f"{prepare(self.base)}{more.replace('{port}', str(self.port))}"
         )
         self._tokens: dict[str, Person] = {}
         command = [sys.executable, "-I", "-m", "exeat", "up", "--config", str(self.config)]

@@ -14,7 +14,8 @@ const GROUPS = [
   ["Prove", [["ledger", "Ledger", "ledger", "ledger.read"], ["reviews", "Daily review", "reviews", "reviews.read"], ["audit", "Audit", "audit", "audit.read"]]],
   ["Set up", [["policies", "Policies", "policies", "policies.read"], ["posture", "Posture", "posture", "policies.read"]]],
 ];
-const PAGES = new Map(GROUPS.flatMap(([, pages]) => pages).map((page) => [page[0], page]));
+const OWN = ["passkeys", "Passkeys", "passkeys", "passkeys"]; // behind one's name
+const PAGES = new Map([...GROUPS.flatMap(([, pages]) => pages), OWN].map((page) => [page[0], page]));
 
 const theme = signal(localStorage.getItem("theme") ?? "");
 effect(() => {
@@ -75,7 +76,7 @@ function Frame() {
       ${status && !status.whole && html`<a class="killed" href="#/nodes">Not whole</a>`}
       <span class="gap"></span>
       <span class="live ${live.value ? "on" : ""}" role="status">${live.value ? "live" : "not live"}</span>
-      <span class="who" title="Signed in as ${session.value.name}">${clean(session.value.name, 40)} <${Badge}>${session.value.role}</${Badge}></span>
+      <a class="who" href="#/passkeys" title="Your passkeys">${clean(session.value.name, 40)} <${Badge}>${session.value.role}</${Badge}></a>
       <label class="theme"><span class="hidden">Colours</span><select value=${theme.value} onChange=${(e) => { theme.value = e.target.value; }}>
         <option value="">Auto</option><option value="light">Light</option><option value="dark">Dark</option></select></label>
       <button class="quiet" onClick=${leave}>Sign out</button>

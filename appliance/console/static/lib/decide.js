@@ -1,5 +1,6 @@
 // Deciding on a request: what is sent, and what keeps a hand that is too quick from deciding twice.
 import { post } from "./api.js";
+import { decide } from "./passkey.js";
 import { signal } from "./ui.js";
 
 // After a decision the next request moves up under the same finger.
@@ -15,29 +16,11 @@ export function guard() {
   timer = setTimeout(() => { guarded.value = false; }, GUARD_MS);
 }
 
-const base64url = (bytes) => btoa(String.fromCharCode(...new Uint8Array(bytes))).replace(/\+/g, "-").replace(/\//g, "_").replace(/=+$/, "");
-
-/** The passkey's signature over exactly this decision; the challenge is its hash, made by the server. */
-async function signed(id, decision) {
-  const asked = await post(`/requests/${encodeURIComponent(id)}/challenge`, decision);
-  const publicKey = PublicKeyCredential.parseRequestOptionsFromJSON(asked.publicKey ?? asked.options ?? asked);
-  const credential = /** @type {any} */ (await navigator.credentials.get({ publicKey }));
-  const { authenticatorData, clientDataJSON, signature, userHandle } = credential.response;
-  return {
-    id: credential.id, rawId: base64url(credential.rawId), type: credential.type,
-    response: {
-      authenticatorData: base64url(authenticatorData), clientDataJSON: base64url(clientDataJSON),
-      signature: base64url(signature), userHandle: userHandle && base64url(userHandle),
-    },
-  };
-}
-
 /** @param {any} row @param {{scope?: string, ttl_s: number, bytes?: number, uses?: number, note?: string}} terms */
 export async function approve(row, terms) {
   const decision = { version: row.version, ...terms };
   for (const [key, value] of Object.entries(decision)) if (value === undefined || value === "") delete decision[key];
-  if (row.passkey) decision.assertion = await signed(row.id, { decision: "approve", ...decision });
-  return post(`/requests/${encodeURIComponent(row.id)}/approve`, decision);
+  return decide(`/requests/${encodeURIComponent(row.id)}/approve`, decision, { needed: row.passkey });
 }
 
 export const deny = (row, note) => post(`/requests/${encodeURIComponent(row.id)}/deny`, { version: row.version, ...(note && { note }) });

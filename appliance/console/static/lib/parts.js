@@ -66,7 +66,7 @@ export function Filter({ name, label, choices, type = "search", placeholder }) {
   const change = (event) => setParams({ [name]: event.target.value.trim() });
   return html`<label class="field"><span>${label}</span>${choices
     ? html`<select value=${value} onChange=${change}>${choices.map(([key, text]) => html`<option value=${key}>${text}</option>`)}</select>`
-    : html`<input type=${type} value=${value} onInput=${change} placeholder=${placeholder} spellcheck="false" autocomplete="off" data-filter=${name}/>`}</label>`;
+    : html`<input type=${type} value=${value} onInput=${change} placeholder=${placeholder} spellcheck=${false} autocomplete="off" data-filter=${name}/>`}</label>`;
 }
 
 /** A modal question. @param {{title: string, close: () => void, children: any}} props */

@@ -1,8 +1,9 @@
 // Stop a project, or everything, at once. It can always be let again.
-import { may, post } from "../lib/api.js";
+import { may } from "../lib/api.js";
 import { clean } from "../lib/format.js";
 import { useFetched } from "../lib/list.js";
 import { Ask, Empty, Head, Table, Time, Trouble } from "../lib/parts.js";
+import { decide } from "../lib/passkey.js";
 import { html, useSignal } from "../lib/ui.js";
 
 const body = (project) => (project ? { scope: "project", project } : { scope: "all" });
@@ -11,7 +12,7 @@ function Switch({ what, close, done }) {
   const { project, on } = what;
   const name = project ?? "everything";
   const act = async ({ reason, network }) => {
-    await post("/kill", { ...body(project), on, reason, ...(on && { jobs: !network }) });
+    await decide("/kill", { ...body(project), on, reason, ...(on && { jobs: !network }) }, { challenge: "/kill/challenge" });
     done();
   };
   return html`<${Ask} title=${on ? `Stop ${name}?` : `Let ${name} go on?`} verb=${on ? "Stop now" : "Let go on"} danger=${on} act=${act} close=${close}>

@@ -3,6 +3,7 @@ import { call, may, post } from "../lib/api.js";
 import { clean, count } from "../lib/format.js";
 import { useFetched } from "../lib/list.js";
 import { Ask, Badge, Empty, Head, Table, Time, Trouble, attempt, say } from "../lib/parts.js";
+import { decide } from "../lib/passkey.js";
 import { go, route } from "../lib/router.js";
 import { html, useEffect, useSignal } from "../lib/ui.js";
 
@@ -26,7 +27,7 @@ const Tried = ({ found }) => html`<p class="note" role="status">${count(found.de
 
 function Proposal({ proposal, reload }) {
   if (!proposal) return null;
-  const act = (verb, done) => attempt(async () => { await post(`${at(proposal.project)}/${verb}`, { digest: proposal.digest }); reload(); }, done);
+  const act = (verb, done) => attempt(async () => { await decide(`${at(proposal.project)}/${verb}`, { digest: proposal.digest }); reload(); }, done);
   return html`<section class="panel"><h2>A text waits for a second person</h2><p>By ${clean(proposal.by, 60)}, <${Time} ms=${proposal.at_ms}/>${proposal.note && html`: ${clean(proposal.note)}`}</p>
     ${proposal.widens && html`<p class="warning">It lets out, among others: <code>${clean(proposal.widens, 400)}</code></p>`}<details><summary>The text</summary><pre tabindex="0">${clean(proposal.text, 100_000)}</pre></details>
     ${may("policies.write") && html`<div class="buttons"><button onClick=${() => act("withdraw", "Forgotten.")}>Withdraw</button><button class="main" onClick=${() => act("agree", "In force.")}>Agree</button></div>`}</section>`;
@@ -65,7 +66,7 @@ function Editor({ project }) {
   return html`<${Head} title=${`Policy of ${clean(project, 60)}`} lead=${value?.source === "file" ? `It stands in a file of the node (${clean(value.file, 200)}) and is changed there; here it can be tried.` : "Check, compare and try a text before it is in force."}><a href="#/policies">All policies</a></${Head}>
     <${Trouble} error=${policy.error} again=${policy.reload}/>${value?.changed && html`<p class="warning">The file was changed since and that is not in force yet.</p>`}
     ${value && html`<${Proposal} proposal=${value.proposal} reload=${changed}/><div class="columns"><section class="panel">
-      <label class="field"><span>The text</span><textarea spellcheck="false" value=${text.value ?? ""} onInput=${(event) => { text.value = event.target.value; }}></textarea></label>
+      <label class="field"><span>The text</span><textarea spellcheck=${false} value=${text.value ?? ""} onInput=${(event) => { text.value = event.target.value; }}></textarea></label>
       <div class="buttons"><button onClick=${ask("check")}>Check</button><button onClick=${ask("diff")}>Compare</button><button onClick=${ask("trial")}>Try on last week</button>
         ${edits && html`<button class="main" disabled=${text.value === value.text} onClick=${() => { asking.value = true; }}>Put in force</button>`}</div></section>
       <section class="panel" aria-label="What was found"><h2>What it would mean</h2><${Trouble} error=${found.value.error}/>${found.value.check && html`<${Checked} found=${found.value.check}/>`}

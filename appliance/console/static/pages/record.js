@@ -52,7 +52,7 @@ function Key({ offered, changed }) {
   };
   return html`<details><summary>The pinned key</summary>
     ${mine && offered && mine !== offered && html`<p class="warning">This server gives another key than the pinned one. After a change of keys that is right (<code>exeat keys</code>); otherwise it is not.</p>`}
-    <form onSubmit=${set}><label class="field"><span>As <code>exeat ledger checkpoint --key</code> prints it</span><input name="vkey" class="mono" defaultValue=${mine} required spellcheck="false"/></label>
+    <form onSubmit=${set}><label class="field"><span>As <code>exeat ledger checkpoint --key</code> prints it</span><input name="vkey" class="mono" defaultValue=${mine} required spellcheck=${false}/></label>
       <${Trouble} error=${error.value}/><div class="buttons"><button>Pin this key</button></div></form></details>`;
 }
 

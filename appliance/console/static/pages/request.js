@@ -1,6 +1,7 @@
 // One request: the facts, what the job says, what a yes would open, and the terms of the yes.
 import { approve, flagText, guard, guarded, undo } from "../lib/decide.js";
 import { bytes, clean, clock, place, span, usd } from "../lib/format.js";
+import { useFetched } from "../lib/list.js";
 import { attempt, Badge, Dialog, Facts, Host, Quote, Time, Trouble } from "../lib/parts.js";
 import { html, useSignal } from "../lib/ui.js";
 
@@ -17,10 +18,13 @@ const About = ({ row }) => html`<${Facts} of=${[
   ["Held connections", row.waiting ? String(row.waiting) : ""], ["Lapses unanswered", row.expires_ms && clock(row.expires_ms, true)],
 ]}/>`;
 
+const Payload = ({ payload }) => html`<h3>What it says it will send</h3><p class="soft">Nothing makes it send just this.</p><${Facts} of=${[["Name", clean(payload.name)], ["Size", bytes(payload.bytes)], ["SHA-256", html`<code>${payload.sha256.slice(0, 16)}…</code>`], ["Note", clean(payload.note)]]}/>
+  ${payload.head.length > 0 && html`<details><summary>Its beginning, without secrets</summary><pre tabindex="0">${payload.head.map((line) => clean(line, 200)).join("\n")}</pre></details>`}`;
+
 const Preview = ({ preview }) => html`<section class="preview" aria-label="What a yes would let out"><h3>What a yes would let out</h3>
   <p>${clean(preview.widens)}</p>
   <${Facts} of=${[["Bytes at most", preview.bytes === null ? "no limit of its own" : bytes(preview.bytes)], ["Cost at most", preview.cost_usd === null ? "" : usd(preview.cost_usd)]]}/>
-  ${preview.classification.length > 0 && html`<p class="warning"><strong>Found in what it wants to send:</strong> ${preview.classification.map((hit) => html`<${Badge} kind="bad">${clean(hit, 80)}</${Badge}> `)}</p>`}</section>`;
+  ${preview.classification.length > 0 && html`<p class="warning"><strong>Found in what it wants to send:</strong> ${preview.classification.map((hit) => html`<${Badge} kind="bad">${clean(hit, 80)}</${Badge}> `)}</p>`}${preview.payload && html`<${Payload} payload=${preview.payload}/>`}</section>`;
 
 const Choice = ({ name, value, chosen, label, hint }) => html`<label class="choice"><input type="radio" name=${name} value=${value} checked=${value === chosen.value}
   onChange=${() => { chosen.value = value; }}/><span>${label}${hint && html` <span class="soft">${hint}</span>`}</span></label>`;
@@ -46,6 +50,7 @@ const Twice = ({ row, close, go }) => html`<${Dialog} title="Look twice" close=$
 const noEnter = (event) => { if (event.key === "Enter" && event.target.matches("input")) event.preventDefault(); };
 
 export function Detail({ row, form, refuse, decided, decides }) {
+  const { value: whole } = useFetched(`/requests/${encodeURIComponent(row.id)}`); // a list has no witness of what opens
   const scope = useSignal(row.ladder.find((rung) => rung.widest)?.scope ?? row.ladder[0]?.scope ?? "");
   const ttl = useSignal(row.ttl_choices_s.filter((s) => s <= 1800).at(-1) ?? row.ttl_choices_s[0]);
   const error = useSignal(/** @type {any} */ (null));
@@ -53,12 +58,12 @@ export function Detail({ row, form, refuse, decided, decides }) {
   const busy = useSignal(false);
   const send = async () => {
     const fields = new FormData(form.current);
-    const whole = row.ladder.find((rung) => rung.widest)?.scope === scope.value;
+    const asAsked = row.ladder.find((rung) => rung.widest)?.scope === scope.value;
     busy.value = true;
     guard();
     try {
       const now = await approve(row, {
-        scope: whole ? undefined : scope.value, ttl_s: Number(ttl.value), bytes: Number(fields.get("bytes")) || undefined,
+        scope: asAsked ? undefined : scope.value, ttl_s: Number(ttl.value), bytes: Number(fields.get("bytes")) || undefined,
         uses: Number(fields.get("uses")) || undefined, note: String(fields.get("note")).trim(),
       });
       const where = place(row.dest.host, row.dest.port);
@@ -80,7 +85,7 @@ export function Detail({ row, form, refuse, decided, decides }) {
     <p class="lead">This job may send anything it can read to <strong>${clean(row.dest.host, 260)}</strong>.</p>
     ${row.flags.length > 0 && html`<ul class="warnings">${row.flags.map((flag) => html`<li>${flagText(flag)}</li>`)}</ul>`}
     <${Quote} from=${`What ${row.agent_id || row.requester} says (nobody has checked it)`} text=${row.reason}/>
-    <${About} row=${row}/><${Preview} preview=${row.preview}/>
+    <${About} row=${row}/><${Preview} preview=${whole?.preview ?? row.preview}/>
     ${row.needs > 1 && html`<p class="note">Needs ${row.needs} persons. ${row.approvals.length ? `Said yes: ${row.approvals.map((a) => clean(a.by, 60)).join(", ")}.` : "Nobody has said yes yet."}</p>`}
     ${decides ? html`<form ref=${form} onSubmit=${submit} onKeyDown=${noEnter}><${Terms} row=${row} scope=${scope} ttl=${ttl}/>
       <${Trouble} error=${error.value}/>

@@ -33,7 +33,7 @@ export default function SignIn() {
   };
   return html`<main class="signin"><form onSubmit=${submit}>
     <h1>exeat</h1><p>Nothing leaves without a lease.</p>
-    <label class="field"><span>Name</span><input name="name" autocomplete="username" autocapitalize="none" spellcheck="false" required autofocus/></label>
+    <label class="field"><span>Name</span><input name="name" autocomplete="username" autocapitalize="none" spellcheck=${false} required autofocus/></label>
     <label class="field"><span>Password</span><input name="password" type="password" autocomplete="current-password" required/></label>
     <${Trouble} error=${error}/>
     <button class="main" disabled=${busy}>Sign in</button>
