@@ -87,10 +87,15 @@ def exeat(*words: str) -> str:
     return subprocess.run(command(*words), check=True, capture_output=True, text=True).stdout
 
 
-def job(project: str, script: str, *options: str) -> subprocess.Popen[bytes]:
+def job_command(project: str, script: str, *options: str) -> list[str]:
     """A shell script as a job, with the lab's CA where curl looks for it."""
     trust = [f"--env=CURL_CA_BUNDLE={LAB.job}/ca.pem", "--ro", str(LAB.job)]
-    words = command("run", "--project", project, "--quiet", *trust, *options, "--", "sh", "-c", script)
+    return command("run", "--project", project, "--quiet", *trust, *options, "--", "sh", "-c", script)
+
+
+def job(project: str, script: str, *options: str) -> subprocess.Popen[bytes]:
+    """`job_command`, started, without what it says."""
+    words = job_command(project, script, *options)
     return subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 

@@ -76,7 +76,8 @@ class Person:
 
 class ConsoleRig:
     """`more` is added to the configuration, in [console], with `{port}` as its port; `policies` are texts
-    by project. `prepare` makes files in the rig's folder before the start. With `trust` it is called by TLS."""
+    by project. `prepare` makes files in the rig's folder before the start. With `trust` it is called by
+    TLS."""
 
     def __init__(
         self,

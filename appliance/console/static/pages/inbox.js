@@ -112,7 +112,7 @@ export default function Inbox() {
     const typing = event.target.closest?.("input:not([type=checkbox]):not([type=radio]),textarea,select,dialog");
     if (event.ctrlKey || event.metaKey || event.altKey || event.repeat || typing || document.querySelector("dialog[open]")) return;
     const acts = {
-      j: () => move(1), k: () => move(-1), x: () => row && !row.flags.length && decides && tick(row.id),
+      j: () => move(1), k: () => move(-1), n: thaw, x: () => row && !row.flags.length && decides && tick(row.id),
       "/": () => /** @type {any} */ (document.querySelector("[data-filter=q]"))?.focus(),
       a: () => decides && row && !row.gone && !guarded.value && form.current?.requestSubmit(),
       d: () => decides && row && !row.gone && refuse(),
@@ -129,7 +129,7 @@ export default function Inbox() {
     ${!shown.length && !list.busy && !list.error ? html`<${Empty}>Nothing waits. Requests appear here as jobs make them.</${Empty}>` : html`
     <div class="inbox">
       <section aria-label="Requests" ...${focus}>
-        ${fresh.length > 0 && html`<button class="fresh" onClick=${thaw}>${fresh.length} new: show</button>`}
+        ${fresh.length > 0 && html`<button class="fresh" onClick=${thaw}>${fresh.length} new: show <kbd aria-hidden="true">n</kbd></button>`}
         ${marked.length > 0 && html`<div class="batch"><span>${marked.length} selected</span>
           <button class="main" onClick=${() => { asking.value = "approve"; }}>Approve</button><button onClick=${() => { asking.value = "deny"; }}>Deny</button></div>`}
         <ul class="requests">${rows.map((each) => html`<${Row} key=${each.id} row=${each} chosen=${each === row} ticked=${ticked.value.has(each.id)}
