@@ -5,8 +5,16 @@ import { useEffect, useSignal } from "./ui.js";
 
 const TOGETHER_MS = 120; // events that come together cause one request
 
+// Two parts of a page that show the same ask once, when they appear; later each asks anew, because an answer
+// that was under way may be older than what just happened.
+const asked = new Map();
+
+function once(path) {
+  if (!asked.has(path)) asked.set(path, get(path).finally(() => asked.delete(path)));
+  return asked.get(path);
+}
+
 /**
- * @template T
  * @param {string|null} path null: nothing to ask for yet
  * @param {string[]} [topics] an event of these means: ask again
  */
@@ -15,24 +23,23 @@ export function useFetched(path, topics = []) {
   const again = useSignal(0);
   useEffect(() => {
     if (path === null) return undefined;
-    const leaving = new AbortController();
-    let timer = 0, running = false, wanted = false;
+    let timer = 0, running = false, wanted = false, gone = false;
+    let ask = again.peek() ? get : once;
     const load = async () => {
       timer = 0;
       if (running) { wanted = true; return; }
       running = true;
-      try {
-        state.value = { value: await get(path, { signal: leaving.signal }), error: null, busy: false };
-      } catch (error) {
-        if (!leaving.signal.aborted) state.value = { value: state.value.value, error, busy: false };
-      }
+      const next = await ask(path).then((value) => ({ value, error: null }), (error) => ({ value: state.peek().value, error }));
+      if (gone) return;
+      ask = get;
+      state.value = { ...next, busy: false };
       running = false;
-      if (wanted && !leaving.signal.aborted) { wanted = false; soon(); }
+      if (wanted) { wanted = false; soon(); }
     };
     const soon = () => { timer ||= setTimeout(load, TOGETHER_MS); };
     load();
     const off = on(topics, soon);
-    return () => { off(); clearTimeout(timer); leaving.abort(); };
+    return () => { gone = true; off(); clearTimeout(timer); };
   }, [path, again.value]);
   return { ...state.value, reload: () => { again.value += 1; } };
 }
