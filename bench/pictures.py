@@ -116,12 +116,12 @@ class Camera:
         self._context = browser.new_context(color_scheme=scheme, viewport=size)  # type: ignore[arg-type]
         self.page: Page = self._context.new_page()
         self.page.goto(world.link(name))
-        self.page.locator("main h1").wait_for()
+        self.page.locator("#main h1").wait_for()
 
     def go(self, path: str) -> Page:
         self.page.goto(f"{world.ORIGIN}/#/{path}")
-        self.page.locator("main h1").wait_for()
-        self.page.locator("main [aria-busy=true]").first.wait_for(state="detached")
+        self.page.locator("#main h1").wait_for()
+        self.page.locator("#main [aria-busy=true]").first.wait_for(state="detached")
         self.page.locator(".live.on").wait_for()
         return self.page
 

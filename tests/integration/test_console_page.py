@@ -126,7 +126,7 @@ def test_the_first_load_is_small_and_nothing_comes_from_elsewhere(rig: ConsoleRi
         session.on("Network.loadingFinished", lambda event: wire.append(int(event["encodedDataLength"])))
         page.on("request", lambda request: urls.append(request.url))
         page.goto(rig.exeat("console", "login", "anna").strip())
-        page.locator("main h1").wait_for()
+        page.locator("#main h1").wait_for()
         page.wait_for_load_state("load")
     assert 20_000 < sum(wire) <= FIRST_LOAD
     assert {url for url in urls if not url.startswith(f"{rig.origin}/")} == set()

@@ -50,7 +50,7 @@ def signed_in(context: BrowserContext, name: str) -> Page:
 
 def go(page: Page, path: str) -> Page:
     page.goto(f"{world.ORIGIN}/#/{path}")
-    page.locator("main h1").first.wait_for()
+    page.locator("#main h1").first.wait_for()
     return page
 
 

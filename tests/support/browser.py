@@ -64,8 +64,8 @@ class Tab:
         return self
 
     def settle(self) -> None:
-        self.page.locator("main h1").first.wait_for()
-        self.page.locator("main [aria-busy=true]").first.wait_for(state="detached")
+        self.page.locator("#main h1").first.wait_for()
+        self.page.locator("#main [aria-busy=true]").first.wait_for(state="detached")
 
     def axe(self) -> list[Violation]:
         """What axe-core finds wrong with the page as it is."""
