@@ -144,9 +144,12 @@ class Journal:
 
     def repeat(self, sights: Iterable[Sight]) -> None:
         """More lookups like these, which were answered from memory."""
-        for sight in sights:
+        dirty = self._dirty
+        for sight in sights:  # as `count`, which would cost as much again
             sight.repeated += 1
-            self.count(sight)
+            sight.count += 1
+            if sight.count == 1:
+                dirty[sight] = None
 
     def _first(self, table: OrderedDict[Lookup, Sight], lookup: Lookup) -> Sight:
         share = min(MAX_SIGHTS, MAX_ALL // len(self._sights))

@@ -99,6 +99,10 @@ class Tally:
         else:
             self.counts[series] = known + by
 
+    def add(self, *series: str, by: int = 1) -> None:
+        """Add to a series that no project stands in."""
+        self.counts[series] = self.counts.get(series, 0) + by
+
     def traffic(self, project: str) -> Traffic:
         """Of a project, to be added to."""
         known = self._traffic.get(project)

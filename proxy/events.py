@@ -74,7 +74,7 @@ class Events:
             kind = "dot" if kind == "udp53" and evidence.port == DOT_PORT else kind
             self._tally.count("bypass_attempts_total", project, kind)
         if reason in WRONG_PASSWORD:
-            self._tally.count("auth_failures_total", "proxy")
+            self._tally.add("auth_failures_total", "proxy")
 
     def tell(self) -> None:
         if self._events:

@@ -64,7 +64,10 @@ class Direct:
         stops: Callable[[str], bool],
         announce: Callable[[dict[str, Any]], None],
         spawn: Callable[[Coroutine[Any, Any, None]], None],
+        applied: Callable[[float], None] = lambda _: None,
     ) -> None:
+        """`applied` hears how long each change of the host's table took, in seconds."""
+        self._applied_in = applied
         self._node, self._tariff = config.node.name, tariff(config.prices)
         self._labels = tuple(member.label for member in config.routing.members)
         self._ledger = config.run_dir / "ledger" / "ledger.sock"
@@ -178,7 +181,9 @@ class Direct:
             holes = [flow.pinhole() for flow in flows]
             if _same(holes, self._applied):
                 return
+            began = time.monotonic()
             reply, _ = await self._warden.call("routing.set", pinholes=holes)
+            self._applied_in(time.monotonic() - began)
             self._applied = holes
             for flow, hole in zip(flows, holes, strict=True):
                 flow.applied = True

@@ -78,9 +78,7 @@ class Feed:
         if record.kind is Kind.JOB and what == "exit":
             self._tally.count("job_exits_total", project, record.reason_code)
         elif record.kind is Kind.RECONCILE:
-            self._tally.counts["ledger_drifts_total",] = self._tally.counts.get(
-                ("ledger_drifts_total",), 0
-            ) + max(1, record.count)
+            self._tally.add("ledger_drifts_total", by=max(1, record.count))
         elif record.kind is Kind.POLICY and what not in ADMIN and what != PLACE:
             self._tally.count("policy_reloads_total", project, what)
         elif record.kind is Kind.LEASE:

@@ -144,6 +144,7 @@ class Control:
             stops=self.kill.stops,
             announce=lambda event: self.flows.happened([event]),
             spawn=self.spawn,
+            applied=self._tally.time("nft_apply_duration_seconds").add,
         )
         self.devices = Devices(
             devices(config.device),

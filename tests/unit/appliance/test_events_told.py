@@ -100,6 +100,20 @@ def test_requests_are_counted_once_and_timed_until_they_are_granted() -> None:
     assert tally.time("lease_approval_duration_seconds", "p").seconds == 10.0
 
 
+def test_jobs_policies_and_drifts_are_counted_from_their_records() -> None:
+    tally = Tally()
+    made = Feed(tally, {}, lambda: 0)
+    said = [record(Kind.JOB, "exit", job="p-1", reason_code="oom"), record(Kind.JOB, "start", job="p-1")]
+    said += [record(Kind.POLICY, "widens"), record(Kind.POLICY, "kill.on"), record(Kind.POLICY, PLACE)]
+    said += [record(Kind.RECONCILE, "drift", count=1), record(Kind.RECONCILE, "drift", count=4)]
+    made.wrote([encode(each) for each in said])
+    assert tally.counts == {
+        ("job_exits_total", "p", "oom"): 1,
+        ("policy_reloads_total", "p", "widens"): 1,
+        ("ledger_drifts_total",): 5,
+    }
+
+
 def test_what_the_guard_says_is_plain_and_described() -> None:
     made = feed()
     made.alert({"reason": "dns.tunnel\n", "subject": {"project": "p"}, "domain": "x" * 999, "score": 7})

@@ -49,6 +49,14 @@ def test_no_limit_no_allowance() -> None:
     assert spending().allowance(SUBJECT, decision()) is None
 
 
+def test_of_a_budget_the_nearest_limit_says_how_far_it_is_used() -> None:
+    book = spending()
+    book.charge_bytes("p", decision("total"), 100, 150)
+    book.charge_bytes("p", decision("upward"), 1500, 0)
+    assert {name: used for _, name, used in book.ratios()} == {"money": 0.0, "total": 0.25, "upward": 1.5}
+    assert [project for project, _, _ in book.ratios()] == ["p"] * 3
+
+
 def test_a_promise_is_held_for_its_flow() -> None:
     book, first = spending(), decision("total")
     book.promise("p", first, 600)
