@@ -105,6 +105,17 @@ def test_the_wheel_from_the_sdist_has_every_module(built: Built) -> None:
     }
 
 
+def test_the_wheel_has_a_whole_console(built: Built) -> None:
+    """With what is fetched at set-up, and the licences of that; nothing of it is in the repository."""
+    static = "appliance/console/static"
+    with zipfile.ZipFile(built.wheel) as archive:
+        packed = {name for name in archive.namelist() if f"/{static}/" in name}
+    tree = built.tree / static
+    there = {f"exeat/{static}/{path.relative_to(tree)}" for path in tree.rglob("*") if path.is_file()}
+    assert packed == there
+    assert f"exeat/{static}/vendor/LICENSES.txt" in packed
+
+
 def test_the_wheel_has_the_compiled_relay(built: Built) -> None:
     code = "from exeat.proxy import relays; print(relays.in_use('compiled'))"
     assert run([built.python, "-c", code], built.python.parent).strip() == "compiled"

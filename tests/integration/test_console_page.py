@@ -323,3 +323,51 @@ def test_the_tree_is_that_of_the_ledger(approver: Tab) -> None:
       return wrong;
     }"""
     assert approver.module("lib/proof.js", script, cases) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain, with ümlaut", "plain, with ümlaut"),
+        ("abc\u202etxt.exe", "abc\ufffdtxt.exe"),  # turns the direction of writing
+        ("a\u200bb\u2066c\x00d\x1b[31m", "a\ufffdb\ufffdc\ufffdd\ufffd[31m"),
+        ("\U000e0041tag", "\ufffdtag"),  # characters that only machines read
+        ("x" * 700, "x" * 600 + "…"),
+    ],
+)
+def test_text_of_others_is_made_plain(approver: Tab, text: str, shown: str) -> None:
+    assert approver.module("lib/format.js", "(m, text) => m.clean(text)", text) == shown
+
+
+def test_live_flows_take_a_bounded_place(approver: Tab) -> None:
+    script = """(m) => {
+      const ring = new m.Ring();
+      for (let n = 0; n < 5000; n += 1)
+        ring.add({events: [{ev: n % 3 ? "open" : "deny", flow: `f${n}`, project: "p", job: "j", dest: "h:443",
+                            verdict: "", reason: "", bytes_in: 0, bytes_out: 0}], lost: 1});
+      ring.add({events: [{ev: "close", flow: "f4999", bytes_in: 5, bytes_out: 7, reason: "eof"}], lost: 0});
+      ring.reset([]);
+      const states = {};
+      for (const row of ring.rows.values()) states[row.state] = (states[row.state] ?? 0) + 1;
+      return [ring.rows.size, ring.lost, states.live ?? 0, states.closed];
+    }"""
+    assert approver.module("lib/ring.js", script) == [2000, 5000, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("words", "fits"),
+    [
+        ("", True),
+        ("GITHUB", True),
+        ("github -deny", True),
+        ("-github", False),
+        ("project:lab dest:443", True),
+        ("project:api", False),
+        ("-project:lab", False),
+        ("-", False),
+    ],
+)
+def test_words_choose_flows(approver: Tab, words: str, fits: bool) -> None:
+    row = {"project": "lab", "agent": "a", "job": "j", "dest": "api.github.com:443", "reason": "rule.allow"}
+    script = "(m, [words, row]) => m.matcher(words)({state: 'live', lease: '', ...row})"
+    assert approver.module("lib/ring.js", script, [words, row]) is fits
