@@ -18,7 +18,7 @@ from exeat.ledger.records import Dest, Kind, Record, RecordError, compose, encod
 from exeat.ledger.tally import Tally
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator
 
     from exeat.dns.judge import Binding
     from exeat.ledger.reactor import Reactor
@@ -74,11 +74,11 @@ class Lookup(NamedTuple):
 class Sight:
     """One remembered lookup: `count` lookups are not on the ledger yet."""
 
-    __slots__ = ("count", "durable", "lookup", "rcode", "repeated", "waiters")
+    __slots__ = ("count", "durable", "lookup", "rcode", "told", "waiters")
 
     def __init__(self, lookup: Lookup) -> None:
         self.rcode = 0  # of the answer that is remembered
-        self.repeated = 0  # answers from memory that are not in the metrics yet
+        self.told = 0  # of `count`, what is in the metrics already
         self.lookup = lookup
         self.count = 0
         self.durable = False
@@ -129,11 +129,12 @@ class Journal:
         if sight is None:
             sight = self._first(table, lookup)
             sight.waiters.append(done)
-        elif sight.durable:
-            self.count(sight)
+            return
+        self.count(sight)
+        sight.told += 1  # by whoever answers
+        if sight.durable:
             done(sight)
         else:
-            self.count(sight)
             sight.waiters.append(done)
 
     def count(self, sight: Sight) -> None:
@@ -141,15 +142,6 @@ class Journal:
         sight.count += 1
         if sight.count == 1:
             self._dirty[sight] = None
-
-    def repeat(self, sights: Iterable[Sight]) -> None:
-        """More lookups like these, which were answered from memory."""
-        dirty = self._dirty
-        for sight in sights:  # as `count`, which would cost as much again
-            sight.repeated += 1
-            sight.count += 1
-            if sight.count == 1:
-                dirty[sight] = None
 
     def _first(self, table: OrderedDict[Lookup, Sight], lookup: Lookup) -> Sight:
         share = min(MAX_SIGHTS, MAX_ALL // len(self._sights))
@@ -171,7 +163,7 @@ class Journal:
             self._show(sight.lookup)
         else:
             # The waiters are told no, so their lookups did not happen: nothing is left to count.
-            sight.count = 0
+            sight.count = sight.told = 0
             self._dirty.pop(sight, None)
             table = self._sights.get(sight.lookup.subject, OrderedDict())
             if table.get(sight.lookup) is sight:
@@ -223,9 +215,9 @@ class Journal:
 
     def _tell(self, sight: Sight) -> None:
         """Count for the metrics what was answered from memory; the rest is counted as it is answered."""
-        if sight.repeated:
-            answered(self._tally, sight.lookup, sight.rcode, sight.repeated)
-            sight.repeated = 0
+        repeated, sight.told = sight.count - sight.told, 0
+        if repeated > 0 and sight.lookup.source == "dns":
+            answered(self._tally, sight.lookup, sight.rcode, repeated)
 
     def _send(self) -> None:
         batch, records = self._batch, self._records
@@ -241,6 +233,7 @@ class Journal:
             self._in_flight[sight.lookup.subject.job] -= 1
             if not durable:  # perhaps stored, perhaps not: rather counted twice than never
                 sight.count += count
+                sight.told += count
                 self._dirty[sight] = None
         if some:
             self._reactor.call_soon(lambda: self._settle(batch, durable=durable))

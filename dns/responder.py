@@ -114,7 +114,9 @@ class Responder:
 
     def repeated(self, sights: list[Sight]) -> None:
         """Lookups like these were answered with what is remembered of them. Only while `ready`."""
-        self._journal.repeat(sights)
+        count = self._journal.count
+        for sight in sights:
+            count(sight)
 
     def answer(self, jail: Jail, data: bytes, reply: Reply, *, udp: bool) -> bool:
         """Answer one message, now or later, once; False if it is none that gets an answer."""

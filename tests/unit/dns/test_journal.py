@@ -13,6 +13,7 @@ from exeat.dns.journal import Journal, Lookup, Sight
 from exeat.dns.judge import Binding
 from exeat.ledger.limits import TokenBucket
 from exeat.ledger.records import Kind, RecordError, decode
+from exeat.ledger.tally import Tally
 from exeat.policy.model import Decision, Subject, Verdict
 
 if TYPE_CHECKING:
@@ -269,3 +270,21 @@ def test_what_is_kept_of_records_is_bounded(journal: Journal, ledger: Ledger) ->
     for i in range(module.MAX_FRAMES + 10):
         first_sight(journal, ledger, lookup(rule=f"r{i}"))
     assert len(module._frames) <= module.MAX_FRAMES
+
+
+def test_answers_from_memory_are_in_the_metrics_once_whatever_the_ledger_says(
+    loop: Loop, ledger: Ledger
+) -> None:
+    tally = Tally()
+    journal = Journal(loop, ledger, tally)  # type: ignore[arg-type]
+    sight = first_sight(journal, ledger, lookup())
+    journal.note(lookup(), lambda _sight: None)  # counted by who answers it
+    for _ in range(5):
+        journal.count(sight)
+    for durable in (False, False, True):
+        loop.turn()
+        ledger.settle(durable=durable)
+        assert tally.counts == {("dns_queries_total", SUBJECT.project, "NOERROR", "allow"): 5}
+    journal.count(sight)
+    loop.turn()
+    assert tally.counts == {("dns_queries_total", SUBJECT.project, "NOERROR", "allow"): 6}
