@@ -71,16 +71,16 @@ def _admitted(console: Console, route: Route, request: web.Request) -> Principal
 
 
 def _known(console: Console, request: web.Request) -> Principal:
-    """Raises Problem for nobody; each wrong credential counts against its address."""
-    address, now = f"{request.remote}", time.monotonic()
-    wait = console.tries_of_address.wait(address, now)
-    if wait and "Authorization" in request.headers:
-        raise too_often(wait)
+    """Raises Problem for nobody; each wrong credential counts against its address.
+
+    A right one is let in whatever others there have tried: 256 bits are not guessed, and nobody is to lock
+    out those who share an address with them.
+    """
     try:
         who = identify(console, request)
     except Problem:
-        console.tries_of_address.count(address, now)
         console.failures["token" if "Authorization" in request.headers else "certificate"] += 1
+        _limit(console.tries_of_address, f"{request.remote}")
         raise
     if who is None:
         raise Problem(

@@ -282,3 +282,13 @@ def test_control_does_not_believe_the_console(rig: ConsoleRig) -> None:
         "meta.attribution",
         "ok",
     ]
+
+
+def test_guessing_tokens_locks_out_nobody_else(rig: ConsoleRig) -> None:
+    """The last here: it uses up the tries of this address."""
+    wrong = Person(rig, {"Authorization": "Bearer exeat_00000000_guess"})
+    assert {wrong.get("/session").status for _ in range(25)} <= {401, 429}
+    assert code(wrong.get("/session")) == (429, "auth.rate")
+    assert code(rig.nobody().post("/session", {"link": "guess"})) == (429, "auth.rate")
+    assert rig.person("adam").get("/session").status == 200
+    assert rig.browser("adam").get("/session").status == 200

@@ -56,19 +56,10 @@ async def sign_in(call: Call) -> web.Response:
     One answer for all that is wrong, and a few tries for each name and address.
     """
     console, body = call.console, call.body
-    address = f"{call.request.remote}"
-    key, now = f"{body.name}" if body.name else "link", time.monotonic()
-    wait = max(console.tries_of_address.wait(address, now), console.tries.wait(key, now))
-    if wait:
-        raise too_often(wait)
-    # Counted before it is known how it ends: what runs side by side must not get more tries.
-    console.tries.count(key, now)
-    console.tries_of_address.count(address, now)
-    account = await _account(call)
+    account = _of_link(call) if body.link else await _of_password(call)
     if account is None:
         console.failures["link" if body.link else "password"] += 1
         raise Problem(401, "auth.wrong", "wrong name, password or link; a link works once, for 15 minutes")
-    console.tries.forget(key)
     cookie, session = console.accounts.open_session(account.name, console.now_ms())
     projects = frozenset(account.projects)
     out = _shown(Principal(account.name, account.role, projects, "session", session=session))
@@ -79,15 +70,32 @@ async def sign_in(call: Call) -> web.Response:
     return response
 
 
-async def _account(call: Call) -> Account | None:
-    """Whom the credentials open; all that was opened before by this browser ends with them."""
-    console, body = call.console, call.body
-    if body.link:
-        name = console.accounts.use_link(body.link, console.now_ms())
-        return console.accounts.find(name) if name is not None else None
-    account = console.accounts.find(body.name)
-    fits = await console.passwords.fits(body.password, account.password if account is not None else "")
-    return account if fits else None
+def _of_link(call: Call) -> Account | None:
+    """Like a token, it is not guessed: only wrong ones count."""
+    console = call.console
+    name = console.accounts.use_link(call.body.link, console.now_ms())
+    account = console.accounts.find(name) if name is not None else None
+    wait = 0.0 if account else console.tries_of_address.take(f"{call.request.remote}", time.monotonic())
+    if wait:
+        raise too_often(wait)
+    return account
+
+
+async def _of_password(call: Call) -> Account | None:
+    """Counted before it is known how it ends: what runs side by side must not get more tries."""
+    console, name, address = call.console, call.body.name, f"{call.request.remote}"
+    now = time.monotonic()
+    wait = max(console.tries_of_address.wait(address, now), console.tries.wait(name, now))
+    if wait:
+        raise too_often(wait)
+    console.tries.count(name, now)
+    console.tries_of_address.count(address, now)
+    account = console.accounts.find(name)
+    fits = await console.passwords.fits(call.body.password, account.password if account is not None else "")
+    if not fits:
+        return None
+    console.tries.forget(name)
+    return account
 
 
 @routes.get("/session", "session", out=SessionOut)
