@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from exeat.appliance.client import Client, load_config
 from exeat.appliance.errors import NotReachableError, RefusedError, UsageError
 from exeat.appliance.limits import TIME, parse_limits
-from exeat.appliance.template import load as load_template
 from exeat.ledger.files import write_all
 from exeat.policy.errors import UnitError
 from exeat.policy.units import parse_duration
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from exeat.appliance.config import Config
+    from exeat.appliance.template import Template
 
 RECONNECT_S = 30.0
 _CODES = {"timeout": 124, "lost": 125}  # the first as timeout(1) says it; others are the job's own
@@ -123,9 +123,15 @@ def execute(config: Config, request: dict[str, Any]) -> tuple[str, int, str]:
     return job, *_attend(config, job, pipes)
 
 
+def _template(name: str) -> Template:
+    from exeat.appliance.template import load  # with YAML, which most runs can do without
+
+    return load(name)
+
+
 def request_of(args: argparse.Namespace, config: Config) -> dict[str, Any]:
     roots = config.sandbox.roots
-    template = load_template(args.template) if args.template else None
+    template = _template(args.template) if args.template else None
     request: dict[str, Any] = {"argv": args.cmd, "profile": args.profile or str(Profile.STANDARD_NET)}
     if template:
         request["argv"], request["profile"] = template.argv(args.cmd), args.profile or str(template.profile)
