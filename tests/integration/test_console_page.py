@@ -371,3 +371,48 @@ def test_words_choose_flows(approver: Tab, words: str, fits: bool) -> None:
     row = {"project": "lab", "agent": "a", "job": "j", "dest": "api.github.com:443", "reason": "rule.allow"}
     script = "(m, [words, row]) => m.matcher(words)({state: 'live', lease: '', ...row})"
     assert approver.module("lib/ring.js", script, [words, row]) is fits
+
+
+def test_several_are_approved_together_without_those_that_have_flags(rig: ConsoleRig, approver: Tab) -> None:
+    first, second = rig.ask("batch1.github.com:443"), rig.ask("batch2.github.com:443")
+    flagged = rig.ask("xn--btch-53d.github.com:443")
+    approver.page.goto("about:blank")
+    page = approver.go("inbox?q=github.com").page
+    for row in (first, second):
+        page.get_by_label(re.compile(f"^Select {re.escape(row['dest']['host'])}")).check()
+    expect(page.get_by_label(re.compile("^Select xn--btch"))).to_be_disabled()
+    page.locator(".batch").get_by_role("button", name="Approve").click()
+    page.get_by_role("dialog").get_by_role("button", name="Approve all").click()
+    expect(page.get_by_text("2 approved.")).to_be_visible()
+    found = requests(rig, "all")
+    states = [found[row["id"]]["state"] for row in (first, second, flagged)]
+    assert states == ["active", "active", "requested"]
+
+
+def test_a_project_is_stopped_and_let_go_on(rig: ConsoleRig, admin: Tab) -> None:
+    page = admin.go("kill").page
+    for verb, said in (("Stop q", "Stop now"), ("Let go on", "Let go on")):
+        page.get_by_role("button", name=verb).click()
+        dialog = page.get_by_role("dialog")
+        dialog.get_by_role("button", name=said).click()
+        expect(dialog).to_be_visible()  # not without a reason
+        dialog.get_by_label("Reason, kept in the ledger").fill("to test")
+        dialog.get_by_role("button", name=said).click()
+        expect(dialog).to_be_hidden()
+        stopped = rig.person("adam").get("/kill").json["stopped"]
+        assert [row["project"] for row in stopped] == (["q"] if verb == "Stop q" else [])
+    expect(page.get_by_text("Nothing is stopped.")).to_be_visible()
+
+
+def test_a_text_is_checked_and_compared_before_it_is_in_force(admin: Tab) -> None:
+    page = admin.go("policies/p").page
+    text = page.get_by_label("The text")
+    expect(text).to_have_value(re.compile("project: p"))
+    text.fill("egress: v1\nproject: p\nallow:\n  - {id: wide, to: .example.org}\n")
+    page.get_by_role("button", name="Check").click()
+    expect(page.get_by_text("It loads: 1 rule,")).to_be_visible()
+    page.get_by_role("button", name="Compare").click()
+    expect(page.get_by_text("It lets out more.")).to_be_visible()
+    text.fill("egress: v1\nproject: p\nallow: [\n")
+    page.get_by_role("button", name="Check").click()
+    expect(page.get_by_text("It does not load.")).to_be_visible()

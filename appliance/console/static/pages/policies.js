@@ -11,7 +11,7 @@ const at = (project) => `/policies/${encodeURIComponent(project)}`;
 
 function Checked({ found }) {
   const line = (each, kind) => html`<li class=${kind}>line ${each.line}, column ${each.column}: ${clean(each.message)} <code>${each.code}</code></li>`;
-  return html`<p class="note ${found.ok ? "good" : ""}" role="status">${found.ok ? `It loads: ${count(found.rules)} rules, posture ${found.posture}.` : "It does not load."}</p>
+  return html`<p class="note ${found.ok ? "good" : ""}" role="status">${found.ok ? `It loads: ${count(found.rules)} ${found.rules === 1 ? "rule" : "rules"}, posture ${found.posture}.` : "It does not load."}</p>
     <ul>${found.problems.map((each) => line(each, "minus"))}${found.warnings.map((each) => line(each, ""))}</ul>`;
 }
 
