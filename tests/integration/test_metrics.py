@@ -36,6 +36,10 @@ class Seen:
         return sum(each.value for each in self.samples if each.name == name and wanted <= each.labels.items())
 
 
+def in_sync(seen: Seen) -> dict[str, float]:
+    return {s.labels["part"]: s.value for s in seen.samples if s.name == "exeat_enforcement_in_sync"}
+
+
 def scrape(running: Running) -> Seen:
     return Seen(running.exeat("metrics").stdout)
 
@@ -68,10 +72,7 @@ def test_what_happened_is_what_is_counted(running: Running) -> None:
     assert seen.value("exeat_ledger_append_duration_seconds_count") > 0
     assert seen.value("exeat_ledger_writable") == 1
     assert seen.value("exeat_ledger_bytes") > 1000
-    assert {s.labels["part"]: s.value for s in seen.samples if s.name == "exeat_enforcement_in_sync"} == {
-        "proxy": 1.0,
-        "guard": 1.0,
-    }
+    wait_for(lambda: in_sync(scrape(running)) == {"proxy": 1.0, "guard": 1.0})
     assert all(s.value == 1 for s in seen.samples if s.name == "exeat_process_up")
 
 

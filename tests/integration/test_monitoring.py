@@ -321,18 +321,20 @@ def test_a_real_prometheus_scrapes_and_an_alert_reaches_whom_it_concerns(
         )
         with started(*tell), started(*watch):
             wait_for(lambda: (asked(at, "query?query=exeat_build_info") or {}).get("result"), 30)
-            assert firing(at) <= {"ExeatPostureOpenTooLong"}  # project `open`, and nobody waits a day here
             pid = child(rig, "ledger")
             os.kill(pid, signal.SIGSTOP)  # it hangs, as on a disk that does
             try:
                 wait_for(lambda: "ExeatLedgerBroken" in firing(at), 30)
-                wait_for(lambda: [path for path, _ in heard if path == "/on-call"], 30)
+                wait_for(lambda: sent(heard, "/on-call"), 30)
             finally:
                 os.kill(pid, signal.SIGCONT)
             wait_for(lambda: "ExeatLedgerBroken" not in firing(at), 30)
-    [alert] = [a for path, said in heard if path == "/on-call" for a in said["alerts"]][:1]
-    assert alert["labels"]["alertname"] == "ExeatLedgerBroken"
+    alert = sent(heard, "/on-call")[0]
     assert "cannot record" in alert["annotations"]["summary"]
-    assert "ExeatLedgerBroken" not in {
-        a["labels"]["alertname"] for p, s in heard if p == "/people" for a in s["alerts"]
-    }
+    assert sent(heard, "/people") == []
+
+
+def sent(heard: list[tuple[str, dict[str, Any]]], path: str) -> list[dict[str, Any]]:
+    """The alert about the ledger, as often as it was sent to this path; a slow machine may bring others."""
+    alerts = [alert for at, said in heard if at == path for alert in said["alerts"]]
+    return [alert for alert in alerts if alert["labels"]["alertname"] == "ExeatLedgerBroken"]
