@@ -12,7 +12,9 @@ from tests.support.events_spec import SPEC, valid
 
 from exeat.appliance.console.journal import TOPICS
 from exeat.appliance.control import feed as feeds
+from exeat.appliance.control.direct_flow import EVENT
 from exeat.appliance.control.feed import Feed
+from exeat.appliance.control.flows import _NUMBERS, _WORDS
 from exeat.appliance.told import told
 from exeat.ledger.in_force import PLACE, lease_data
 from exeat.ledger.records import Kind, Record, encode
@@ -151,3 +153,10 @@ def test_a_reader_goes_on_where_it_was_and_hears_what_it_missed(monkeypatch: pyt
         assert [event["data"]["n"] for event in another["events"]] == [4, 5, 6]
 
     asyncio.run(story())
+
+
+def test_the_keys_of_flows_are_those_of_the_document() -> None:
+    """Both who tell of flows: the proxy (as it is cleaned) and control, of flows past it."""
+    flow = SPEC["components"]["schemas"]["flow"]["properties"].keys()
+    assert set(EVENT) <= flow
+    assert flow <= _WORDS | _NUMBERS
