@@ -40,7 +40,6 @@ allow:
   - {id: pages, to: "*.cdn.example.org"}
 ask:
   - {id: data, to: .downloads.example.com, ttl: 2h, max_ttl: 8h}
-  - {id: dataset, to: .example.com, ttl: 1h, approvals: 2}
 deny:
   - {id: paste, to: [paste.example.net, .exfil.example.net]}
 """,
