@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import math
+import re
 import time
 from typing import TYPE_CHECKING, Any, Final
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 MAX_BODY: Final = 1 << 20  # bytes
 BODY_S: Final = 30.0  # for a whole body: a client must not keep a connection by sending slowly
-MAX_KEY: Final = 128  # characters of an Idempotency-Key
+KEY: Final = re.compile(r"[A-Za-z0-9_-]{1,128}", re.ASCII)  # an Idempotency-Key
 NOBODY: Final = Principal("", "", frozenset(), "nobody")
 
 
@@ -156,8 +157,9 @@ def _with_etag(request: web.Request, response: web.Response, result: BaseModel, 
 
 async def _once(route: Route, call: Call, key: str) -> web.StreamResponse:
     """The same key and request again gets the answer of the first time; nothing is done twice."""
-    if not 0 < len(key) <= MAX_KEY or not key.isprintable():
-        raise Problem(422, "http.idempotency", f"an Idempotency-Key has 1 to {MAX_KEY} characters")
+    if not KEY.fullmatch(key):
+        detail = "an Idempotency-Key is 1 to 128 letters, digits, - and _"
+        raise Problem(422, "http.idempotency", detail)
     console, who = call.console, call.who.name
     body = call.body.model_dump_json() if call.body is not None else ""
     said = hashlib.sha256(f"{route.method} {call.request.raw_path}\n{body}".encode()).digest()

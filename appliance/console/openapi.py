@@ -114,8 +114,8 @@ def _operation(route: Route, schemas: dict[str, Any]) -> dict[str, Any]:
                 "name": "Idempotency-Key",
                 "in": "header",
                 "required": False,
-                "schema": {"type": "string", "minLength": 1, "maxLength": 128, "pattern": "^[A-Za-z0-9_-]+$"},
-                "description": "the same key again gets the first answer",
+                "schema": {"type": "string"},
+                "description": "1 to 128 letters, digits, - and _: the same key again gets the first answer",
             }
         )
     return operation

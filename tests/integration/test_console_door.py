@@ -158,6 +158,8 @@ def test_the_same_key_decides_once(rig: ConsoleRig) -> None:
     assert (first.status, first.body) == (again.status, again.body)
     other = olga.post("/requests", {**body, "reason": "y"}, Idempotency_Key="k1")
     assert code(other) == (422, "http.idempotency")
+    for key in ("", "a b", "é", "k" * 129):
+        assert code(olga.post("/requests", body, Idempotency_Key=key)) == (422, "http.idempotency")
     assert len(rig.person("quin").get("/requests").json["items"]) == before + 1
 
 
