@@ -157,7 +157,7 @@ def _responses(route: Route, schemas: dict[str, Any]) -> dict[str, Any]:
     if route.out is not None:
         content = {"application/json": {"schema": schemas["of"][route.out, "serialization"]}}
     elif route.media:
-        content = {route.media: {"schema": {"type": "string"}}}
+        content = {media: {"schema": {"type": "string"}} for media in route.media.split(", ")}
     responses = {str(route.status): {"description": _WORDS[route.status], "content": content}}
     if route.etag:
         responses[str(route.status)]["headers"] = {"ETag": {"schema": {"type": "string"}}}
@@ -173,6 +173,8 @@ def _failures(route: Route) -> set[int]:
     found = {421, 422, 429, *route.errors}
     if route.permission != PUBLIC:
         found |= {401, 403}
+    if "{" in route.path:
+        found |= {404}
     if route.method not in ("GET", "HEAD"):
         found |= {403}
     if route.method == "POST" and route.permission != PUBLIC:

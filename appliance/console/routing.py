@@ -55,7 +55,8 @@ Handler = Callable[[Call], Awaitable[Any]]
 @dataclass(frozen=True, slots=True)
 class Route:
     """`permission`: of `permissions.PERMISSIONS`, or "" for nobody in particular. `out` None: the handler
-    makes the response itself, of `media`. `etag`: the answer has one, and If-None-Match counts."""
+    makes the response itself, of `media` (one of several, with commas). `etag`: the answer has one, and
+    If-None-Match counts."""
 
     method: str
     path: str

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import schemathesis
@@ -27,6 +27,18 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.root
 
 SPEC = document(resources.ALL)
+
+
+def _without_headers(spec: dict[str, Any]) -> dict[str, Any]:
+    """A header is text on the wire: one of a wrong type, as the generator makes them, cannot be told."""
+    copy: dict[str, Any] = json.loads(json.dumps(spec))
+    for verbs in copy["paths"].values():
+        for operation in verbs.values():
+            given = operation.get("parameters", [])
+            operation["parameters"] = [each for each in given if each.get("in") != "header"]
+    return copy
+
+
 # Not: that all that fits the schema is accepted (what names nothing, or widens, is refused), and that wrong
 # credentials are always a 401 (a few tries later they are a 429; who may what is tried above).
 CHECKS = [
@@ -36,7 +48,7 @@ CHECKS = [
     checks.response_schema_conformance,
     checks.negative_data_rejection,
 ]
-SCHEMA = schemathesis.openapi.from_dict(SPEC)
+SCHEMA = schemathesis.openapi.from_dict(_without_headers(SPEC))
 # A stream does not end; test_console_events.py reads it.
 ENDLESS = [route.path for route in resources.ALL if route.media == "text/event-stream"]
 

@@ -237,7 +237,7 @@ async def sums(call: Call) -> SumPage:
     return SumPage(items=items, more=found["more"], as_of_ms=found["as_of"]["t"])
 
 
-@routes.get("/ledger/export", READ, query=ExportQuery, errors=(404, 503), media="application/jsonl")
+@routes.get("/ledger/export", READ, query=ExportQuery, errors=(404, 503), media="application/jsonl, text/csv")
 async def export(call: Call) -> web.StreamResponse:
     """Every row that answers, newest first, as it is found. An export that breaks off ends without the
     chunk that says it is whole."""
