@@ -47,8 +47,10 @@ ROLES: Final[dict[str, frozenset[Kind]]] = {
             Kind.RECONCILE,
             Kind.ANOMALY,
             Kind.JOB,
+            Kind.ATTEST,
         }
     ),
+    "console": frozenset({Kind.ADMIN}),
     "witness": frozenset({Kind.WITNESS, Kind.ANOMALY}),
     "root": frozenset(),
 }

@@ -50,6 +50,8 @@ class Kind(IntEnum):
     RESUME = 15  # the owner of an open flow is back after a restart
     ANOMALY = 16  # somebody went around what confines, or changed it
     JOB = 17  # a job started or ended
+    ATTEST = 18  # what enforces: digests of live rules, of the policies in force, of the program
+    ADMIN = 19  # who may use the console, and who did: accounts, tokens, sign-ins, exports
 
     @property
     def label(self) -> str:

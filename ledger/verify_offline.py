@@ -29,6 +29,7 @@ KINDS: Final = (
     "",
     *("open", "reserve", "progress", "close", "deny", "dns", "lease", "policy"),
     *("reconcile", "gap", "boot", "key", "witness", "orphan", "resume", "anomaly", "job"),
+    *("attest", "admin"),
 )
 # Types of the fields behind schema and kind: unsigned, bytes, text, destination.
 TYPES: Final = "uubuuu" + "tttd" + "ttttub" + "ttttt" + "ubt" + "tuuuuuuuuuuttbtb"

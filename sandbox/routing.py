@@ -33,6 +33,7 @@ WATCH_S: Final = 1.0  # seconds between two looks at what is loaded
 MAX_NOTE: Final = 200  # characters of a drift's first line
 
 _LIST: Final = f"nft -s -n list table {TABLE}"  # stateless and numeric
+_LIST_ALL: Final = ("nft", "-s", "-n", "list", "ruleset")
 _SOCKETS: Final = ("ss", "-H", "-n", "-t", "-u")
 _TIMED: Final = re.compile(r"flags timeout\s+elements = \{([^}]*)\}")
 _SOCKET: Final = re.compile(r"(?:tcp|udp) +\S+ +\d+ +\d+ +(\S+) +(\S+) (.*)")
@@ -113,26 +114,37 @@ def pinhole_message(pinhole: Pinhole) -> dict[str, Any]:
 class Routing:
     """The table that should be loaded, and what has been seen of it.
 
-    `base` has no pinholes; without members nothing is ever done. `memory` is a file for the
-    pinholes, so that a warden that was killed goes on with them.
+    `base` has no pinholes; without members nothing is ever done. `run` is the warden's
+    folder: a file there keeps the pinholes, so that a warden that was killed goes on with them.
     """
 
-    def __init__(self, base: Table, memory: str) -> None:
+    def __init__(self, base: Table, run: str) -> None:
         self.table = base
         self.repairs = 0
         self.note = ""  # what the last repair found
         self.failed = ""  # why the table could not be looked at or loaded
-        self._base, self._memory = base, memory
+        self._base, self._run, self._memory = base, run, f"{run}/pinholes"
         self._expected = Listing((), frozenset())
         self._counts: dict[str, list[int]] = {}
+        self._rules: dict[str, str] = {}  # by jail, as it was asked last
         self._ended: set[int] = set()  # pinholes whose connections have been ended
 
     def serve(self, request: Request, now: float) -> Steps:
         """Do what `routing.set` or `routing.status` asks; `report` is the reply."""
         if request.verb == "routing.set":
             yield from self.set(request.pinholes, now)
-        elif self._base.members:
+            return
+        if self._base.members:
             yield from self._count()
+        yield from self._list_rules(request.jails)
+
+    def _list_rules(self, jails: Iterable[str]) -> Steps:
+        """All rules that are loaded in these jails; one that is going is left out."""
+        self._rules = {}
+        for jail in jails:
+            ended = yield Command(("nsenter", f"--net={self._run}/netns/{jail}", "--", *_LIST_ALL))
+            if not ended.returncode:
+                self._rules[jail] = hashlib.sha256(ended.stdout.encode()).hexdigest()
 
     def _start(self, now: float) -> Steps:
         """Take over what an earlier warden left, or load the table anew."""
@@ -213,6 +225,7 @@ class Routing:
             "repairs": self.repairs,
             "note": self.note,
             "failed": self.failed,
+            "rules": self._rules,
             "members": [
                 {"label": member.label, **self._member_counts(number)}
                 for number, member in enumerate(self.table.members)

@@ -35,6 +35,7 @@ MAX_ENV: Final = 1024
 MAX_MOUNTS: Final = 64
 MAX_STRING: Final = 128 * 1024  # bytes; the kernel's MAX_ARG_STRLEN (execve(2))
 MAX_TOTAL: Final = 1024 * 1024  # bytes of argv and env together; half of what a default stack takes
+MAX_JAILS: Final = 8  # whose rules are listed in one request: the warden does nothing else meanwhile
 MAX_PATH: Final = 4095  # bytes; PATH_MAX without its NUL
 
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,255}", re.ASCII)
@@ -84,7 +85,7 @@ VERBS: Final[dict[str, tuple[frozenset[str], frozenset[str]]]] = {
     "job.remove": (frozenset({"job"}), frozenset()),
     "job.list": (frozenset(), frozenset()),
     "routing.set": (frozenset({"pinholes"}), frozenset()),
-    "routing.status": (frozenset(), frozenset()),
+    "routing.status": (frozenset(), frozenset({"jails"})),
 }
 _ENVELOPE: Final = frozenset({"id", "verb", "fds"})
 
@@ -137,6 +138,7 @@ class Request:
     sockets: tuple[str, ...] = SOCKETS
     job: JobSpec | None = None
     pinholes: tuple[Pinhole, ...] = ()
+    jails: tuple[JailName, ...] = ()  # whose rules are to be looked at
 
 
 @dataclass(frozen=True)
@@ -197,9 +199,17 @@ def parse_request(
         return Request(verb, job.job, job=job)
     if verb == "routing.set":
         return Request(verb, JailName(""), pinholes=parse_pinholes(message["pinholes"]))
+    if verb == "routing.status":
+        return Request(verb, JailName(""), jails=_jails(message.get("jails", [])))
     about = next((key for key in ("jail", "job") if key in must), "")
     name = parse_name(message[about]) if about else JailName("")
     return Request(verb, name, parse_socket_names(message.get("names")))
+
+
+def _jails(raw: object) -> tuple[JailName, ...]:
+    if not isinstance(raw, list) or len(raw) > MAX_JAILS:
+        raise SpecError("argument", f"jails is a list of at most {MAX_JAILS} names")
+    return tuple(map(parse_name, raw))
 
 
 def choose_uid(asked: int | None, taken: Collection[int], fresh: range, control: int) -> int:

@@ -46,7 +46,7 @@ class Warden:
             folder.mkdir(mode, parents=True, exist_ok=True)
         self._jobs = Jobs(self._places, settings, reactor)
         self._jobs.adopt()
-        self._routing = Routing(settings.table, f"{self._places.run}/pinholes")
+        self._routing = Routing(settings.table, str(self._places.run))
         self._watch()
         users = frozenset({0, settings.control_uid})
         self._service = Service(reactor, self._places.run / "warden.sock", users, self._handle)

@@ -8,11 +8,14 @@ import shlex
 from importlib.metadata import version
 from typing import Any
 
+from exeat.appliance.program import program_digest
 from exeat.sandbox.env import job_environment
 
 
 def register(commands: Any) -> None:
-    commands.add_parser("version", help="print the version").set_defaults(handler=_version)
+    version_of = commands.add_parser("version", help="print the version")
+    version_of.add_argument("--digest", action="store_true", help="of the program, as the ledger has it")
+    version_of.set_defaults(handler=_version)
     env = commands.add_parser("env", help="the environment a job gets, to eval in a shell")
     env.add_argument("--json", action="store_true", help="print JSON")
     env.set_defaults(handler=_env)
@@ -21,8 +24,8 @@ def register(commands: Any) -> None:
     completion.set_defaults(handler=_completion)
 
 
-def _version(_args: argparse.Namespace) -> int:
-    print(f"exeat {version('exeat')}")
+def _version(args: argparse.Namespace) -> int:
+    print(program_digest() if args.digest else f"exeat {version('exeat')}")
     return 0
 
 

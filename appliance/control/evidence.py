@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from exeat.appliance.control.jobs import Job
     from exeat.appliance.control.store import Store
     from exeat.policy.leases import Lease
 
@@ -58,6 +59,13 @@ class Evidence:
         """The record of something that should not be: `what` is repaired, failed, attempts or damaged."""
         said = self._record(Kind.ANOMALY, project, "", what, detail)
         return encode(replace(said, agent=agent, count=count))
+
+    def attest(self, *, what: str, digest: str, data: bytes, job: Job | None = None) -> bytes:
+        """The record of what enforces (control/attest.py): on the node, or in the jail of `job`."""
+        said = replace(self._record(Kind.ATTEST, "", "", what, ""), policy_digest=bytes.fromhex(digest))
+        if job is not None:
+            said = replace(said, job=job.name, project=job.project, agent=job.agent)
+        return encode(replace(said, data=data))
 
     def drift(self, flow: Record | None, detail: str, count: int) -> bytes:
         """The record of a flow whose bytes are not those of the kernel; None stands for `count` of them."""

@@ -42,6 +42,14 @@ class Routing:
         self._tries: dict[str, dict[str, int]] = {}
         self._summed_up = 0.0
 
+    def attested(self) -> str | None:
+        """Digest of the table as it was found to be loaded a second ago: "" where nobody is confined, None
+        where it is not known or not as it should be.
+        """
+        if not self._members:
+            return ""
+        return None if self.state.get("failed") else self.state.get("digest")
+
     async def watch(self) -> None:
         """Ask, and record, for as long as control runs. Returns at once where nobody is confined."""
         while self._members:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from exeat.appliance.control.addresses import doors, host_addresses, listening, not_public
 from exeat.appliance.control.aio import Link, Requester, Server, answers
+from exeat.appliance.control.attest import Attestation
 from exeat.appliance.control.books import BookKeeper
 from exeat.appliance.control.desk import AgentDesk
 from exeat.appliance.control.devices import Devices
@@ -157,6 +158,7 @@ class Control:
         )
         self.books = BookKeeper(config.state_dir, self._evidence)
         self.routing = Routing(config, warden, self._evidence, self.direct.counted)
+        self.attestation = Attestation(warden, self.routing, self.policies, self.jobs, self._evidence)
         self.flows = Flows(
             self.hub,
             self._evidence,
@@ -229,6 +231,7 @@ class Control:
         self.spawn(self._go_on())
         self.spawn(self._tick())
         self.spawn(self.routing.watch())
+        self.spawn(self.attestation.watch())
         self.spawn(self.direct.run())
         self.spawn(self.books.watch())
 

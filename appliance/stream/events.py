@@ -25,6 +25,7 @@ _SEVERITY: Final = {
     Kind.LEASE: _NOTICE,
     Kind.POLICY: _NOTICE,
     Kind.KEY: _NOTICE,
+    Kind.ADMIN: _NOTICE,
 }
 # OpenTelemetry's numbers (logs data model, "Severity fields") for those of syslog.
 _OTLP: Final = {_ERROR: (17, "ERROR"), _WARNING: (13, "WARN"), _NOTICE: (10, "INFO2"), _INFO: (9, "INFO")}

@@ -15,6 +15,8 @@ import pytest
 from tests.support.running import Running, wait_for
 from tests.support.trees import small_tree
 
+from exeat.appliance.lab import plan
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -397,3 +399,34 @@ def test_without_a_network_a_gateway_that_comes_back_opens_the_one_door_again(ru
     wait_for(running.healed)
     out, _ = job.communicate("go\n", timeout=60)
     assert out == "200\n"
+
+
+def test_what_enforces_is_on_the_ledger_as_anybody_finds_it(running: Running) -> None:
+    """Digests of the rules in the job's jail, of its policy and of the program: on record, and made again."""
+    jails = running.lab.appliance_run / "warden" / "netns"
+    wait_for(lambda: not any(jails.iterdir()))
+    process = running.job("sleep", "30")
+
+    def attested() -> list[dict[str, object]]:
+        return [each for each in running.records(200) if each["kind"] == "attest"]
+
+    try:
+        (name,) = wait_for(lambda: [path.name for path in jails.iterdir()])
+        in_jail = wait_for(lambda: next((each for each in attested() if each.get("job") == name), None))
+        shell = f"nsenter --net={jails / name} nft -s -n list ruleset | sha256sum"
+        rules = subprocess.run(["sh", "-c", shell], capture_output=True, text=True, check=True).stdout[:64]
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
+    node = next(each for each in attested() if not each.get("job"))
+    said = [json.loads(bytes.fromhex(str(each["data"]))) for each in (in_jail, node)]
+    assert [(each["where"], each["rules"]) for each in said] == [("jail", rules), ("host", "")]
+    program = running.exeat("version", "--digest").stdout.strip()
+    assert {each["program"] for each in said} == {program}
+    assert in_jail["policy_digest"] == _digest_in_force(running, plan.PROJECT)
+    assert in_jail["decision"] == node["decision"] == "first"
+
+
+def _digest_in_force(running: Running, project: str) -> str:
+    policies = [each for each in running.records(1000) if each["kind"] == "policy"]
+    return str([each for each in policies if each.get("project") == project][-1]["policy_digest"])

@@ -26,7 +26,7 @@ MOST_ROWS: Final = 1000
 _EXPORT_PAGE: Final = 5000
 _READING_S: Final = 5.0  # of single records, for one page
 # Who did what: what people and exeat itself decided. Of a job's records only those that somebody is named in.
-_ACTS: Final = (Kind.LEASE, Kind.POLICY, Kind.KEY, Kind.ANOMALY, Kind.JOB)
+_ACTS: Final = (Kind.LEASE, Kind.POLICY, Kind.KEY, Kind.ANOMALY, Kind.JOB, Kind.ADMIN)
 
 
 def entries(place: Place, args: dict[str, Any]) -> dict[str, Any]:

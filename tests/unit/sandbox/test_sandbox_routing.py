@@ -96,13 +96,13 @@ class Machine:
 
 
 def started(machine: Machine) -> Routing:
-    routing = Routing(Table((HOST,)), "/run/pinholes")
+    routing = Routing(Table((HOST,)), "/run")
     machine.do(routing.watch(0))
     return routing
 
 
 def test_nobody_confined_means_that_nothing_is_run() -> None:
-    machine, routing = Machine(), Routing(Table(), "/run/pinholes")
+    machine, routing = Machine(), Routing(Table(), "/run")
     machine.do(routing.watch(0))
     machine.do(routing.stop(0))
     assert machine.ran == []

@@ -7,7 +7,7 @@ import { go, param, route } from "../lib/router.js";
 import { html } from "../lib/ui.js";
 import { Record } from "./record.js";
 
-const KINDS = [["", "All"], ["close", "Flows"], ["deny", "Refusals"], ["dns", "Lookups"], ["lease", "Leases"], ["policy", "Policies"], ["job", "Jobs"], ["anomaly", "Anomalies"]];
+const KINDS = [["", "All"], ["close", "Flows"], ["deny", "Refusals"], ["dns", "Lookups"], ["lease", "Leases"], ["policy", "Policies"], ["job", "Jobs"], ["anomaly", "Anomalies"], ["admin", "Accounts"], ["attest", "Attested"]];
 const FILTERS = ["project", "host", "verdict", "kind", "lease", "job"];
 
 function Top() {
