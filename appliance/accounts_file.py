@@ -34,6 +34,8 @@ def accounts_of(config: Config) -> Iterator[Accounts]:
             accounts = Accounts(folder)
             try:
                 yield accounts
+                # If that cannot be now, or there is no console, it stays owed.
+                accounts.deeds.bring(config.run_dir / "ledger" / "ledger.sock", config.node.name)
             finally:
                 accounts.close()
     except KeyError:

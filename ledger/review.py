@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 DAY_NS: Final = 86_400_000_000_000
 _HOUR_NS: Final = 3_600_000_000_000
 _SKIPPED: Final = frozenset({Kind.RESERVE, Kind.PROGRESS, Kind.RESUME, Kind.WITNESS})
-_EVENTS: Final = frozenset({Kind.ANOMALY, Kind.GAP, Kind.KEY, Kind.RECONCILE, Kind.POLICY})
+_EVENTS: Final = frozenset({Kind.ANOMALY, Kind.GAP, Kind.KEY, Kind.RECONCILE, Kind.POLICY, Kind.ADMIN})
+_ORDINARY: Final = frozenset({"link.add", "session.open", "session.close"})  # of each day's work
 _MAX_EVENTS: Final = 500  # of each sort; `more` counts the rest
 _MAX_PLACES: Final = 100_000  # destinations or refusals; a job that scans must not take all memory
 
@@ -157,7 +158,7 @@ def _take(result: Review, seq: int, record: Record, opened: Record | None) -> No
         hour[2] += times
     elif kind is Kind.LEASE:
         _show(result, result.leases, seq, record)
-    elif kind in _EVENTS:
+    elif kind in _EVENTS and record.decision not in _ORDINARY:
         _show(result, result.events, seq, record)
 
 

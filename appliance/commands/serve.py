@@ -126,6 +126,8 @@ def _ledger(config: Config) -> int:
     writers = {_uid(config.users.gateway): "gateway", _uid(config.users.control): "control"}
     if witnesses(config):
         writers[_uid(config.users.export)] = "witness"
+    if config.console.listen:
+        writers.setdefault(_uid(config.users.console), "console")
     kept = config.ledger
     stores = [store.name for store in kept.archive]
 

@@ -25,6 +25,7 @@ from exeat.appliance.console.problems import Problem, of_http, of_refusal
 from exeat.appliance.console.pump import pump
 from exeat.appliance.console.state import Console
 from exeat.appliance.console.static_files import add_files
+from exeat.appliance.console.telling import tell_ledger
 from exeat.appliance.errors import RefusedError
 from exeat.ledger import ipc
 
@@ -152,9 +153,11 @@ async def _main(config: Config, doors: Sequence[Listener], ready: Callable[[], N
                 pump(console, console.journal, config.state_dir / "console" / "pumped.json")
             )
             looking = tasks.create_task(_look(console, runner))
+            telling = tasks.create_task(tell_ledger(console))
             await _sweep(console, stop)
             pumping.cancel()
             looking.cancel()
+            telling.cancel()
     finally:
         await runner.cleanup()
         await console.close()

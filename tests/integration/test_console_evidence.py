@@ -6,6 +6,8 @@ import base64
 import csv
 import io
 import json
+import os
+import signal
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -208,3 +210,40 @@ def test_the_queue(rig: ConsoleRig) -> None:
     assert rig.person("quin").get(f"/jobs/{name}").status == 404
     assert rig.person("vera").post("/jobs", {"project": "p", "argv": ["true"]}).status == 403
     assert olga.post("/jobs", {"project": "p", "argv": ["true"], "mounts": []}).status == 422
+
+
+def test_who_may_use_the_console_and_who_did_is_on_the_ledger(rig: ConsoleRig) -> None:
+    """Accounts, tokens, sign-ins, wrong ones, sign-outs and exports, whoever the audit asks afterwards."""
+    rig.exeat("user", "add", "zoe", "--role", "viewer")
+    zoe = rig.browser("zoe")
+    assert rig.nobody().post("/session", {"link": "x" * 43}, Origin=rig.origin).status == 401
+    assert zoe.get("/ledger/export?kind=lease").status == 200
+    assert zoe.call("DELETE", "/session").status == 200
+    rig.exeat("user", "rm", "zoe")
+
+    def deeds() -> list[tuple[str, str]]:
+        words = ("ledger", "tail", "-n", "1000", "--kind", "admin", "--json")
+        found = [json.loads(line) for line in rig.exeat(*words).splitlines()]
+        return [(each["decision"], each.get("actor", "")) for each in found]
+
+    wanted = {
+        *(("user.add", "root"), ("link.add", "root"), ("user.remove", "root"), ("session.refused", "")),
+        *((what, "zoe") for what in ("session.open", "session.close", "ledger.export")),
+    }
+    wait_for(lambda: wanted <= {*deeds()})
+    audit = rig.person("audi").get("/audit?limit=200").json["items"]
+    assert ("user.remove", "root") in {(row["action"], row["who"]) for row in audit}
+
+
+def test_deeds_wait_for_a_ledger_that_is_away(rig: ConsoleRig) -> None:
+    os.kill(rig.pid_of("ledger"), signal.SIGSTOP)
+    try:
+        rig.exeat("user", "add", "yan", "--role", "viewer")
+    finally:
+        os.kill(rig.pid_of("ledger"), signal.SIGCONT)
+
+    def known() -> bool:
+        words = ("ledger", "tail", "-n", "1000", "--kind", "admin", "--json")
+        return "yan: viewer, all projects" in rig.exeat(*words)
+
+    wait_for(known)

@@ -2,7 +2,8 @@
 
 Secrets are never kept: of a token, session or link there is a BLAKE2b digest keyed with
 `STATE/console/key`, of a password an argon2id hash. The console and the command line of root write here,
-each with the rights of the console's user.
+each with the rights of the console's user. What changes who may do what is noted for the ledger with it
+(`deeds`); only root changes accounts, tokens and links.
 """
 
 from __future__ import annotations
@@ -15,8 +16,11 @@ import secrets
 import sqlite3
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
+from exeat.appliance.console.auth.deeds import SCHEMA as DEEDS
+from exeat.appliance.console.auth.deeds import Deeds
 from exeat.appliance.errors import RefusedError
 from exeat.policy.admin import ACCOUNTS
 
@@ -29,6 +33,7 @@ TOKEN_PREFIX: Final = "exeat_"  # noqa: S105 - what scanners for leaked secrets 
 _SECRET_BYTES: Final = 32
 LINK_MS: Final = 15 * 60_000
 DAY_MS: Final = 86_400_000
+_ROOT: Final = "root"
 
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS account (
@@ -88,7 +93,8 @@ class Accounts:
         self._db = sqlite3.connect(folder / "accounts.db", isolation_level=None, timeout=5.0)
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=FULL")
-        self._db.executescript(_SCHEMA)
+        self._db.executescript(_SCHEMA + DEEDS)
+        self.deeds = Deeds(self._db)
 
     def close(self) -> None:
         self._db.close()
@@ -108,10 +114,10 @@ class Accounts:
             raise RefusedError("account.name", f"`{name}` is no name: a letter, then letters, digits, . _ -")
         if role not in ACCOUNTS:
             raise RefusedError("account.role", f"`{role}` is no role: {', '.join(ACCOUNTS)}")
+        row = (name, role, json.dumps([*projects]), now_ms)
         try:
-            self._db.execute(
-                "INSERT INTO account VALUES (?, ?, ?, '', ?)", (name, role, json.dumps([*projects]), now_ms)
-            )
+            with self._noted("user.add", _account_said(name, role, projects)):
+                self._db.execute("INSERT INTO account VALUES (?, ?, ?, '', ?)", row)
         except sqlite3.IntegrityError:
             raise RefusedError("account.exists", f"there is an account {name} already") from None
 
@@ -121,12 +127,13 @@ class Accounts:
         if role not in ACCOUNTS:
             raise RefusedError("account.role", f"`{role}` is no role: {', '.join(ACCOUNTS)}")
         row = (role, json.dumps([*projects]), name)
-        self._db.execute("UPDATE account SET role = ?, projects = ? WHERE name = ?", row)
+        with self._noted("user.set", _account_said(name, role, projects)):
+            self._db.execute("UPDATE account SET role = ?, projects = ? WHERE name = ?", row)
 
     def remove(self, name: str) -> None:
         """With all that opens by it, at once."""
         self.get(name)
-        with self._transaction():
+        with self._noted("user.remove", name):
             for table in ("token", "session", "link"):
                 self._db.execute(f"DELETE FROM {table} WHERE account = ?", (name,))  # noqa: S608 - ours
             self._db.execute("DELETE FROM account WHERE name = ?", (name,))
@@ -134,7 +141,7 @@ class Accounts:
     def set_password(self, name: str, hashed: str) -> None:
         """A new password ends the sessions that the old one opened."""
         self.get(name)
-        with self._transaction():
+        with self._noted("user.password", name):
             self._db.execute("UPDATE account SET password = ? WHERE name = ?", (hashed, name))
             self._db.execute("DELETE FROM session WHERE account = ?", (name,))
 
@@ -163,7 +170,9 @@ class Accounts:
         name, secret = secrets.token_hex(4), secrets.token_urlsafe(_SECRET_BYTES)
         token = f"{TOKEN_PREFIX}{name}_{secret}"
         row = (name, self.digest("token", token), account, json.dumps([*scopes]), note, now_ms, ends_ms)
-        self._db.execute("INSERT INTO token VALUES (?, ?, ?, ?, ?, ?, ?, 0)", row)
+        ends = datetime.fromtimestamp(ends_ms / 1000, UTC).isoformat(timespec="seconds")
+        with self._noted("token.add", f"{name} of {account}: {','.join(scopes)} until {ends}"):
+            self._db.execute("INSERT INTO token VALUES (?, ?, ?, ?, ?, ?, ?, 0)", row)
         return name, token
 
     def token(self, secret: str, now_ms: int) -> Token | None:
@@ -183,17 +192,19 @@ class Accounts:
         return [_token(row) for row in rows]
 
     def revoke_token(self, name: str) -> None:
-        if not self._db.execute("DELETE FROM token WHERE id = ?", (name,)).rowcount:
-            raise RefusedError("token.unknown", f"there is no token {name}: see `exeat token ls`")
+        with self._noted("token.remove", name):
+            if not self._db.execute("DELETE FROM token WHERE id = ?", (name,)).rowcount:
+                raise RefusedError("token.unknown", f"there is no token {name}: see `exeat token ls`")
 
     # -- sessions and links
 
-    def open_session(self, account: str, now_ms: int) -> tuple[str, Session]:
-        """(the cookie's value, the session)."""
+    def open_session(self, account: str, now_ms: int, by: str = "") -> tuple[str, Session]:
+        """(the cookie's value, the session). `by` says what opened it."""
         cookie, csrf = secrets.token_urlsafe(_SECRET_BYTES), secrets.token_urlsafe(24)
         session = Session(self.digest("session", cookie), account, csrf, now_ms, now_ms)
         row = (session.digest, account, csrf, now_ms, now_ms)
-        self._db.execute("INSERT INTO session VALUES (?, ?, ?, ?, ?)", row)
+        with self._noted("session.open", by, account):
+            self._db.execute("INSERT INTO session VALUES (?, ?, ?, ?, ?)", row)
         return cookie, session
 
     def session(self, cookie: str, now_ms: int, idle_ms: int, longest_ms: int) -> Session | None:
@@ -210,6 +221,10 @@ class Accounts:
             self._db.execute("UPDATE session SET seen_ms = ? WHERE digest = ?", (now_ms, digest))
         return session
 
+    def sign_out(self, session: Session) -> None:
+        with self._noted("session.close", "", session.account):
+            self.close_session(session.digest)
+
     def close_session(self, digest: bytes) -> None:
         self._db.execute("DELETE FROM session WHERE digest = ?", (digest,))
 
@@ -218,7 +233,8 @@ class Accounts:
         self.get(account)
         secret = secrets.token_urlsafe(_SECRET_BYTES)
         row = (self.digest("link", secret), account, now_ms + LINK_MS)
-        self._db.execute("INSERT INTO link VALUES (?, ?, ?)", row)
+        with self._noted("link.add", f"for {account}"):
+            self._db.execute("INSERT INTO link VALUES (?, ?, ?)", row)
         return secret
 
     def use_link(self, secret: str, now_ms: int) -> str | None:
@@ -246,14 +262,20 @@ class Accounts:
         self._db.execute("DELETE FROM answer WHERE at_ms < ?", (now_ms - DAY_MS,))
 
     @contextmanager
-    def _transaction(self) -> Iterator[None]:
+    def _noted(self, what: str, detail: str, actor: str = _ROOT) -> Iterator[None]:
+        """All of what is done in here, and its note for the ledger, or nothing."""
         self._db.execute("BEGIN IMMEDIATE")
         try:
             yield
+            self.deeds.note(what, actor, detail)
         except BaseException:
             self._db.execute("ROLLBACK")
             raise
         self._db.execute("COMMIT")
+
+
+def _account_said(name: str, role: str, projects: Sequence[str]) -> str:
+    return f"{name}: {role}, {','.join(projects) or 'all projects'}"
 
 
 def _account(row: tuple[str, str, str, str]) -> Account:

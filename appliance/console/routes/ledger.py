@@ -246,6 +246,8 @@ async def export(call: Call) -> web.StreamResponse:
     response.content_type = "text/csv" if query.format == "csv" else "application/jsonl"
     name = f"exeat-{call.console.config.node.name}.{query.format}"
     response.headers["Content-Disposition"] = f'attachment; filename="{name}"'
+    asked = json.dumps(query.model_dump(exclude_defaults=True), sort_keys=True)
+    call.console.accounts.deeds.note("ledger.export", call.who.name, asked)
     rows = explored.stream(call, "export", kinds=query.kinds(), **query.asked())
     try:
         await _send(call.request, response, _texts(rows, query.format))

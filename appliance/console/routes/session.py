@@ -60,7 +60,9 @@ async def sign_in(call: Call) -> web.Response:
     if account is None:
         console.failures["link" if body.link else "password"] += 1
         raise Problem(401, "auth.wrong", "wrong name, password or link; a link works once, for 15 minutes")
-    cookie, session = console.accounts.open_session(account.name, console.now_ms())
+    cookie, session = console.accounts.open_session(
+        account.name, console.now_ms(), "link" if body.link else "password"
+    )
     projects = frozenset(account.projects)
     out = _shown(Principal(account.name, account.role, projects, "session", session=session))
     response = web.Response(text=out.model_dump_json(), content_type="application/json")
@@ -108,7 +110,7 @@ async def show(call: Call) -> SessionOut:
 async def sign_out(call: Call) -> web.Response:
     """End the session."""
     if call.who.session is not None:
-        call.console.accounts.close_session(call.who.session.digest)
+        call.console.accounts.sign_out(call.who.session)
     response = web.Response(text="{}", content_type="application/json")
     response.del_cookie(
         cookie_name(call.console), httponly=True, samesite="Strict", secure=call.console.secure, path="/"

@@ -223,7 +223,7 @@ async def review(call: Call) -> Review:
 
 @routes.get("/audit", "audit.read", query=Page, out=AuditPage, errors=(503,))
 async def audit(call: Call) -> AuditPage:
-    """Who decided what: leases, policies, the kill switch, keys, merges, and what went round the rules."""
+    """Who did what: leases, policies, the kill switch, keys, merges, accounts, and what is an anomaly."""
     found = await explored.ask(call, "audit", **call.query.paged())
     following = None if found["next"] is None else str(found["next"])
     return AuditPage(items=[_act(record) for record in found["items"]], next=following)

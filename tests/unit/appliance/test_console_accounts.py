@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import sqlite3
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,6 +17,8 @@ from exeat.appliance.console.auth.limits import MAX_KEYS, Window
 from exeat.appliance.console.auth.passwords import Passwords, hashed
 from exeat.appliance.console.permissions import PERMISSIONS, READS, ROLES, scope_of
 from exeat.appliance.errors import RefusedError
+from exeat.ledger.records import Kind, decode
+from exeat.ledger.wire import MAX_DATAGRAM, REPLY, Status, request_number, request_records
 from exeat.policy.admin import ACCOUNTS, Actor, authorize
 
 if TYPE_CHECKING:
@@ -191,3 +196,108 @@ def test_both_gates_agree(role: str, permission: str) -> None:
     assert judged or not allowed or (permission, role) == ("ledger.read", "operator")
     if permission in ("requests.decide", "kill.write"):
         assert judged == allowed
+
+
+def noted(accounts: Accounts) -> list[tuple[str, str, str]]:
+    """(what, actor, detail) of all that the ledger is owed."""
+    _, records = accounts.deeds.owed("n1")
+    found = [decode(data) for data in records]
+    assert {(each.kind, each.node) for each in found} <= {(Kind.ADMIN, "n1")}
+    assert all(each.t_real_ns and each.t_boot_ns for each in found)
+    return [(each.decision, each.actor, each.detail) for each in found]
+
+
+def test_whatever_changes_who_may_do_what_is_owed_to_the_ledger(accounts: Accounts) -> None:
+    accounts.change("anna", "admin", [])
+    accounts.set_password("anna", hashed("a new long password"))
+    name, token = accounts.add_token("anna", ["read"], "for\nlater", NOW, NOW + 1000)
+    link = accounts.add_link("anna", NOW)
+    cookie, session = accounts.open_session("anna", NOW, "link")
+    accounts.sign_out(session)
+    accounts.revoke_token(name)
+    accounts.remove("anna")
+    assert noted(accounts) == [
+        ("user.add", "root", "anna: approver, p"),
+        ("user.set", "root", "anna: admin, all projects"),
+        ("user.password", "root", "anna"),
+        ("token.add", "root", f"{name} of anna: read until 2027-01-15T08:00:01+00:00"),
+        ("link.add", "root", "for anna"),
+        ("session.open", "anna", "link"),
+        ("session.close", "anna", ""),
+        ("token.remove", "root", name),
+        ("user.remove", "root", "anna"),
+    ]
+    said = b"".join(accounts.deeds.owed("n1")[1])
+    assert not any(secret.encode() in said for secret in (token, link, cookie, session.csrf))
+
+
+def test_what_did_not_happen_is_not_owed(accounts: Accounts) -> None:
+    before = noted(accounts)
+    for wrong in (
+        lambda: accounts.add("anna", "viewer", [], NOW),
+        lambda: accounts.change("nobody", "viewer", []),
+        lambda: accounts.remove("nobody"),
+        lambda: accounts.revoke_token("00000000"),
+        lambda: accounts.add_token("nobody", ["read"], "", NOW, NOW),
+    ):
+        with pytest.raises(RefusedError):
+            wrong()
+    assert noted(accounts) == before
+    assert accounts.find("anna") is not None
+
+
+def test_a_change_whose_note_fails_does_not_happen(
+    accounts: Accounts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(accounts.deeds, "note", full)
+    with pytest.raises(sqlite3.OperationalError):
+        accounts.change("anna", "admin", [])
+    found = accounts.find("anna")
+    assert found is not None
+    assert found.role == "approver"
+
+
+def test_deeds_stay_owed_until_the_ledger_has_them(accounts: Accounts, tmp_path: Path) -> None:
+    for number in range(50):  # of more than one request
+        accounts.deeds.note("ledger.export", "vera", str(number))
+    owed = len(noted(accounts))
+    assert not accounts.deeds.bring(tmp_path / "nobody.sock", "n1")
+    assert len(noted(accounts)) == owed
+    with FakeLedger(tmp_path / "ledger.sock") as ledger:
+        assert accounts.deeds.bring(ledger.path, "n1")
+        assert [decode(each).detail for each in ledger.records[1:]] == [str(number) for number in range(50)]
+    assert noted(accounts) == []
+
+
+class FakeLedger:
+    """Says that all is durable, and keeps it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.records = path, list[bytes]()
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._listener.bind(str(path))
+        self._listener.listen()
+        self._thread = threading.Thread(target=self._serve)
+
+    def __enter__(self) -> FakeLedger:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._thread.join()
+        self._listener.close()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            with client:
+                while datagram := client.recv(MAX_DATAGRAM):
+                    self.records += request_records(datagram)
+                    client.send(REPLY.pack(request_number(datagram), Status.DURABLE, 0))
