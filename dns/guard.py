@@ -30,6 +30,7 @@ from exeat.ledger.client import LedgerClient
 from exeat.ledger.hub import HubClient
 from exeat.ledger.reactor import Reactor
 from exeat.ledger.snapshots import SnapshotLoader
+from exeat.ledger.supervised import beat
 from exeat.ledger.tally import Tally, Teller
 from exeat.policy.identity import Identities
 
@@ -247,6 +248,7 @@ def serve(settings: GuardSettings, ready: Callable[[], None]) -> int:
     gc.collect()
     gc.freeze()
     gc.set_threshold(COLLECT_AFTER, 20, 50)
+    beat(reactor)
     ready()
     reactor.run()
     guard.close()

@@ -29,6 +29,7 @@ from exeat.ledger.reader import ledger_of, origin_of
 from exeat.ledger.records import Kind, Record, RecordError
 from exeat.ledger.retention import EVERYTHING, Dropping, Rules
 from exeat.ledger.store import SEGMENT_BYTES, Store, StoreError
+from exeat.ledger.supervised import beat
 from exeat.ledger.upkeep import Upkeep
 from exeat.ledger.wire import REPLY, Status, WireError
 
@@ -88,6 +89,7 @@ def serve(settings: LedgerSettings, ready: Callable[[], None]) -> int:
         print(f"exeat: ledger: {error}", file=sys.stderr)
         return _EXIT_UNREACHABLE
     reactor.stop_on_signals()
+    beat(reactor)
     ready()
     reactor.run()
     daemon.close()

@@ -19,6 +19,7 @@ from exeat.ledger import records
 from exeat.ledger.client import LedgerError, append_blocking, stamps
 from exeat.ledger.reactor import Reactor
 from exeat.ledger.records import Kind, Record
+from exeat.ledger.supervised import beat
 from exeat.ledger.watched import SILENT, Watch
 from exeat.ledger.witness import Witness
 from exeat.ledger.witness_client import TIMEOUT_S, Rounds
@@ -74,6 +75,7 @@ def serve(settings: WitnessSettings, ready: Callable[[], None]) -> int:
     asking = threading.Thread(target=_ask, args=(settings, ending), daemon=True)
     if settings.peers:
         asking.start()
+    beat(reactor)
     ready()
     reactor.run()
     reactor.close()

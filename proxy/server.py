@@ -6,6 +6,7 @@ import gc
 from typing import TYPE_CHECKING, Final
 
 from exeat.ledger.reactor import Reactor
+from exeat.ledger.supervised import beat
 from exeat.proxy import relays
 from exeat.proxy.gateway import Gateway, ProxySettings
 
@@ -31,6 +32,7 @@ def serve(settings: ProxySettings, ready: Callable[[], None]) -> int:
     gc.collect()
     gc.freeze()
     gc.set_threshold(COLLECT_AFTER, 20, 50)
+    beat(reactor)
     reactor.call_soon(ready)
     reactor.run()
     gateway.shut_down()

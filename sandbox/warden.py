@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from exeat.ledger.reactor import Reactor
 from exeat.ledger.service import Reply, Service
+from exeat.ledger.supervised import beat
 from exeat.sandbox import netns
 from exeat.sandbox.jobs import Job, Jobs
 from exeat.sandbox.launcher import Places
@@ -32,6 +33,7 @@ def serve(settings: WardenSettings, ready: Callable[[], None]) -> int:
     reactor = Reactor()
     reactor.stop_on_signals()
     warden = Warden(settings, reactor)
+    beat(reactor)
     ready()
     reactor.run()
     warden.stop()

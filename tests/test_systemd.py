@@ -49,6 +49,16 @@ STATE = {
 }
 # What `systemd-analyze security` may say, 0 (tight) to 10; the warden needs what it needs.
 EXPOSURE = {"warden": 7.0, "ledger": 1.5, "control": 2.0, "guard": 2.0, "proxy": 2.0, "console": 2.0}
+# The file whose loop says to systemd that it turns, of each unit with a watchdog.
+LOOPS = {
+    "warden": "sandbox/warden.py",
+    "ledger": "ledger/daemon.py",
+    "control": "appliance/control/server.py",
+    "guard": "dns/guard.py",
+    "proxy": "proxy/server.py",
+    "console": "appliance/console/app.py",
+    "witness": "ledger/witnessing.py",
+}
 # Each gives the unit a mount namespace, and the jails' bind mounts would die with it.
 MOUNT_NAMESPACE = re.compile(
     r"^(Protect(System|Home|Kernel\w+|ControlGroups|Proc|Hostname)|Private\w+|ReadOnlyPaths|ReadWritePaths|"
@@ -98,6 +108,20 @@ def test_each_unit_beside_them_is_a_command_of_its_user(name: str) -> None:
     assert bool(networks) == (owner == CONFIG.users.export)  # a key or a network, never both
 
 
+def test_a_watchdog_watches_a_loop_that_beats() -> None:
+    """One without the other would end a healthy process every minute, or none that is stuck."""
+    watched = {name for name in (*START_ORDER, *BESIDE) if values(name, "WatchdogSec")}
+    assert watched == set(LOOPS)
+    for path in LOOPS.values():
+        assert re.search(r"^ +beat\(", (REPO / path).read_text(), re.MULTILINE), path
+
+
+def test_reloading_is_a_command_and_a_signal() -> None:
+    assert values("control", "ExecReload") == ["+/opt/exeat/bin/exeat policy reload"]
+    build_parser().parse_args(["policy", "reload"])
+    assert values("console", "ExecReload") == ["/bin/kill -HUP $MAINPID"]
+
+
 def test_each_timer_starts_a_unit_that_is_there() -> None:
     for timer in UNITS.glob("*.timer"):
         assert (UNITS / f"{timer.stem}.service").is_file()
@@ -142,12 +166,12 @@ if shutil.which("systemd-analyze"):
 
     @pytest.fixture
     def analyze(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-        """`systemd-analyze` in a small root: our units, a stand-in for the program, bare targets."""
+        """`systemd-analyze` in a small root: our units, stand-ins for the programs, bare targets."""
         ours = tmp_path / "etc/systemd/system"
         shutil.copytree(UNITS, ours)
-        program = tmp_path / "opt/exeat/bin/exeat"
-        program.parent.mkdir(parents=True)
-        program.touch(mode=0o755)
+        for program in (tmp_path / "opt/exeat/bin/exeat", tmp_path / "bin/kill"):
+            program.parent.mkdir(parents=True)
+            program.touch(mode=0o755)
         targets = tmp_path / "lib/systemd/system"
         targets.mkdir(parents=True)
         for name in ("sysinit", "basic", "shutdown", "network", "network-online", "multi-user", "timers"):

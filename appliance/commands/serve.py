@@ -7,7 +7,6 @@ import os
 import pwd
 import resource
 import signal
-import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ from exeat.appliance.limits import node_limits
 from exeat.appliance.preflight import runtime
 from exeat.appliance.routing import host_table, identities
 from exeat.appliance.supervisor import OPTIONAL, START_ORDER, witnesses
+from exeat.ledger.supervised import notify_ready
 
 if TYPE_CHECKING:
     import argparse
@@ -61,17 +61,6 @@ def run(args: argparse.Namespace) -> int:
         raise NotReachableError(f"{args.process}: {where}{error.strerror or error}") from None
     except KeyError as error:
         raise NotReachableError(f"{args.process}: no such user {error}: run `exeat doctor`") from None
-
-
-def notify_ready() -> None:
-    """Tell whoever started us that we serve (sd_notify(3): READY=1)."""
-    address = os.environ.get("NOTIFY_SOCKET")
-    if not address:
-        return
-    if address.startswith("@"):
-        address = "\0" + address[1:]
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-        sock.sendto(b"READY=1", address)
 
 
 def _end_with_parent() -> None:

@@ -28,6 +28,7 @@ from exeat.appliance.console.static_files import add_files
 from exeat.appliance.console.telling import tell_ledger
 from exeat.appliance.errors import RefusedError
 from exeat.ledger import ipc
+from exeat.ledger.supervised import beat
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -132,12 +133,25 @@ def tls(config: Config) -> ssl.SSLContext | None:
     return context
 
 
+def renew(config: Config, context: ssl.SSLContext) -> None:
+    """Read certificate and key again, for the connections to come; what cannot be used changes nothing."""
+    try:
+        tls(config)  # a pair that does not fit would leave half of itself in the context
+        context.load_cert_chain(config.console.certificate or "", config.console.key)
+    except OSError as error:
+        print(f"console: the certificate stays as it was: {error}", file=sys.stderr, flush=True)
+        return
+    print("console: certificate and key were read again", file=sys.stderr, flush=True)
+
+
 async def _main(config: Config, doors: Sequence[Listener], ready: Callable[[], None]) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     secure = tls(config)
     console = Console(config, Accounts(config.state_dir / "console"), secure is not None)
+    if secure is not None:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, renew, config, secure)
     runner = web.AppRunner(
         build(console), access_log=None, handler_cancellation=True, shutdown_timeout=1.0, keepalive_timeout=75
     )
@@ -147,6 +161,7 @@ async def _main(config: Config, doors: Sequence[Listener], ready: Callable[[], N
             await web.SockSite(runner, door.sock, ssl_context=secure).start()
         path = config.run_dir / "console" / "api.sock"
         await web.SockSite(runner, ipc.listen(path)).start()  # open to all: the peer's uid is judged
+        beat(asyncio.get_running_loop())
         ready()
         async with asyncio.TaskGroup() as tasks:
             pumping = tasks.create_task(

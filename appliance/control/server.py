@@ -52,6 +52,7 @@ from exeat.appliance.listeners import wanted
 from exeat.appliance.prices import tariff
 from exeat.ledger.in_force import Place
 from exeat.ledger.ipc import peer_uid
+from exeat.ledger.supervised import beat
 from exeat.ledger.tally import Tally
 from exeat.policy.model import Subject
 from exeat.policy.snapshot import Snapshot
@@ -451,6 +452,7 @@ async def _main(config: Config, store: Store, ready: Callable[[], None]) -> None
     async with asyncio.TaskGroup() as tasks:
         control = Control(config, store, tasks)
         await control.start()
+        beat(loop)
         ready()
         await stop.wait()
         raise _Stop
