@@ -26,6 +26,7 @@ from exeat.appliance.device_config import DeviceSection
 from exeat.appliance.ledger_config import Ledger
 from exeat.appliance.limits import node_limits
 from exeat.appliance.notify_config import Notify, distinct
+from exeat.appliance.oidc_config import OidcSection
 from exeat.appliance.passkey_config import PasskeySection
 from exeat.appliance.prices import PriceSection
 from exeat.appliance.routing import Routing, parse_uids
@@ -334,6 +335,7 @@ class Config(Section):
     prices: tuple[PriceSection, ...] = ()
     witness: Witnessing = Witnessing()
     notify: Annotated[tuple[Notify, ...], AfterValidator(distinct)] = ()
+    oidc: OidcSection = OidcSection()
     passkeys: PasskeySection = PasskeySection()
     console: ConsoleSection = ConsoleSection()
 

@@ -75,6 +75,15 @@ class ConsoleSection(Section):
         """(address text, port), None where there is no console."""
         return endpoint(self.listen) if self.listen else None
 
+    def url(self) -> str:
+        """Where a browser finds the console: by the first name in `hosts`, or by its address."""
+        place = self.place()
+        if place is None:
+            raise ValueError("[console] listen is empty")
+        address, port = place
+        host = self.hosts[0] if self.hosts else f"[{address}]" if ":" in address else address
+        return f"{'https' if self.certificate is not None else 'http'}://{host}:{port}"
+
 
 def _is_loopback(host: str) -> bool:
     address = parse_address(host)

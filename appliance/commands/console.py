@@ -14,8 +14,6 @@ from exeat.appliance.parsers import add_verb
 if TYPE_CHECKING:
     import argparse
 
-    from exeat.appliance.config import Config
-
 
 def register(commands: Any) -> None:
     parser = commands.add_parser("console", help="sign in to the console")
@@ -31,16 +29,6 @@ def _login(args: argparse.Namespace) -> int:
     with accounts_of(config) as accounts:
         secret = accounts.add_link(args.name, time.time_ns() // 1_000_000)
     # After `#`: browsers keep that to themselves, so it is in no log and no Referer.
-    url = f"{base_url(config)}/#login={secret}"
+    url = f"{config.console.url()}/#login={secret}"
     print(json.dumps({"url": url, "link": secret}) if args.json else url)
     return 0
-
-
-def base_url(config: Config) -> str:
-    """Where a browser finds the console: by the first name in `hosts`, or by its address."""
-    section = config.console
-    place = section.place()
-    assert place is not None  # noqa: S101 - the caller has looked
-    address, port = place
-    host = section.hosts[0] if section.hosts else f"[{address}]" if ":" in address else address
-    return f"{'https' if section.certificate is not None else 'http'}://{host}:{port}"

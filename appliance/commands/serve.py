@@ -60,7 +60,9 @@ def run(args: argparse.Namespace) -> int:
         where = f"{error.filename}: " if error.filename else ""
         raise NotReachableError(f"{args.process}: {where}{error.strerror or error}") from None
     except KeyError as error:
-        raise NotReachableError(f"{args.process}: no such user {error}: run `exeat doctor`") from None
+        if "name not found" not in str(error):  # as pwd.getpwnam says it
+            raise
+        raise NotReachableError(f"{args.process}: no such user: {error}: run `exeat doctor`") from None
 
 
 def _end_with_parent() -> None:

@@ -24,6 +24,7 @@ _PART = re.compile(r"\{(\w+)(?::[^}]*)?\}")
 _SECURED: list[dict[str, list[str]]] = [{"token": []}, {"cookie": []}]
 _WORDS = {
     200: "done",
+    303: "on to another place: it is in Location",
     201: "made",
     202: "taken, and not done yet",
     304: "as you have it",

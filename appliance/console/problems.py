@@ -80,6 +80,7 @@ _BY_CODE: Final = {
     "kill.not_on": 409,
     "kill.changed": 409,
     "kill.not_kept": 500,
+    "auth.oidc": 403,
     "verb.unknown": 500,
     "verb.forbidden": 500,
 }

@@ -13,6 +13,7 @@ from exeat.appliance.console.routes import (
     ledger,
     metrics,
     nodes,
+    oidc,
     passkeys,
     policies,
     requests,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 ALL: Final[tuple[Route, ...]] = (
     *session.routes,
+    *oidc.routes,
     *status.routes,
     *status.probes,
     *metrics.routes,

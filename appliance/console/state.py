@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from exeat.appliance.console.auth.limits import Window
+from exeat.appliance.console.auth.oidc import BACK, Provider
 from exeat.appliance.console.auth.passwords import Passwords
 from exeat.appliance.console.connections import Connections
 from exeat.appliance.console.explorer.workers import Workers
@@ -52,6 +53,8 @@ class Console:
         self.workers = Workers(self.config.state_dir, ledger, index)
         self.payloads = PayloadNotes(self.config.state_dir / "console" / "payloads.sqlite")
         self.journal = Journal(self.config.state_dir / "console" / "events", self.now_ms)
+        section = self.config.oidc
+        self.provider = Provider(section, f"{self.config.console.url()}{BACK}") if section.issuer else None
         self._control = Requester(self.config.run_dir / "control" / "control.sock", "control")
 
     def now_ms(self) -> int:

@@ -60,16 +60,20 @@ async def sign_in(call: Call) -> web.Response:
     if account is None:
         console.failures["link" if body.link else "password"] += 1
         raise Problem(401, "auth.wrong", "wrong name, password or link; a link works once, for 15 minutes")
-    cookie, session = console.accounts.open_session(
-        account.name, console.now_ms(), "link" if body.link else "password"
-    )
-    projects = frozenset(account.projects)
-    out = _shown(Principal(account.name, account.role, projects, "session", session=session))
-    response = web.Response(text=out.model_dump_json(), content_type="application/json")
+    by = "link" if body.link else "password"
+    response = web.Response(content_type="application/json")
+    response.text = _shown(give_session(call, account, response, by)).model_dump_json()
+    return response
+
+
+def give_session(call: Call, account: Account, response: web.Response, by: str) -> Principal:
+    """Open a session of the account and put its cookie into the response."""
+    console = call.console
+    cookie, session = console.accounts.open_session(account.name, console.now_ms(), by)
     response.set_cookie(
         cookie_name(console), cookie, httponly=True, samesite="Strict", secure=console.secure, path="/"
     )
-    return response
+    return Principal(account.name, account.role, frozenset(account.projects), "session", session=session)
 
 
 def _of_link(call: Call) -> Account | None:

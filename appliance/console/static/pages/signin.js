@@ -1,6 +1,6 @@
 // By name and password, or by the link that `exeat console login NAME` prints: its secret is in the fragment,
 // which no server is sent and no log holds.
-import { post, session } from "../lib/api.js";
+import { get, post, session } from "../lib/api.js";
 import { Trouble } from "../lib/parts.js";
 import { replace } from "../lib/router.js";
 import { html, useEffect, useState } from "../lib/ui.js";
@@ -10,6 +10,7 @@ const LINK = /^#\/?(?:login|link)[/=](.+)$/;
 export default function SignIn() {
   const [error, setError] = useState(null);
   const [busy, setBusy] = useState(false);
+  const [provider, setProvider] = useState("");
   const enter = async (body) => {
     setBusy(true);
     setError(null);
@@ -22,6 +23,7 @@ export default function SignIn() {
   };
   useEffect(() => {
     document.title = "Sign in · exeat";
+    get("/session/ways").then((ways) => setProvider(ways.oidc), () => {});
     const link = LINK.exec(location.hash)?.[1];
     if (!link) return;
     replace("inbox"); // it works once: no need for it in the history
@@ -37,6 +39,7 @@ export default function SignIn() {
     <label class="field"><span>Password</span><input name="password" type="password" autocomplete="current-password" required/></label>
     <${Trouble} error=${error}/>
     <button class="main" disabled=${busy}>Sign in</button>
+    ${provider && html`<a class="button" href="/api/v1/session/oidc">Sign in with ${provider}</a>`}
     <p class="soft">First time here? On the node, <code>exeat console login NAME</code> prints a link that works once.</p>
   </form></main>`;
 }
