@@ -67,12 +67,13 @@ _GIVE_UP: Final = """
 group=$1 mask=$2 folder=$3
 shift 3
 exec </dev/null >/dev/null 2>&1
+# Its code says nothing: grep's is 2 where another process ended meanwhile, whatever it found.
 running() { printf '%s\\n' "$folder/pid" | grep -lszxFf - /proc/[0-9]*/cmdline; }
 groups() {
   for each in /sys/fs/cgroup/"$group" /sys/fs/cgroup/*/"$group"; do [ ! -e "$each" ] || echo "$each"; done
 }
 tries=500
-while found=$(running) && [ $((tries -= 1)) -gt 0 ]; do
+while found=$(running); [ -n "$found" ] && [ $((tries -= 1)) -gt 0 ]; do
   for each in $found; do each=${each#/proc/}; kill -KILL "${each%/cmdline}"; done
   sleep 0.02
 done

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -145,8 +146,24 @@ def test_nothing_is_left_of_a_container_that_was_half_made(victims: tuple[str, .
             assert channel.next()[0]["error"] == "start"
         channel.close()
         assert not running("sleep 86394")
+        assert not running(f"{folder}/pid"), "the runtime could still make what was taken down"
         assert not list(Path("/sys/fs/cgroup").glob(f"**/{name}"))
         assert not folder.exists()
+
+
+def test_a_runtime_is_ended_however_busy_the_machine_is(tmp_path: Path) -> None:
+    """grep's code is 2 where a process ended before it was read, though it found what it looked for."""
+    (tmp_path / "grep").write_text(f'#!/bin/sh\n{shutil.which("grep")} "$@"\nexit 2\n')
+    (tmp_path / "grep").chmod(0o755)
+    places = Places(tmp_path, tmp_path / "work")
+    runtime = subprocess.Popen(
+        ["sh", "-c", "read never", "runtime", places.job("a") / "pid"], stdin=subprocess.PIPE
+    )
+    command = Crun("true", places, "", limits=True).delete("a")
+    subprocess.run(command, env={"PATH": f"{tmp_path}:{os.environ['PATH']}"}, check=True)
+    assert runtime.wait(10) == -signal.SIGKILL
+    assert runtime.stdin
+    runtime.stdin.close()
 
 
 def child_of(pid: int) -> int:
