@@ -43,7 +43,7 @@ TESTS = (
     f"{_PROPERTIES}::test_garbage_in_the_overlay_is_a_deny",
 )
 # Much is imported already, so asserts cannot be rewritten; and nothing is shown, so they need not be.
-OPTIONS = ("-p", "no:cacheprovider", "-p", "no:exeat", "--assert=plain")
+OPTIONS = ("-p", "no:cacheprovider", "-p", "no:exeat", "--assert=plain", "--hypothesis-profile=mutants")
 
 
 class _World(NamedTuple):
@@ -144,5 +144,4 @@ class Killers:
         hypothesis.settings.register_profile(
             "mutants", database=None, derandomize=True, phases=[hypothesis.Phase.generate], deadline=None
         )
-        hypothesis.settings.load_profile("mutants")
         return pytest.main(["-qx", *OPTIONS, *TESTS]) == 0

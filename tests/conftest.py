@@ -1,4 +1,7 @@
-"""What the marks `root` and `network` need; without it a test is skipped, and in CI that is a failure."""
+"""What the marks `root` and `network` need; without it a test is skipped, and in CI that is a failure.
+
+And what hypothesis does not fail for.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -28,6 +32,15 @@ PACKAGE_OF = {  # the program a test may start, and the Debian package that has 
 # A runner in the background has ctrl-c ignored, and what tests start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 IN_CI = os.environ.get("CI", "").lower() in {"1", "true"}
+# How fast the machine is says nothing of the code; and in CI no test may fail by chance: there the examples
+# are the same at each run, and elsewhere they are new ones.
+settings.register_profile(
+    "exeat",
+    settings.get_profile("ci" if IN_CI else "default"),
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("exeat")
 
 
 @cache

@@ -89,7 +89,7 @@ def quick_or_not(call: Any, argument: Any) -> Any:
 
 
 @given(st.lists(RECORDS | NEARLY, min_size=1, max_size=4))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_encode_gives_the_same_bytes(some: list[Record]) -> None:
     for record in some:
         data = slow_encode(record)
@@ -105,7 +105,7 @@ def composed(record: Record) -> bytes | None:
 
 
 @given(NEARLY | RECORDS)
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_a_record_put_together_from_parts_is_the_same(record: Record) -> None:
     quick = composed(record)
     assert quick is None or quick == slow_encode(record)
@@ -118,7 +118,7 @@ def test_the_usual_record_is_put_together(kind: Kind) -> None:
 
 
 @given(NEARLY, st.data())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_inspect_judges_damage_the_same(record: Record, data: st.DataObject) -> None:
     clean = slow_encode(record)
     if clean is None:
@@ -149,7 +149,7 @@ def verifiers(data: bytes) -> tuple[Any, Any]:
 
 
 @given(NEARLY, st.data())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_the_verifiers_grammar_is_its_parser(record: Record, data: st.DataObject) -> None:
     clean = slow_encode(record)
     if clean is None:
@@ -192,7 +192,7 @@ WHO = [field.name for field in _LAYOUT[6:21] if field.name != "src"]
 
 
 @given(NEARLY, NEARLY)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_an_outline_is_of_its_record(one: Record, other: Record) -> None:
     """`who` is the same for two records exactly if they agree in all that it stands for."""
     outlines = list[Outline]()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support.policy_strategies import NOW_MS, document_of, lease_lists, policy_trees, requests
 
@@ -38,7 +38,7 @@ def recorded(request: Request, decision: Decision, **changes: Any) -> Recorded:
     return replace(Recorded(request, NOW_MS, *said), **changes)
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=120)
 @given(policy_trees(), lease_lists(), st.lists(requests(), min_size=3, max_size=8), USED)
 def test_what_was_decided_is_never_said_to_differ(
     tree: dict[str, Any], leases: list[Lease], asked: list[Request], used: dict[str, int]
@@ -60,7 +60,7 @@ def test_what_was_decided_is_never_said_to_differ(
             assert again.result is Result.SAME, (request, looked, again)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60)
 @given(policy_trees(), lease_lists(), st.lists(requests(), min_size=3, max_size=8))
 def test_what_was_not_decided_is_never_the_same(
     tree: dict[str, Any], leases: list[Lease], asked: list[Request]

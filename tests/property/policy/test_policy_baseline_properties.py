@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from exeat.policy.leases import Lease
 
 OPENNESS = {Verdict.DENY: 0, Verdict.ASK: 1, Verdict.ALLOW: 2}
-SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large]
+SLOW = [HealthCheck.data_too_large]
 USED = st.fixed_dictionaries(
     {
         ("hard", "bytes_up"): st.integers(90, 110),
@@ -42,7 +42,7 @@ def answer(document: Document, request: Request, leases: list[Lease], used: dict
     return decide(compile_policy(document), request, NOW_MS, Overlay.of(leases, usage=usage))
 
 
-@settings(max_examples=250, deadline=None, suppress_health_check=SLOW)
+@settings(max_examples=250, suppress_health_check=SLOW)
 @given(
     policy_trees(), policy_trees(), st.lists(requests(), min_size=5, max_size=10), lease_lists(), USED,
     st.booleans(),
@@ -67,7 +67,7 @@ def test_it_is_what_the_reference_says_and_no_more_than_the_policy_alone(
         )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=SLOW)
+@settings(max_examples=60, suppress_health_check=SLOW)
 @given(policy_trees(), policy_trees(), st.lists(requests(), min_size=6, max_size=6))
 def test_a_baseline_never_widens_and_dropping_it_is_seen(
     tree: dict[str, Any], over: dict[str, Any], asked: list[Request]

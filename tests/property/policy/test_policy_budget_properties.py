@@ -70,7 +70,7 @@ def test_time_alone_never_refills_a_window_that_goes_on(
         assert usage.used("p", "default", "bytes", HOUR, min(now_ms, last)) >= least
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.integers(0, 8),
     st.integers(0, 5),

@@ -38,8 +38,8 @@ OPENNESS = {Verdict.DENY: 0, Verdict.ASK: 1, Verdict.ALLOW: 2}
 USED = st.fixed_dictionaries(
     {("hard", "bytes_up"): st.integers(90, 110), ("soft", "connections"): st.integers(3, 6)}
 )
-many = settings(max_examples=300, deadline=None)
-some = settings(max_examples=120, deadline=None)
+many = settings(max_examples=300)
+some = settings(max_examples=120)
 
 
 def answer(

@@ -60,7 +60,7 @@ def test_scopes(raw: str) -> None:
         assert parse_scope(str(scope)) == scope
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.lists(
         st.tuples(st.integers(0, len(EXAMPLE)), st.integers(0, 3), st.text(ALPHABET, max_size=3)), max_size=3

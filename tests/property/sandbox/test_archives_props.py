@@ -60,7 +60,7 @@ def acceptable(names: list[str]) -> bool:
 
 
 @given(MEMBERS)
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 def test_a_tar_comes_out_as_it_went_in(members: dict[str, bytes]) -> None:
     found = unpacked(tar_of(*members.items()))
     if found is None:
@@ -70,7 +70,7 @@ def test_a_tar_comes_out_as_it_went_in(members: dict[str, bytes]) -> None:
 
 
 @given(MEMBERS, st.data())
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 def test_damage_is_refused_in_order(members: dict[str, bytes], data: st.DataObject) -> None:
     pack = data.draw(st.sampled_from([tar_of, zip_of]))
     with contextlib.suppress(UnicodeEncodeError, ValueError):
@@ -81,14 +81,13 @@ def test_damage_is_refused_in_order(members: dict[str, bytes], data: st.DataObje
 
 
 @given(st.binary(max_size=300))
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 def test_no_bytes_of_a_reader_raise_anything_else(said: bytes) -> None:
     with contextlib.suppress(ArchiveError):
         list(Frames(CAPS, 100).feed(said))
 
 
 @given(PATHS, PATHS)
-@settings(deadline=None)
 def test_a_link_that_passes_stays_inside_by_its_text(name: str, target: str) -> None:
     try:
         parts = parts_of(name, CAPS)

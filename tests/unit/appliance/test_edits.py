@@ -137,7 +137,7 @@ def scribble(root: Path, seed: int, steps: int) -> None:
 
 @example(161589, 1, 4)  # a folder with files becomes a file
 @given(st.integers(0, 2**32), st.integers(0, 12), st.integers(0, 12))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_merged_is_what_the_job_saw(seed: int, before: int, after: int) -> None:
     place = Place()
     try:

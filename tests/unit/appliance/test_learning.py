@@ -101,7 +101,7 @@ _LINES = st.builds(
 )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(_LINES, max_size=6))
 def test_whatever_was_seen_the_proposal_loads_and_allows_its_rules(lines: list[Line]) -> None:
     proposal = proposed(*lines)

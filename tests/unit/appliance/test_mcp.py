@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from exeat.appliance.control.mcp import HANDSHAKE, STATELESS, Server, Tool, ToolError
@@ -118,7 +118,6 @@ _JSON = st.recursive(
 )
 
 
-@settings(deadline=None)  # a loop for each example
 @given(
     st.dictionaries(st.sampled_from(["jsonrpc", "id", "method", "params", "x"]), _JSON)
     | st.fixed_dictionaries(

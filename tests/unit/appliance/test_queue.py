@@ -6,7 +6,7 @@ from itertools import count
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from exeat.appliance.control.queue import (
@@ -157,7 +157,6 @@ TASKS = st.builds(
 
 
 @given(st.lists(TASKS, max_size=12), st.integers(1, 4), st.integers(0, 100))
-@settings(deadline=None)
 def test_no_place_stays_empty_that_somebody_may_take_and_no_limit_is_passed(
     tasks: list[Task], slots: int, now_ms: int
 ) -> None:

@@ -139,7 +139,7 @@ def test_names_are_bounded() -> None:
     assert len(tunnels) == sum(entry.count for entry in tunnels._entries.values())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(
         st.tuples(st.sampled_from("ab"), st.text("abc.", max_size=40), st.floats(0, 2000, allow_nan=False)),

@@ -198,7 +198,7 @@ FLOWS = st.lists(
 
 
 @given(FLOWS)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_sums_are_those_of_the_records(tmp_path_factory: pytest.TempPathFactory, made: list[Any]) -> None:
     store = Store.create(tmp_path_factory.mktemp("l") / "l", "exeat/n1", 1)
     expected: dict[tuple[str, str], list[int]] = {}
@@ -232,7 +232,7 @@ LIVES = st.lists(
 
 
 @given(LIVES, st.none() | MOMENTS, st.none() | MOMENTS, st.booleans())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_sums_per_hour_are_those_of_the_rows(
     tmp_path_factory: pytest.TempPathFactory,
     lives: list[Any],

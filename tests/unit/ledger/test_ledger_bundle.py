@@ -272,7 +272,7 @@ def test_export_does_not_write_over_a_folder(ledger: Store, tmp_path: Path) -> N
 
 
 @given(st.lists(st.binary(max_size=8), min_size=1, max_size=60), st.data())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_proofs_of_many(leaves: list[bytes], data: st.DataObject) -> None:
     chosen = sorted(data.draw(st.sets(st.integers(0, len(leaves) - 1))))
 
@@ -292,7 +292,7 @@ def test_proofs_of_many(leaves: list[bytes], data: st.DataObject) -> None:
 
 
 @given(st.binary(min_size=32, max_size=32), st.binary(max_size=100), st.integers(0, 63))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_our_ed25519_agrees_with_the_library(seed: bytes, message: bytes, at: int) -> None:
     private = Ed25519PrivateKey.from_private_bytes(seed)
     public, signature = private.public_key().public_bytes_raw(), private.sign(message)

@@ -179,7 +179,7 @@ def test_every_proof_up_to_40() -> None:
 
 
 @given(st.integers(1, 70_000), st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_proofs_from_tiles(big: tiles.Tree, old: int, data: st.DataObject) -> None:
     index = data.draw(st.integers(0, 69_999))
     proof = proofs.inclusion(index, big.size, big.roots)
