@@ -41,7 +41,7 @@ def worker_rule(node: str, password: str) -> str:
     return (
         f"user {node} on #{_hash(password)} resetkeys resetchannels -@all {_ALWAYS} {_SCRIPTS} {work}"
         f" {writes} (%R~{PREFIX}:s:* +xread +xrange +xrevrange +xlen)"
-        f" (%W~{events(node)} +xadd)"
+        f" (%W~{events(node)} +xadd) (%R~{events(node)} +xlen)"
     )
 
 

@@ -14,6 +14,7 @@ from tests.support.redis_server import Authority, RedisServer, redis_server
 from exeat.appliance.errors import RefusedError
 from exeat.appliance.fleet.acl import events, stream
 from exeat.appliance.fleet.budgets import Budgets, Pot, reservation
+from exeat.appliance.fleet.bus import START, Bus
 from exeat.appliance.fleet.engine import PREFIX, connect
 from exeat.appliance.fleet.work import ALL, QUEUE, Held, Work
 
@@ -305,3 +306,64 @@ def test_a_frozen_server_is_an_answer_in_bounded_time_and_charges_once(server: R
 
 def test_the_prefix_is_one_slot() -> None:
     assert QUEUE.startswith("{exeat}")
+
+
+# -- the bus
+
+
+def test_what_home_says_reaches_who_listens_from_where_it_was(server: RedisServer) -> None:
+    async def home(redis: Redis) -> None:
+        bus = Bus(redis)
+        for name, envelope in (("policy", b"one"), ("beat", b"\x00two"), ("policy", b"three")):
+            await bus.say(name, envelope)
+
+    async def node(redis: Redis) -> None:
+        bus = Bus(redis)
+        heard = await bus.listen({})
+        assert [(message.source, message.envelope) for message in heard if message.source == "policy"] == [
+            ("policy", b"one"),
+            ("policy", b"three"),
+        ]
+        assert [message.envelope for message in heard if message.source == "beat"] == [b"\x00two"]
+        places = {message.source: message.place for message in heard}
+        assert await bus.listen(places) == []
+        with pytest.raises(RefusedError):
+            await bus.say("policy", b"mine")
+
+    with_redis(server, "home", home)
+    with_redis(server, "w1", node)
+
+
+def test_what_nodes_tell_is_kept_until_home_has_taken_it(server: RedisServer) -> None:
+    async def tell(redis: Redis) -> None:
+        bus = Bus(redis)
+        for number in range(3):
+            assert await bus.tell("w1", b"%d" % number)
+        with pytest.raises(RefusedError):
+            await bus.tell("w2", b"in another's name")
+        with pytest.raises(RefusedError):
+            await bus.hear({"w2": START})
+
+    async def hear(redis: Redis) -> None:
+        bus = Bus(redis)
+        assert await bus.hear({}) == []
+        heard = await bus.hear({"w1": START, "w2": START})
+        assert [(message.source, message.envelope) for message in heard] == [
+            ("w1", b"0"),
+            ("w1", b"1"),
+            ("w1", b"2"),
+        ]
+        await bus.taken("w1", heard[1].place)
+        assert [message.envelope for message in await bus.hear({"w1": START})] == [b"2"]
+
+    with_redis(server, "w1", tell)
+    with_redis(server, "home", hear)
+
+
+def test_a_node_waits_where_home_takes_nothing(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("exeat.appliance.fleet.bus.MAX_TOLD", 2)
+
+    async def body(redis: Redis) -> list[bool]:
+        return [await Bus(redis).tell("w1", b"x") for _ in range(3)]
+
+    assert with_redis(server, "w1", body) == [True, True, False]
