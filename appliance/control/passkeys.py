@@ -65,6 +65,7 @@ class Passkeys:
         self._all = {name: Passkey(**json.loads(body)) for name, body in store.load_passkeys()}
         self._codes: dict[str, _Code] = {}
         self._used: dict[bytes, int] = {}  # challenges that were answered, until they end
+        self._began_ms = now_ms()  # what was answered before is not known: its challenges are over
 
     @property
     def on(self) -> bool:
@@ -96,7 +97,12 @@ class Passkeys:
             raise RefusedError("passkey.needed", "this decision needs your passkey")
         ends, credential = assertion.get("expires_ms"), assertion.get("credential")
         now = self._now_ms()
-        if type(ends) is not int or not now <= ends <= now + DECISION_MS or not isinstance(credential, dict):
+        earliest = max(now, self._began_ms + DECISION_MS)
+        if (
+            type(ends) is not int
+            or not earliest <= ends <= now + DECISION_MS
+            or not isinstance(credential, dict)
+        ):
             raise RefusedError("passkey.late", "the passkey was asked for too long ago: decide again")
         challenge = challenge_of(message, ends)
         known = self._all.get(str(credential.get("id")))

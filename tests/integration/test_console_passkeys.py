@@ -107,8 +107,12 @@ def test_the_kill_switch_is_let_go_by_passkey_only(rig: ConsoleRig, key: Authent
 def test_a_passkey_outlives_control_and_can_be_taken_away(rig: ConsoleRig, key: Authenticator) -> None:
     anna = rig.person("anna")
     assert "passkey blue key of anna" in rig.exeat("ledger", "tail", "-n", "100", "--json")
+    path, body = pending(rig, "docs.github.com:443")
+    before = {**body, "assertion": signed(rig, key, path, body)}
     os.kill(rig.pid_of("control"), signal.SIGKILL)
     wait_for(lambda: "p" in anna.get("/status").json.get("projects", ()))
+    # Which signatures were used is forgotten with the process, so those of before count no more.
+    assert anna.post(f"{path}/approve", before).json["reason_code"] == "passkey.late"
     path, body = pending(rig, "www.github.com:443")
     sent = {**body, "assertion": signed(rig, key, path, body)}
     assert anna.post(f"{path}/approve", sent).json["state"] == "active"
