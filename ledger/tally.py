@@ -61,7 +61,8 @@ class Times:
 
     def add(self, seconds: float) -> None:
         """One more; a clock that was set back counts as no time."""
-        seconds = max(0.0, seconds)
+        if seconds < 0.0:
+            seconds = 0.0
         self.counts[bisect_left(self._bounds, seconds)] += 1
         self.seconds += seconds
 

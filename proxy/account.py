@@ -93,8 +93,9 @@ class Account:
         then the ledger is not asked.
         """
         self._gateway.spending.charge_open(self._request.subject.project, self.decision)
-        self._price = self.evidence.price if self.decision.budgets else None
-        self._pay(Wire(0, 0))
+        if self.decision.budgets:
+            self._price = self.evidence.price
+            self._pay(Wire(0, 0))
         ceiling = self._affordable(self.gate.first_ceiling(waiting))
         if ceiling < waiting or not ceiling:
             return self._exhausted()

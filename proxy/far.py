@@ -168,7 +168,7 @@ class FarSide(NearSide):
         ).cancel
 
     def _dialled(self, upstream: End, address: Address | None) -> None:
-        self._took("connect_duration_seconds", "ok")
+        self.gateway.connecting.add(self.gateway.reactor.woke - self._since)
         self._connected(upstream, address)
 
     def _took(self, name: str, result: str) -> None:

@@ -40,6 +40,7 @@ class Judging:
         self.reactor = reactor
         self.tally = tally
         self._deciding = tally.time("decision_duration_seconds")
+        self.connecting = tally.time("connect_duration_seconds", "ok")
         self.clock = clock
         self.spending = spending
         self.snapshot: Snapshot | None = None
