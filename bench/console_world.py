@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -90,6 +92,12 @@ def job_command(project: str, script: str, *options: str) -> list[str]:
     """A shell script as a job, with the lab's CA where curl looks for it."""
     trust = [f"--env=CURL_CA_BUNDLE={LAB.job}/ca.pem", "--ro", str(LAB.job)]
     return command("run", "--project", project, "--quiet", *trust, *options, "--", "sh", "-c", script)
+
+
+def script(module: str, *words: str) -> str:
+    """The command of a job that runs a module of the bench by itself, with the system's Python."""
+    copied = shutil.copy(Path(__file__).with_name(f"{module}.py"), LAB.job)
+    return shlex.join(["exec", "/usr/bin/python3", str(copied), *words])
 
 
 def job(project: str, script: str, *options: str) -> subprocess.Popen[bytes]:
