@@ -2,8 +2,9 @@
 
 `under` gives one document that lets out what both do, so that nothing else needs to know that there
 is a baseline: it is decided by, compared and shown like any other. Ceilings are met scope by scope;
-deny rules, control endpoints and the `default` budget join the project's own, under names that no
-file can use. What the baseline allows, asks or groups says nothing about other projects.
+deny rules, control endpoints and the `default` budget join the project's own, under names that no file can
+use; so do the folders that it denies. What the baseline allows, asks or groups says nothing
+about other projects.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ def under(document: Document, baseline: Document | None) -> Document:
         ceiling=_both(document.ceiling, baseline.ceiling),
         budgets={**document.budgets, **_default(baseline.budgets)},
         control=tuple(sorted(control, key=format_endpoint)),
+        files=document.files.under(baseline.files),
         own_digest=document.digest,
     )
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from exeat.policy.addresses import format_address
 from exeat.policy.errors import PolicyError
+from exeat.policy.files import MAX_RULES, NO_FILES, FileRules, FileScope, parse_file_scope
 from exeat.policy.model import Address
 from exeat.policy.postures import KNOBS, Default, Knobs, Posture, Preset
 from exeat.policy.rule_loader import (
@@ -55,6 +56,7 @@ _KEYS = frozenset(
         "ask",
         "deny",
         "ceiling",
+        "files",
         "budgets",
         "control",
     ]
@@ -87,6 +89,7 @@ class Document:
     ceiling: tuple[Rule, ...] | None = None
     budgets: Mapping[str, Budget] = field(default_factory=dict)
     control: tuple[Endpoint, ...] = ()
+    files: FileRules = NO_FILES
     own_digest: str = field(default="", compare=False)  # set where a baseline was joined (`baseline.under`)
     warnings: tuple[Warn, ...] = field(default=(), compare=False)
 
@@ -120,6 +123,8 @@ class Document:
             out["budgets"] = {name: budget.to_json() for name, budget in self.budgets.items()}
         if self.control:
             out["control"] = sorted(format_endpoint(endpoint) for endpoint in self.control)
+        if files := self.files.to_json():
+            out["files"] = files
         return out
 
     @cached_property
@@ -193,6 +198,7 @@ def _load(root: Node, suffixes: PublicSuffixes | None) -> Document:
         ceiling=ceiling if "ceiling" in keys else None,
         budgets=budgets,
         control=_control(keys),
+        files=_files(keys["files"]) if "files" in keys else NO_FILES,
         warnings=warnings,
     )
 
@@ -241,6 +247,18 @@ def _control(keys: Mapping[str, Node]) -> tuple[Endpoint, ...]:
         return ()
     endpoints = {load_endpoint(item) for item in keys["control"].sequence()}
     return tuple(sorted(endpoints, key=format_endpoint))
+
+
+def _files(node: Node) -> FileRules:
+    keys = node.mapping(frozenset({"allow", "ask", "deny"}))
+    return FileRules(**{name: _file_scopes(item) for name, item in keys.items()})
+
+
+def _file_scopes(node: Node) -> tuple[FileScope, ...]:
+    items = node.sequence()
+    if len(items) > MAX_RULES:
+        raise node.error("doc.files", f"at most {MAX_RULES} file scopes")
+    return tuple(sorted({convert(item, parse_file_scope) for item in items}))
 
 
 def _rules(

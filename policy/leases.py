@@ -99,6 +99,7 @@ class Lease:
     direct: bool = False
     records: bool = False
     device: bool = False  # `to` names a device of the node, and nothing that a network has
+    file: str = ""  # a file scope (`files.py`), and then `to` is empty
     agents: frozenset[str] = frozenset()
     nodes: frozenset[str] = frozenset()
     job: str = ""
@@ -126,14 +127,16 @@ class Lease:
     pending: tuple[str, ...] = ()  # REVOKING: who has not confirmed yet
 
     def serves(self, subject: Subject, proto: str, now_ms: int) -> bool:
-        """Everything of the match but the target, revocation and use."""
+        """Everything of the match but the target, revocation and use: of a lease for a network."""
+        return not (self.device or self.file) and proto in self.protocols and self.holds(subject, now_ms)
+
+    def holds(self, subject: Subject, now_ms: int) -> bool:
+        """Whether it is this subject's, now."""
         return (
             self.state is State.ACTIVE
-            and not self.device
             and self.issuer == HOME
             and self.nbf_ms <= now_ms < self.exp_ms
             and self.project == subject.project
-            and proto in self.protocols
             and (not self.agents or subject.agent in self.agents)
             and (not self.nodes or subject.node in self.nodes)
             and (not self.job or subject.job == self.job)
@@ -183,7 +186,7 @@ _INTEGERS = (
     *("requested_ms", "activated_ms", "approvals_needed", "epoch", "seq"),
 )
 _TEXTS = (
-    *("id", "project", "job", "budget", "requester"),
+    *("id", "project", "job", "file", "budget", "requester"),
     *("on_behalf_of", "ended_by", "reason", "policy", "issuer"),
 )
 
@@ -264,7 +267,7 @@ def request(draft: Lease, now_ms: int) -> Outcome:
         exp_ms=0,
         activated_ms=0,
     )
-    if not draft.to or draft.approvals_needed < 1 or longest < 1 or not draft.requester:
+    if not (draft.to or draft.file) or draft.approvals_needed < 1 or longest < 1 or not draft.requester:
         return Outcome(replace(lease, state=State.DENIED), "lease.invalid")
     return Outcome(lease, "ok")
 
@@ -397,7 +400,7 @@ def _narrow(lease: Lease, change: Narrowing) -> Lease | None:
         or _raises(change.max_uses, lease.max_uses)
         or not all(permits(lease, speech) for speech in Speech if permits(narrowed, speech))
     )
-    return None if widened or not narrowed.to else narrowed
+    return None if widened or not (narrowed.to or narrowed.file) else narrowed
 
 
 def _raises(new: int | None, old: int | None) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from exeat.policy.files import SCHEME
 from exeat.policy.postures import Default, Posture, Preset
 from exeat.policy.rule_loader import RULE_KEYS, VIA
 from exeat.policy.rules import COUNTERS, DAYS, PROTOCOLS, Kind
@@ -90,6 +91,15 @@ SCHEMA: dict[str, Any] = {
         "ceiling": _rules(Kind.CEILING),
         "budgets": {"type": "object", "additionalProperties": {"$ref": "#/$defs/budget"}},
         "control": {"type": "array", "items": _TEXT},
+        "files": {
+            "type": "object",
+            "description": "Folders of the node that jobs may have: project:///FOLDER[:ro|rw|edit].",
+            "properties": {
+                name: {"type": "array", "items": {"type": "string", "pattern": f"^{SCHEME}/"}}
+                for name in ("allow", "ask", "deny")
+            },
+            "additionalProperties": False,
+        },
     },
     "$defs": {
         "scopes": {

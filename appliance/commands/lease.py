@@ -43,7 +43,7 @@ def register(commands: Any) -> None:
 
 def request_options(request: argparse.ArgumentParser) -> None:
     """Of `exeat lease request`, and of `exeat request`, which is the same."""
-    request.add_argument("to", metavar="HOST[:PORT]")
+    request.add_argument("to", metavar="HOST[:PORT]", help="or project:///FOLDER[:ro|rw|edit]")
     request.add_argument("--project", metavar="P")
     request.add_argument("--udp", action="store_true", help="datagrams instead of TCP connections")
     request.add_argument("--ttl", metavar="TIME", help="how long it shall last (for example 30m)")
@@ -93,7 +93,7 @@ def _line(row: dict[str, Any]) -> str:
     to = ",".join(row["to"])
     ports = ",".join(str(port) for port in row["ports"])
     udp = "" if row["proto"] == ["tcp"] else "/" + ",".join(row["proto"])
-    scope = " ".join([f"{to}:{ports}{udp}", *row["speech"]])
+    scope = " ".join([f"{to}:{ports}{udp}" if ports else to, *row["speech"]])
     who = f"{row['requester']} {_quoted(row)}"
     return f"{row['state']:<10} {row['id']:<28} {scope:<30} {_until(row):<15} {who}"
 

@@ -14,6 +14,7 @@ from exeat.ledger.records import Kind, Record, RecordError, decode
 from exeat.policy.addresses import from_packed, parse_cidr
 from exeat.policy.decide import compile_policy
 from exeat.policy.errors import MalformedError, ScopeError, UnitError
+from exeat.policy.files import files_widened
 from exeat.policy.leases import Lease
 from exeat.policy.model import Request, Sni, Subject, Verdict
 from exeat.policy.names import recorded_host
@@ -83,18 +84,21 @@ def _now_ms(args: argparse.Namespace) -> int:
 def run_diff(args: argparse.Namespace) -> int:
     a = load_file(args.a, args.baseline)
     b = load_file(args.b, args.new_baseline or args.baseline)
-    found = differences(a, b, now_ms=_now_ms(args))
+    found, folder = differences(a, b, now_ms=_now_ms(args)), files_widened(a, b)
     if args.json:
-        print(json.dumps({"widens": bool(found), "witnesses": [witness.to_json() for witness in found]}))
-    elif not found:
+        witnesses = [witness.to_json() for witness in found]
+        print(json.dumps({"widens": bool(found or folder), "witnesses": witnesses, "files": folder}))
+    elif not (found or folder):
         print(f"{args.b} lets out nothing that {args.a} does not")
     else:
         print(f"{args.b} lets out more than {args.a}, for example")
         for witness in found[:SHOWN]:
             print(f"  {witness}")
+        if folder:
+            print(f"  {folder}")
         if len(found) > SHOWN:
             print(f"  and {len(found) - SHOWN} more kinds of flows (--json shows all)")
-    return 1 if found else 0
+    return 1 if found or folder else 0
 
 
 def run_reach(args: argparse.Namespace) -> int:

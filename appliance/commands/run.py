@@ -16,7 +16,8 @@ from exeat.appliance.client import Client, load_config
 from exeat.appliance.errors import NotReachableError, RefusedError, UsageError
 from exeat.appliance.limits import TIME, parse_limits
 from exeat.ledger.files import write_all
-from exeat.policy.errors import UnitError
+from exeat.policy.errors import ScopeError, UnitError
+from exeat.policy.files import SCHEME, Access, FileScope, parse_file_scope
 from exeat.policy.units import parse_duration
 from exeat.sandbox.forwarder import forwarded
 from exeat.sandbox.spec import Profile
@@ -35,6 +36,7 @@ _ENDED = {
     "timeout": "its time is up (exeat run --limits time=..)",
     "killed": "somebody asked for that",
     "kill": "the kill switch is on (exeat kill)",
+    "lease": "it may no longer have a folder that it had (exeat lease ls --all)",
     "lost": "nobody saw how; the ledger may say more (exeat ledger tail)",
 }
 _CHUNK = 65536
@@ -76,6 +78,13 @@ def job_options(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="PATH",
         help="a folder whose changes wait for `exeat job merge`",
+    )
+    parser.add_argument(
+        "--scope",
+        action="append",
+        default=[],
+        metavar="SCOPE",
+        help="a folder by policy or lease: project:///FOLDER[:ro|rw|edit]",
     )
     parser.add_argument(
         "--root",
@@ -154,16 +163,19 @@ def request_of(args: argparse.Namespace, config: Config) -> dict[str, Any]:
     mounts = [(path, "edit") for path in edits]
     mounts += [(path, "rw") for path in args.rw] + [(path, "ro") for path in args.ro]
     request["mounts"] = [{"path": _mountable(path, roots), "mode": mode} for path, mode in mounts]
+    scopes = [_scope(text, roots) for text in args.scope]
+    request["scopes"] = [str(scope) for scope in scopes]
+    owned += [Path(scope.path) for scope in scopes if scope.access is not Access.RO]
     image = _image(args.image, config) if args.image else None
     if args.root and image:
         raise UsageError("--root and --image: a job has one tree")
     if args.root or image:
         request["root"] = image["tree"] if image else _tree(args.root, roots)
-    request["cwd"] = request["mounts"][0]["path"] if owned and owned[0].is_dir() else "/work"
+    request["cwd"] = str(owned[0].resolve()) if owned and owned[0].is_dir() else "/work"
     if args.edit and not args.edit.is_dir():
         raise UsageError(f"--edit {args.edit}: not a folder")
     if owned:
-        request["user"] = _owner(Path(request["mounts"][0]["path"]))
+        request["user"] = _owner(owned[0].resolve())
     own = dict(_variable(text) for text in args.env)
     request["env"] = (image["env"] if image else {}) | (template.env if template else {}) | own
     return request
@@ -211,6 +223,18 @@ def _mountable(path: Path, roots: Sequence[Path]) -> str:
         allowed = ", ".join(map(str, roots))
         raise UsageError(f"{real} lies outside of what jobs may be given ({allowed}): see [sandbox] roots")
     return str(real)
+
+
+def _scope(text: str, roots: Sequence[Path]) -> FileScope:
+    """Of the real path: rules and leases are about that."""
+    try:
+        scope = parse_file_scope(text)
+        real = parse_file_scope(f"{SCHEME}{_mountable(Path(scope.path), roots)}:{scope.access}")
+    except ScopeError as error:
+        raise UsageError(f"--scope: {error}") from None
+    if scope.access is Access.EDIT and not Path(real.path).is_dir():
+        raise UsageError(f"--scope {text}: not a folder")
+    return real
 
 
 def _tree(path: Path, roots: Sequence[Path]) -> str:

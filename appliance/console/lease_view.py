@@ -195,7 +195,9 @@ def lease_row(
         job=row["job"] or asked.get("job", ""),
         episode=asked.get("episode", ""),
         requester=row["requester"],
-        scope=" ".join(f"{to}:{','.join(row['ports'])}" for to in row["to"]),
+        scope=" ".join(
+            ":".join([to, *([",".join(row["ports"])] if row["ports"] else [])]) for to in row["to"]
+        ),
         host=dest.host,
         port=dest.port,
         proto=dest.protocol,
@@ -244,8 +246,8 @@ def ttl_choices(longest_s: int) -> list[int]:
 
 def _dest(row: Mapping[str, Any]) -> Dest:
     """The first place asked for, with the first of its ports."""
-    scope, port = row["to"][0], int(row["ports"][0].partition("-")[0]) if row["ports"][0][0].isdigit() else 0
-    return Dest(host=scope.strip("[]"), port=port, protocol=row["proto"][0])
+    scope, first = row["to"][0], next(iter(row["ports"]), "").partition("-")[0]
+    return Dest(host=scope.strip("[]"), port=int(first) if first.isdigit() else 0, protocol=row["proto"][0])
 
 
 def _waiting(row: Mapping[str, Any], agent: str, dest: Dest, flows: Iterable[Mapping[str, Any]]) -> int:
@@ -278,6 +280,8 @@ def _ladder(row: Mapping[str, Any]) -> list[Rung]:
 
 def _opens(row: Mapping[str, Any], dest: Dest) -> str:
     who = f"{row['project']}/{next(iter(row['agents']), 'any agent')}"
+    if "file" in row["speech"]:
+        return f"jobs of {who} may have {row['to'][0]}, until the lease ends"
     place = f"{row['to'][0]}:{','.join(row['ports'])}"
     return f"{who} may send anything it can read to {place} ({dest.protocol})"
 

@@ -14,6 +14,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from exeat.appliance.control.files import mounts_of, scopes_of
 from exeat.appliance.control.hub import Hub, Jail
 from exeat.appliance.errors import RefusedError
 from exeat.policy.model import Subject
@@ -25,11 +26,13 @@ if TYPE_CHECKING:
 
     from exeat.appliance.control.aio import Requester
     from exeat.appliance.control.evidence import Evidence
+    from exeat.appliance.control.files import Files
     from exeat.appliance.control.policies import Policies
     from exeat.appliance.control.store import Store
 
 # How a job may end. `exited` is by itself, by a signal too; `lost`: nobody knows how.
 EXITED, OOM, TIMEOUT, KILLED, KILL_SWITCH, LOST = "exited", "oom", "timeout", "killed", "kill", "lost"
+LEASE = "lease"  # what it may have, it may have no longer
 _CODE_KILLED, _CODE_LOST = 128 + signal.SIGKILL, 125
 KILL_WAIT_S = 1.0  # how long the kill switch waits for the warden before it answers
 WAKE_S = 60.0  # a sleeping machine's clock goes on, a timer of the loop does not
@@ -50,6 +53,7 @@ class Job:
     policy: str = ""  # digest of its own policy document, "" for the project's
     started_ms: int = 0
     work: str = ""
+    scopes: list[str] = field(default_factory=list)  # folders that policy or leases give it
     root: str = ""  # the tree of its own that it has
     task: str = ""  # of the queue, if it came from there
     limits: dict[str, int] = field(default_factory=dict)  # what was asked for, as the warden takes it
@@ -107,6 +111,7 @@ class Jobs:
         most_ms: int,
         hook: str,
         stopped: Callable[[str], bool],
+        files: Files,
         spawn: Callable[[Coroutine[Any, Any, None]], None],
     ) -> None:
         """`most_ms`: how long a job may run, 0 for without end. `hook`: what the warden runs before each.
@@ -122,6 +127,7 @@ class Jobs:
         self._most_ms = most_ms
         self._hook = hook
         self._stopped = stopped
+        self._files = files
         self._spawn = spawn
         self.all: dict[str, Job] = {}
 
@@ -172,16 +178,31 @@ class Jobs:
         asked = "".join(f", {name}={value}" for name, value in job.limits.items())
         record = self._record(job, "start", f"{job.argv[0]}, {_profile(request)}{asked}")
         # Not a TaskGroup: what goes on when the other fails must end before it is taken down.
-        work = (self._make_jail(job), self._evidence.write(record))
+        work = (self._make_jail(job), self._evidence.write(record), self._open_scopes(job))
         for failure in await asyncio.gather(*work, return_exceptions=True):
             if failure is not None:
                 raise failure
+
+    async def _open_scopes(self, job: Job) -> None:
+        for scope, lease in self._files.admit(self.subject(job), job.scopes).items():
+            await self.note(job, "file.open", scope, lease)
+
+    def end_ungranted(self) -> None:
+        """Have those end that are not to have a folder any more that they have."""
+        for job in list(self.all.values()):
+            if not job.scopes or not job.started_s or job.code is not None or job.ending:
+                continue
+            try:
+                self._files.admit(self.subject(job), job.scopes)
+            except RefusedError as error:
+                print(f"control: job {job.name} ends: {error}", file=sys.stderr, flush=True)
+                self._spawn(self.end(job, LEASE))
 
     async def _start_container(self, job: Job, request: dict[str, Any], fds: Sequence[int]) -> None:
         arguments = {
             "argv": job.argv,
             "env": self._environment(job, request),
-            "mounts": request.get("mounts", []),
+            "mounts": [*(request.get("mounts") or []), *mounts_of(job.scopes)],
             "cwd": request.get("cwd", "/work"),
             "profile": _profile(request),
             "user": request.get("user", "fresh"),
@@ -230,6 +251,7 @@ class Jobs:
             else self._policies.hold_ms(project, digest),
             doors=_doors(request.get("network")),
             root=str(request.get("root") or ""),
+            scopes=scopes_of(request.get("scopes")),
             policy=digest,
             limits=_numbers(request.get("limits") or {}),
             time_ms=self._time_ms(request),

@@ -70,7 +70,7 @@ def row(lease: Lease, now_ms: int, asked: Asked | None = None) -> dict[str, Any]
         "state": str(settled.state),
         "project": settled.project,
         "agents": sorted(settled.agents),
-        "to": [str(replace(scope, ports=None)) if scope.ports else str(scope) for scope in settled.to],
+        "to": places(settled, ports=False),
         "ports": sorted({text for scope in settled.to for text in ports_text(scope.ports or settled.ports)}),
         "speech": words(settled),
         "proto": list(settled.protocols),
@@ -87,9 +87,16 @@ def row(lease: Lease, now_ms: int, asked: Asked | None = None) -> dict[str, Any]
     }
 
 
+def places(lease: Lease, *, ports: bool = True) -> list[str]:
+    """What it is for: hosts and networks, or a folder."""
+    if lease.file:
+        return [lease.file]
+    return [str(scope if ports else replace(scope, ports=None)) for scope in lease.to]
+
+
 def words(lease: Lease) -> list[str]:
     """What may be spoken beside what the proxy judges, in the words of a policy."""
-    return [word for word in ("raw", "ech", "direct", "records", "device") if getattr(lease, word)]
+    return [word for word in ("raw", "ech", "direct", "records", "device", "file") if getattr(lease, word)]
 
 
 def why(snapshot: Snapshot, subject: Subject, text: str, now_ms: int) -> dict[str, Any]:

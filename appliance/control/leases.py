@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from exeat.appliance.control import direct_places, lease_rows
-from exeat.appliance.control.lease_rows import Asked, host_text, words
+from exeat.appliance.control.lease_rows import Asked, host_text, places, words
 from exeat.appliance.errors import RefusedError
 from exeat.policy import leases as states
 from exeat.policy.errors import ScopeError
@@ -79,11 +79,15 @@ class Leases:
         """Active leases; none while the clock cannot be trusted to end them."""
         if not self._clock.trusted:
             return []
-        return [lease for lease in self._in_force() if not lease.device]
+        return [lease for lease in self._in_force() if not (lease.device or lease.file)]
 
     def of_devices(self) -> list[Lease]:
         """Active leases of devices; none while the clock cannot be trusted to end them."""
         return [lease for lease in self._in_force() if lease.device] if self._clock.trusted else []
+
+    def of_files(self) -> list[Lease]:
+        """Active leases of folders; none while the clock cannot be trusted to end them."""
+        return [lease for lease in self._in_force() if lease.file] if self._clock.trusted else []
 
     def _in_force(self) -> list[Lease]:
         return [lease for lease in self._all.values() if lease.state is State.ACTIVE]
@@ -207,6 +211,21 @@ class Leases:
             )
         return self._row(lease)
 
+    async def request_file(self, scope: str, message: Message, requester: str) -> dict[str, Any]:
+        """A person asks for a folder of the node on behalf of an agent's jobs."""
+        ttl = message.get("ttl_ms")
+        async with self._changing:
+            lease = await self._open_request(
+                self._policies.known(message.get("project")),
+                agent=str(message.get("agent", "")),
+                to=scope,
+                requester=requester,
+                reason=str(message.get("reason", "")),
+                ttl_ms=ttl if type(ttl) is int else None,
+                file=True,
+            )
+        return self._row(lease)
+
     async def _open_request(
         self,
         document: Document,
@@ -225,6 +244,7 @@ class Leases:
         routed: bool = False,
         records: bool = False,
         device_for: str = "",
+        file: bool = False,
     ) -> Lease:
         if sum(1 for lease in self._all.values() if lease.state is State.REQUESTED) >= self._asks.max_pending:
             raise RefusedError("ask.limit", f"{self._asks.max_pending} requests are waiting already")
@@ -233,7 +253,8 @@ class Leases:
         draft = Lease(
             id=f"{document.project}/{agent or requester}/{secrets.token_hex(3)}",
             project=document.project,
-            to=_scopes([to]),
+            to=() if file else _scopes([to]),
+            file=to if file else "",
             protocols=(proto,),
             private=asked.private if asked else False,
             raw=raw or (asked.raw if asked else False),
@@ -344,7 +365,7 @@ class Leases:
 
     async def _keep(self, lease: Lease, actor: str, why: str = "") -> None:
         """Record, store, publish. What opens waits for the ledger; what ends a lease never does."""
-        detail = " ".join([*map(str, lease.to), *words(lease), why]).strip()
+        detail = " ".join([*places(lease), *words(lease), why]).strip()
         record = self._evidence.lease(lease, actor, detail)
         ends = lease.state in _ENDS
         if not ends:

@@ -12,6 +12,7 @@ from exeat.appliance.errors import RefusedError
 from exeat.appliance.public_suffixes import BundledSuffixes
 from exeat.policy.baseline import BASELINE, under
 from exeat.policy.document import Document, PolicyError, load_policy
+from exeat.policy.files import files_widened
 from exeat.policy.memory import memory_of
 from exeat.policy.widens import widens
 
@@ -128,8 +129,7 @@ class Policies:
             return Change(document.project, document, False)
         # A project that was not there before could do nothing.
         was = under(known or Document(document.project), before)
-        found = widens(was, under(document, after), now_ms=now_ms)
-        return Change(document.project, document, True, str(found) if found else "")
+        return Change(document.project, document, True, _widens(was, under(document, after), now_ms))
 
     def _change_baseline(
         self, before: Document | None, after: Document | None, loaded: Mapping[str, Document], now_ms: int
@@ -140,8 +140,7 @@ class Policies:
             return [Change(BASELINE, after, False)] if after is not None else []
         stays = {document.digest for document in loaded.values()} & {*self.projects.values()}
         for document in (self.documents[digest] for digest in sorted(stays | {*self.jobs.values()})):
-            found = widens(under(document, before), under(document, after), now_ms=now_ms)
-            if found is not None:
+            if found := _widens(under(document, before), under(document, after), now_ms):
                 return [Change(BASELINE, after, True, f"project {document.project}: {found}")]
         return [Change(BASELINE, after, True)]
 
@@ -315,3 +314,13 @@ class Policies:
     def document_of(self, project: str, job: str) -> Document | None:
         digest = self.jobs.get(job) or self.projects.get(project, "")
         return self.documents.get(digest)
+
+    def judging(self, project: str, job: str) -> Document | None:
+        """The document of the job, or of the project, under the baseline."""
+        document = self.document_of(project, job)
+        return None if document is None else under(document, self.documents.get(self.baseline))
+
+
+def _widens(before: Document, after: Document, now_ms: int) -> str:
+    """A flow or a folder that is newly given; "" if there is none."""
+    return str(widens(before, after, now_ms=now_ms) or "") or files_widened(before, after)

@@ -34,7 +34,7 @@ from exeat.appliance.control.verbs import Verbs, person
 from exeat.appliance.errors import RefusedError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Awaitable, Callable, Coroutine
     from pathlib import Path
 
     from exeat.appliance.control.jobs import Job, Jobs
@@ -50,7 +50,8 @@ _PASSES = ("budget.", "kill")  # refusals that end by themselves, or by a person
 
 
 class Scheduler:
-    """Starts what is due. `verdict` is `exeat why` for (project, agent, HOST[:PORT])."""
+    """Starts what is due. `verdict` is `exeat why` for (project, agent, HOST[:PORT] or a folder),
+    `request` asks for a lease of it."""
 
     def __init__(
         self,
@@ -65,6 +66,7 @@ class Scheduler:
         now_ms: Callable[[], int],
         stopped: Callable[[str], bool],
         verdict: Callable[[str, str, str], dict[str, Any]],
+        request: Callable[[dict[str, Any], str], Awaitable[dict[str, Any]]],
         spawn: Callable[[Coroutine[Any, Any, None]], None],
     ) -> None:
         """`most_file`: bytes that the node lets a file of a job have, 0: as many as it likes."""
@@ -72,6 +74,7 @@ class Scheduler:
         self._rules, self._output = rules, TaskOutput(folder)
         self._jobs, self._policies, self._leases = jobs, policies, leases
         self._now_ms, self._stopped, self._verdict, self._spawn = now_ms, stopped, verdict, spawn
+        self._request = request
         self._queue, self._tasks = queue, queue.tasks
         self._look = asyncio.Event()
         over = [task for task in self._tasks.values() if task.state in OVER]
@@ -249,9 +252,9 @@ class Scheduler:
             if lease:
                 continue
             try:
-                row = await self._leases.request(
+                row = await self._request(
                     {"project": task.project, "to": need, "agent": _agent(task), "reason": f"task {task.id}"},
-                    requester=task.by,
+                    task.by,
                 )
             except RefusedError as error:
                 if error.code != "ask.limit":  # that one passes

@@ -24,6 +24,7 @@ from exeat.appliance.control.direct import Direct
 from exeat.appliance.control.edits import Edits
 from exeat.appliance.control.evidence import Evidence
 from exeat.appliance.control.feed import Feed
+from exeat.appliance.control.files import Files, is_file
 from exeat.appliance.control.flows import Flows
 from exeat.appliance.control.hub import Hub
 from exeat.appliance.control.jobs import KILL_SWITCH, KILLED, Jobs
@@ -115,6 +116,9 @@ class Control:
             ended=self.leases.ended,
             spawn=self.spawn,
         )
+        self.files = Files(
+            config.node.name, config.sandbox.roots, self.leases, self.policies, self._clock.now_ms
+        )
         self.jobs = Jobs(
             config.node.name,
             warden,
@@ -125,6 +129,7 @@ class Control:
             most_ms=node_limits(config.sandbox.limits)[1],
             hook=str(config.sandbox.accelerator_hook or ""),
             stopped=lambda project: self.kill.stops_jobs(project),
+            files=self.files,
             spawn=self.spawn,
         )
         self.jobs.recall()
@@ -185,7 +190,8 @@ class Control:
             most_file=node_limits(config.sandbox.limits)[0].file,
             now_ms=self._clock.now_ms,
             stopped=self.kill.stops_jobs,
-            verdict=self._verdict,
+            verdict=self._judged,
+            request=self._request,
             spawn=self.spawn,
         )
         self.passkeys = Passkeys(config.passkeys, store, self._evidence, self._clock.now_ms)
@@ -266,6 +272,7 @@ class Control:
             await _guarded(self._look())  # what fails now, on a full disk perhaps, is tried again
 
     async def _look(self) -> None:
+        self.jobs.end_ungranted()  # first: it waits for nothing
         if self._clock.tick():
             self._publish()
         await self._evidence.pay()
@@ -409,7 +416,12 @@ class Control:
         return {"lease": {**row, **await self.flows.moved(row["id"]), **self.direct.of_lease(row["id"])}}
 
     async def _lease_request(self, message: Message, _fds: list[int]) -> dict[str, Any]:
-        return {"lease": await self.leases.request(message, requester=may(message, "lease.request"))}
+        return {"lease": await self._request(message, may(message, "lease.request"))}
+
+    async def _request(self, message: Message, requester: str) -> dict[str, Any]:
+        if is_file(message.get("to")):
+            return await self.files.request(message, requester)
+        return await self.leases.request(message, requester=requester)
 
     async def _lease_approve(self, message: Message, _fds: list[int]) -> dict[str, Any]:
         return {"lease": await self.leases.approve(message, actor(message))}
@@ -425,7 +437,11 @@ class Control:
 
     async def _why(self, message: Message, _fds: list[int]) -> dict[str, Any]:
         project = self.policies.known(message.get("project")).project
-        return self._verdict(project, str(message.get("agent") or "run"), str(message.get("to")))
+        return self._judged(project, str(message.get("agent") or "run"), str(message.get("to")))
+
+    def _judged(self, project: str, agent: str, to: str) -> dict[str, Any]:
+        """Of a place or a folder; agents themselves ask about places only."""
+        return self.files.why(project, agent, to) if is_file(to) else self._verdict(project, agent, to)
 
     def _verdict(self, project: str, agent: str, to: str) -> dict[str, Any]:
         subject = Subject(project, agent, "", "", self._config.node.name)

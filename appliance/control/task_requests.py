@@ -6,6 +6,7 @@ import re
 import secrets
 from typing import TYPE_CHECKING, Any, Final
 
+from exeat.appliance.control.files import scopes_of
 from exeat.appliance.control.queue import MAX_PRIORITY, Task
 from exeat.appliance.control.verbs import person
 from exeat.appliance.errors import RefusedError
@@ -19,7 +20,20 @@ if TYPE_CHECKING:
 MAX_AFTER, MAX_NEEDS, MAX_RETRIES = 64, 32, 20
 OUTPUT_BYTES: Final = 1 << 30  # of each file a task writes, its output included, unless it asks for less
 _REQUEST = frozenset(
-    {"argv", "profile", "mounts", "cwd", "user", "env", "limits", "time_ms", "agent", "network", "root"}
+    {
+        "argv",
+        "profile",
+        "mounts",
+        "cwd",
+        "user",
+        "env",
+        "limits",
+        "time_ms",
+        "agent",
+        "network",
+        "root",
+        "scopes",
+    }
 )
 
 
@@ -47,7 +61,7 @@ class Requests:
             priority=number(message, "priority", -MAX_PRIORITY, MAX_PRIORITY),
             group=_group(message.get("group")),
             after=_words(message, "after", MAX_AFTER),
-            needs=_words(message, "needs", MAX_NEEDS),
+            needs=[*_words(message, "needs", MAX_NEEDS), *scopes_of(request.get("scopes"))],
             retries=number(message, "retries", 0, MAX_RETRIES),
         )
 

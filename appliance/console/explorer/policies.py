@@ -21,6 +21,7 @@ from exeat.policy.baseline import under
 from exeat.policy.decide import compile_policy
 from exeat.policy.document import Document, PolicyError, load_policy
 from exeat.policy.errors import ScopeError
+from exeat.policy.files import files_widened
 from exeat.policy.leases import Lease
 from exeat.policy.lint import lint
 from exeat.policy.reach import reach
@@ -60,8 +61,10 @@ def diff(_place: Place, args: dict[str, Any]) -> dict[str, Any]:
     before = Document.from_canonical_json(text) if text else Document(document.project)
     found = differences(_under(before, args), _under(document, args), now_ms=time.time_ns() // 1_000_000)
     witnesses = [{**witness.to_json(), "text": str(witness)} for witness in found[:WITNESSES]]
+    folder = files_widened(_under(before, args), _under(document, args))
     return {
-        "widens": bool(found),
+        "widens": bool(found or folder),
+        "files": folder,
         "witnesses": witnesses,
         "more": max(0, len(found) - WITNESSES),
         "lines": _lines(str(args.get("old_text") or ""), str(args["text"])),

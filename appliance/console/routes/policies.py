@@ -97,7 +97,7 @@ async def diff(call: Call) -> Diff:
     )
     return Diff(
         widens=found["widens"],
-        witness=[witness["text"] for witness in found["witnesses"]],
+        witness=[witness["text"] for witness in found["witnesses"]] + [found["files"]] * bool(found["files"]),
         more=found["more"],
         changes=found["lines"],
     )

@@ -32,6 +32,10 @@ SNAPSHOT = Snapshot.load(
 )
 
 
+async def _no_request(_message: dict[str, Any], _requester: str) -> dict[str, Any]:
+    raise AssertionError("nothing is asked for here")
+
+
 class Jobs:
     """Every start ends as `outcome` says; what was started is in `started`."""
 
@@ -72,6 +76,7 @@ class Queue:
             now_ms=lambda: 1_000,
             stopped=lambda _: self.killed,
             verdict=lambda project, agent, to: why(SNAPSHOT, Subject(project, agent, "", "", ""), to, 1_000),
+            request=_no_request,
             spawn=self.work.append,
         )
 
