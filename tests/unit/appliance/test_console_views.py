@@ -173,3 +173,13 @@ def test_each_event_comes_once_in_order_to_who_may_see_it(made: list[tuple[str, 
             if not projects or project == "q" or (not project and topic == "admin")
         ]
         assert seen == wanted
+
+
+def test_a_folder_is_shown_as_one_and_no_batch_takes_it() -> None:
+    asked = states.request(
+        Lease(id="p/a1/2", project="p", to=(), file="project:///srv/a:rw", requester="alice"), NOW
+    ).lease
+    found = request_row(shown(asked), ())
+    assert (found.dest.host, found.dest.port, found.flags) == ("project:///srv/a:rw", 0, ["file"])
+    assert "project:///srv/a:rw" in found.preview.widens
+    assert lease_row(shown(replace(asked, state=State.ACTIVE)), ANNA, NOW).scope == "project:///srv/a:rw"

@@ -40,9 +40,21 @@ def test_diff(files: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> Non
     assert main(["policy", "diff", a, a]) == 0
     assert "nothing" in capsys.readouterr().out
     assert main(["policy", "diff", a, a, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == {"widens": False, "witnesses": []}
+    assert json.loads(capsys.readouterr().out) == {"widens": False, "witnesses": [], "files": ""}
     assert main(["policy", "diff", a, "none.yaml"]) == 2
     assert main(["policy", "diff", a, b, "--now", "tomorrow"]) == 2
+
+
+def test_diff_names_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before, after = tmp_path / "before.yaml", tmp_path / "after.yaml"
+    before.write_text("egress: v1\nproject: p\n")
+    after.write_text("egress: v1\nproject: p\nfiles: {allow: ['project:///srv/a']}\n")
+    said = "project:///srv/a:ro, which was not allowed"
+    assert main(["policy", "diff", str(before), str(after), *NOW]) == 1
+    assert said in capsys.readouterr().out
+    assert main(["policy", "diff", str(before), str(after), "--json", *NOW]) == 1
+    assert json.loads(capsys.readouterr().out) == {"widens": True, "witnesses": [], "files": said}
+    assert main(["policy", "diff", str(after), str(before), *NOW]) == 0
 
 
 def test_diff_shows_one_flow_of_each_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
