@@ -64,8 +64,10 @@ def _test(args: argparse.Namespace) -> int:
     config = load_config(args)
     chosen = [each for each in config.notify if args.name in (None, each.name)]
     if not chosen:
-        known = ", ".join(each.name for each in config.notify) or "none"
-        raise UsageError(f"no [[notify]] `{args.name or ''}` (there are: {known})")
+        if not config.notify:
+            raise UsageError("no [[notify]] in the configuration: nobody is told")
+        known = ", ".join(each.name for each in config.notify)
+        raise UsageError(f"no [[notify]] `{args.name}` (there are: {known})")
     _become(config)
     failed: list[Notify] = []
     for notify in chosen:
