@@ -53,7 +53,7 @@ def closed(tmp_path: Path, relay: str, body: Callable[[World], None]) -> Record:
 
 def wait_acknowledged(sock: socket.socket) -> None:
     """Until the other kernel has all that was sent, the end of the stream too."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     while struct.unpack("i", fcntl.ioctl(sock, SIOCOUTQ, bytes(4)))[0]:
         assert time.monotonic() < deadline
         select.select([], [], [], 0.01)

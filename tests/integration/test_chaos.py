@@ -16,7 +16,7 @@ def test_who_waits_for_a_job_hears_of_its_end_when_the_appliance_stops() -> None
         assert job.stdout is not None
         assert job.stdout.readline() == "up\n"
         running.stop()
-        job.communicate(timeout=15)
+        job.communicate(timeout=30)
         assert job.returncode == 137
     finally:
         running.close()

@@ -23,11 +23,11 @@ import os, socket, sys
 port, path = int(sys.argv[1]), sys.argv[2]
 for host in ("127.0.0.1", "localhost", "127.0.0.2", "::1"):
     try:
-        socket.create_connection((host, port), timeout=5).close()
+        socket.create_connection((host, port), timeout=30).close()
         print("direct", host, "open")
     except OSError:
         print("direct", host, "closed")
-    with socket.create_connection(("127.0.0.1", 3128), timeout=20) as sock:
+    with socket.create_connection(("127.0.0.1", 3128), timeout=30) as sock:
         place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         sock.sendall(f"CONNECT {place} HTTP/1.1\\r\\nHost: {place}\\r\\n\\r\\n".encode())
         print("proxy", host, sock.recv(4096).split(b" ")[1].decode())

@@ -217,7 +217,7 @@ def test_hostile_bytes_end_a_connection_and_nothing_else(rig: ConsoleRig) -> Non
         b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
         b"\x00" * 64 + b"\r\n\r\n",
     ):
-        with socket.create_connection(("127.0.0.1", rig.port), timeout=10) as sock:
+        with socket.create_connection(("127.0.0.1", rig.port), timeout=30) as sock:
             sock.sendall(data)
             sock.shutdown(socket.SHUT_WR)
             answer = b""
@@ -256,7 +256,7 @@ def test_control_does_not_believe_the_console(rig: ConsoleRig) -> None:
         "from exeat.ledger.ipc import Channel\n"
         "user = pwd.getpwnam('exeat-console')\n"
         "os.setgroups([]); os.setgid(user.pw_gid); os.setuid(user.pw_uid)\n"
-        "channel = Channel.connect(Path(sys.argv[1]), timeout=10)\n"
+        "channel = Channel.connect(Path(sys.argv[1]), timeout=30)\n"
         "for message in json.loads(sys.argv[2]):\n"
         "    print(json.dumps(channel.call({'id': 1, **message})[0]))\n"
     )

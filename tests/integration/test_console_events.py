@@ -74,7 +74,7 @@ class Stream:
 def stream(person: Person, rig: ConsoleRig, query: str = "", **headers: str) -> Iterator[Stream]:
     lines = {"Host": f"127.0.0.1:{rig.port}", **person.headers, **headers}
     head = "".join(f"{key}: {value}\r\n" for key, value in lines.items())
-    with socket.create_connection(("127.0.0.1", rig.port), timeout=20) as sock:
+    with socket.create_connection(("127.0.0.1", rig.port), timeout=30) as sock:
         sock.sendall(f"GET /api/v1/events{query} HTTP/1.1\r\n{head}\r\n".encode())
         events = Stream(sock)
         try:

@@ -183,7 +183,7 @@ def test_datagrams_carry_no_password_so_their_port_must_be_named() -> None:
             )
             for sock, place in ((origin, (HOME, 7000)), (mine, ("127.0.0.1", 0)), (other, ("127.0.0.1", 0))):
                 sock.bind(place)
-                sock.settimeout(10)
+                sock.settimeout(30)
             first, second = (
                 stack.enter_context(socket.create_connection(("127.0.0.1", 1080), 10)) for _ in range(2)
             )

@@ -129,7 +129,7 @@ def test_a_cut_takes_back_what_only_the_kernel_has(tmp_path: Path) -> None:
 
     def slow(sock: socket.socket) -> None:
         sock.shutdown(socket.SHUT_WR)
-        assert cut.wait(10)
+        assert cut.wait(30)
         with contextlib.suppress(ConnectionResetError):
             while piece := sock.recv(65536):
                 got.extend(piece)

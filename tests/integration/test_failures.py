@@ -94,7 +94,7 @@ def test_guard_killed_running_flows_go_on_and_new_names_do_not_resolve(running: 
         running.kill("guard")
         refused = running.exeat("status", check=False)
         assert refused.returncode == 1
-        out, _ = job.communicate(timeout=20)
+        out, _ = job.communicate(timeout=30)
     assert "slow=28" in out  # it ran until its own time limit, not until the guard's death
     assert kinds_of(running, flow)[-1] == "close"
 

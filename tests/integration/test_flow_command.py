@@ -40,7 +40,7 @@ def download(running: Running, url: str = SLOW) -> Iterator[subprocess.Popen[str
     """A job that would download for a minute and a half; the block must end it."""
     job = running.job("curl", "-s", "-o", "/dev/null", "--max-time", "60", url, options=("--hold", "50s"))
     yield job
-    job.communicate(timeout=10)
+    job.communicate(timeout=30)
     assert job.returncode != 0
 
 
@@ -112,7 +112,7 @@ def test_tail_says_what_happens_when_it_happens(running: Running) -> None:
         assert (denied["dest"], denied["reason"]) == ("paste.example.net:443", "rule.deny")
     finally:
         tail.send_signal(signal.SIGINT)
-        assert tail.wait(10) == 130
+        assert tail.wait(30) == 130
         tail.stdout.close()
         tail.stderr.close()
 

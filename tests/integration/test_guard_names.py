@@ -108,7 +108,7 @@ def test_questions_are_validated(rig: Rig, change: dict[str, Any]) -> None:
 
 
 def pins(rig: Rig, **more: Any) -> Any:
-    channel = Channel.connect(rig.run_dir / "guard" / "guard.sock", timeout=10)
+    channel = Channel.connect(rig.run_dir / "guard" / "guard.sock", timeout=30)
     reply, _ = channel.call({"id": 1, "verb": "pins", **more})
     channel.close()
     return reply

@@ -59,7 +59,7 @@ class Process:
 
     def end(self, number: signal.Signals) -> int:
         self.child.send_signal(number)
-        return self.child.wait(10)
+        return self.child.wait(30)
 
 
 @contextmanager
@@ -107,7 +107,7 @@ def test_a_dead_guard_means_silence_and_a_new_one_goes_on(tmp_path: Path) -> Non
 
 def exchange(kind: int, where: tuple[str, int]) -> bytes:
     with socket.socket(socket.AF_INET, kind) as client:
-        client.settimeout(5)
+        client.settimeout(30)
         client.connect(where)
         client.send(bytes(12))
         return client.recv(1)
@@ -152,7 +152,7 @@ STRANGER = """
 import os, socket, sys
 os.setgid(65534); os.setuid(65534)
 sock = socket.socket(socket.AF_UNIX)
-sock.settimeout(5)
+sock.settimeout(30)
 sock.connect(sys.argv[1])
 try:
     sock.sendall(bytes([0, 0, 0, 2]) + b"{}")

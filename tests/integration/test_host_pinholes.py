@@ -77,7 +77,7 @@ def talking(world: World, address: str, port: int) -> Iterator[subprocess.Popen[
 
 def how_it_ended(process: subprocess.Popen[str]) -> str:
     assert process.stdout
-    assert select.select([process.stdout], [], [], 10)[0], "the connection is still there"
+    assert select.select([process.stdout], [], [], 30)[0], "the connection is still there"
     return process.stdout.readline().strip()
 
 

@@ -150,11 +150,11 @@ def test_python(tmp_path: Path) -> None:
             session.trust_env = False
             session.proxies = {"http": f"http://{proxy}"}
             for path in ("", "chunks", ""):
-                assert session.get(WWW + path, timeout=10).content == PAGE
+                assert session.get(WWW + path, timeout=30).content == PAGE
             assert session.put(WWW, data=b"x" * 100_000, timeout=10).text == "100000 bytes"
             assert session.head(WWW, timeout=10).headers["Content-Length"] == "100"
-            assert session.get("http://paste.example.org/", timeout=10).json()["reason_code"] == "rule.deny"
-            assert session.get(WWW, timeout=10).content == PAGE
+            assert session.get("http://paste.example.org/", timeout=30).json()["reason_code"] == "rule.deny"
+            assert session.get(WWW, timeout=30).content == PAGE
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({"http": f"http://{proxy}"}))
         with opener.open(WWW, timeout=10) as answer:
             assert answer.read() == PAGE

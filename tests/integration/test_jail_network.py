@@ -21,7 +21,7 @@ CLIENT = """
 import json, socket, sys
 for name, family, kind, address in json.loads(sys.argv[1]):
     with socket.socket(family, kind) as sock:
-        sock.settimeout(10)
+        sock.settimeout(30)
         address = tuple(address) if isinstance(address, list) else address
         try:
             sock.connect(address)
@@ -66,7 +66,7 @@ def client(rig: WardenRig, name: str, targets: tuple[str, ...]) -> int:
 
 def serve_once(listener: socket.socket) -> str:
     """Answer one client with what it said, doubled."""
-    listener.settimeout(10)
+    listener.settimeout(30)
     if listener.type == UDP:
         said, peer = listener.recvfrom(64)
         listener.sendto(said * 2, peer)

@@ -28,7 +28,7 @@ CLIENT = """
 import errno, json, socket, sys
 for name, family, kind, host, port in json.loads(sys.argv[1]):
     with socket.socket(family, kind) as sock:
-        sock.settimeout(10)
+        sock.settimeout(30)
         try:
             sock.connect((host, port))
             sock.send(name.encode())
@@ -94,7 +94,7 @@ def jail(rig: WardenRig, name: str) -> dict[str, socket.socket]:
     assert made["ok"], made.message
     sockets = {door: socket.socket(fileno=fd) for door, fd in zip(SOCKETS, made.fds, strict=True)}
     for sock in sockets.values():
-        sock.settimeout(10)
+        sock.settimeout(30)
     return sockets
 
 

@@ -57,7 +57,7 @@ def test_what_lives_ends_and_nothing_new_begins(running: Running, what: tuple[st
     wait_for(lambda: [row for row in running.json("flow", "ls") if row["state"] == "live"])
     told = running.exeat("kill", "on", *what, "--network-only", "--reason", "it leaks", "--as", "ann").stdout
     assert "go on, without network" in told
-    job.communicate(timeout=10)  # it would have run for a minute and a half
+    job.communicate(timeout=30)  # it would have run for a minute and a half
     assert job.returncode != 0, "the job itself is not killed, its download is"
     assert [r for r in running.records() if r["kind"] == "close"][-1]["close_reason"] == "kill"
     answer, looked_up = try_it(running)
@@ -145,7 +145,7 @@ def test_jobs_end_with_all_their_processes_and_none_starts(running: Running, wha
     wait_for(lambda: len(alive()) == 30)
     assert "jobs ended, with all their processes: 3" in running.exeat("kill", "on", *what).stdout
     for job in jobs:
-        _, said = job.communicate(timeout=20)
+        _, said = job.communicate(timeout=30)
         assert (job.returncode, "the kill switch is on" in said) == (137, True)
     assert alive() == []
     ended = [r for r in running.records(1000) if r["kind"] == "job" and r["decision"] == "exit"]
@@ -168,5 +168,5 @@ def test_what_the_switch_could_not_end_at_once_ends_when_there_is_a_warden_again
         assert job.poll() is None
     finally:
         os.kill(supervisor, signal.SIGCONT)
-    job.communicate(timeout=20)
+    job.communicate(timeout=30)
     assert (job.returncode, alive()) == (137, [])

@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import venv
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 import dns.message
 import dns.rcode
 import pytest
+from tests.support.running import wait_for
 
 from exeat.appliance.lab import content, manage, network, plan
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 pytestmark = pytest.mark.root
 
@@ -68,15 +68,6 @@ def curl(lab: plan.Lab, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 def events(lab: plan.Lab, service: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lab.events(service).read_text().splitlines()]
-
-
-def wait_for(check: Callable[[], Any]) -> Any:
-    """The first true answer within five seconds: services write their log after the reply."""
-    deadline = time.monotonic() + 5
-    while not (found := check()):
-        assert time.monotonic() < deadline, "it never happened"
-        time.sleep(0.01)
-    return found
 
 
 def closed(lab: plan.Lab, request: str) -> dict[str, Any]:

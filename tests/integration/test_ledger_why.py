@@ -101,7 +101,7 @@ def traffic(made: Standalone, asked: Asked) -> None:
     assert get("www.example.org", 7001) == b"403"
     assert [get("few.example.net") for _ in range(3)] == [b"200", b"200", b"403"]
     for name in ("www.example.org", "other.example.net"):
-        dns.query.udp(dns.message.make_query(name, "A"), "127.0.0.1", timeout=5)
+        dns.query.udp(dns.message.make_query(name, "A"), "127.0.0.1", timeout=30)
     waiting = threading.Thread(target=get, args=("ask.example.net",))
     waiting.start()
     [lease] = wait_for(lambda: json.loads(made.exeat("lease", "ls", "--json").stdout))

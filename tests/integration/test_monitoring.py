@@ -282,7 +282,7 @@ def alertmanager_config(folder: Path, hooks: int) -> Path:
 
 def asked(port: int, path: str) -> Any:
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/v1/{path}", timeout=5) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/v1/{path}", timeout=30) as answer:
             return json.load(answer)["data"]
     except OSError:
         return None

@@ -62,7 +62,7 @@ def test_narrowing_needs_nobody_and_ends_what_it_forbids(running: Running, polic
     text = policy.read_text()
     policy.write_text(text.replace("deny:\n", "deny:\n  - {id: no-api, to: api.example.org}\n", 1))
     running.exeat("policy", "reload")
-    job.communicate(timeout=10)  # it would have run for a minute
+    job.communicate(timeout=30)  # it would have run for a minute
     close = [r for r in running.records() if r["kind"] == "close"][-1]
     assert close["close_reason"] == "policy.changed"
     assert [r for r in running.records() if r["kind"] == "policy"][-1]["decision"] == "narrows"

@@ -79,7 +79,7 @@ class Flows:
     def end(self) -> None:
         self._over.set()
         for thread in self._threads:
-            thread.join(10)
+            thread.join(30)
         for sock in self.socks:
             sock.close()
 

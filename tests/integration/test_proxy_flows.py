@@ -312,7 +312,7 @@ def test_the_kill_switch_ends_what_waits_and_is_cut_by_a_snapshot_alone(tmp_path
         w.control.wait(lambda m: m["t"] == "ask")
         w.policy(POLICY, killed=["p"])
         assert b"stopped by the kill switch [kill]" in read_head(asked)
-        kept.settimeout(5)
+        kept.settimeout(30)
         assert read_all(kept).endswith(b"}\n"), "its connection is closed"
         _, head, _ = w.ask(b"CONNECT www.example.org:7000 HTTP/1.1\r\n\r\n")
         assert b"exeat kill off" in head
@@ -386,7 +386,7 @@ def test_no_ledger_no_flow_and_back_again(tmp_path: Path) -> None:
         w.ledger.wait()
         sock.sendall(b"two")
         assert sock.recv(3) == b"two", "reserved bytes still pass"
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 30
         while True:
             status, head, _ = w.ask(b"CONNECT www.example.org:7000 HTTP/1.1\r\n\r\n")
             if status == 503:
@@ -399,10 +399,10 @@ def test_no_ledger_no_flow_and_back_again(tmp_path: Path) -> None:
             while sent < 4_000_000:
                 sent += sock.send(b"y" * 32768)
                 sock.recv(1 << 20)
-        sock.settimeout(10)
+        sock.settimeout(30)
         connections = origin.connections
         w.restart_ledger()
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 30
         while True:
             status, _, again = w.ask(b"CONNECT www.example.org:7000 HTTP/1.1\r\n\r\n")
             if status == 200:
@@ -514,7 +514,7 @@ def test_a_hot_name_is_asked_for_once_and_again_after_every_change(tmp_path: Pat
         before = len(w.guard.asked)
         w.policy(POLICY)
         w.control.wait(lambda m: m["t"] == "flows")
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 30
         while len(w.guard.asked) == before:
             assert time.monotonic() < deadline
             asked()
@@ -537,7 +537,7 @@ def test_a_flow_that_the_ledger_settled_meanwhile_is_cut(tmp_path: Path) -> None
         assert sock.recv(1) == b"x"
         w.proxy.send_signal(signal.SIGSTOP)
         w.ledger.kill()
-        w.ledger.wait(5)
+        w.ledger.wait(30)
         w.restart_ledger()
         orphan = w.wait_record(lambda r: r.kind is Kind.ORPHAN, 10)
         w.proxy.send_signal(signal.SIGCONT)
@@ -557,7 +557,7 @@ def test_a_jail_has_a_limit_of_connections(tmp_path: Path) -> None:
         assert b"limit.connections" in read_head(sock)
         idle.pop().close()
         sock.close()
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 30
         status = 0
         while status != 403:
             assert time.monotonic() < deadline
@@ -585,7 +585,7 @@ def test_jail_removed_comes_after_the_last_close(tmp_path: Path) -> None:
 def test_stale_policy_opens_nothing(tmp_path: Path) -> None:
     def body(w: World) -> None:
         w.policy(POLICY, fresh_ms=200)
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 30
         status, head = 0, b""
         while b"policy.expired" not in head:
             assert time.monotonic() < deadline

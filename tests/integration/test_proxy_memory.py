@@ -85,7 +85,7 @@ def test_ended_flows_are_no_garbage(tmp_path: Path) -> None:
             w.connect().close()
             w.closes(8)
             w.proxy.send_signal(signal.SIGTERM)
-            w.proxy.wait(10)
+            w.proxy.wait(30)
             found = dict(each.split(":") for each in (tmp_path / "garbage").read_text().split())
             assert not OF_A_FLOW & found.keys(), found
 

@@ -256,7 +256,7 @@ for family, address in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1"))
     reply = tcp.recv(2) + tcp.recv(64)
     port = int.from_bytes(reply[-2:], "big")
     udp = socket.socket(family, socket.SOCK_DGRAM)
-    udp.settimeout(10)
+    udp.settimeout(30)
     head = bytes((0, 0, 0, 3, 17)) + b"plain.example.org" + (7000).to_bytes(2, "big")
     if family == socket.AF_INET:
         udp.sendto(head + b"hello", (address, port))

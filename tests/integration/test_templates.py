@@ -109,7 +109,7 @@ navigator.serviceWorker.register("/worker.js").then(() => "registered", error =>
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         if self.path == "/told": told.set()
-        if self.path == "/slow": told.wait(20)
+        if self.path == "/slow": told.wait(30)
         self.send_response(200)
         kind = "text/javascript" if self.path == "/worker.js" else "text/html"
         self.send_header("Content-Type", kind)

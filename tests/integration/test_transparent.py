@@ -93,7 +93,7 @@ class JailedWorld(World):
         with ThreadPoolExecutor(1) as thread:
             sock = thread.submit(make).result()
         self._clients.append(sock)
-        sock.settimeout(10)
+        sock.settimeout(30)
         sock.connect((address, port))
         return sock
 
@@ -457,7 +457,7 @@ def test_a_killed_proxy_leaves_silence(tmp_path: Path) -> None:
         w.control.standing.clear()
         sock = w.inside(HOME, 443)
         os.kill(w.proxy.pid, signal.SIGKILL)
-        w.proxy.wait(10)
+        w.proxy.wait(30)
         assert is_over(sock)
         for address in (HOME, OTHER, SIX):
             for port in (443, 80, 25):

@@ -76,7 +76,7 @@ class Echo(threading.Thread):
     def __exit__(self, *_: object) -> None:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
             sock.sendto(b"stop", self._sock.getsockname())
-        self.join(5)
+        self.join(30)
         self._sock.close()
 
 
@@ -90,7 +90,7 @@ class Client:
         self.tcp.sendall(b"\x05\x03\x00\x01\0\0\0\0\0\0")
         self.reply = self.tcp.recv(10)
         self.udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self.udp.settimeout(10)
+        self.udp.settimeout(30)
 
     def send(self, host: str, payload: bytes, port: int = PORT) -> None:
         head = b"\0\0\0\x03" + bytes((len(host),)) + host.encode() + port.to_bytes(2, "big")

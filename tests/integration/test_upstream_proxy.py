@@ -68,7 +68,7 @@ class Corporate(Origin):
             back = threading.Thread(target=_pour, args=(far, sock), daemon=True)
             back.start()
             _pour(sock, far)
-            back.join(10)
+            back.join(30)
 
 
 def _pour(source: socket.socket, sink: socket.socket) -> None:

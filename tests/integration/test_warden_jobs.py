@@ -404,7 +404,7 @@ def test_descriptors_are_counted_and_never_kept(rig: WardenRig) -> None:
 )
 def test_a_peer_that_breaks_the_framing_is_dropped(rig: WardenRig, data: bytes) -> None:
     with socket.socket(socket.AF_UNIX) as sock:
-        sock.settimeout(10)
+        sock.settimeout(30)
         sock.connect(str(rig.run / "warden.sock"))
         sock.sendall(data)
         assert sock.recv(1) == b""
@@ -414,7 +414,7 @@ def test_a_peer_that_breaks_the_framing_is_dropped(rig: WardenRig, data: bytes) 
 KNOCK = """
 import os, socket, sys
 os.setgroups([]); os.setgid(int(sys.argv[2])); os.setuid(int(sys.argv[2]))
-s = socket.socket(socket.AF_UNIX); s.settimeout(10); s.connect(sys.argv[1])
+s = socket.socket(socket.AF_UNIX); s.settimeout(30); s.connect(sys.argv[1])
 body = b'{"id":1,"verb":"jail.list"}'
 try:
     s.sendall(len(body).to_bytes(4, "big") + body)

@@ -49,7 +49,7 @@ in_per_gb = 1_000_000_000
 ASK = """
 import socket, sys
 with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-    sock.settimeout(10)
+    sock.settimeout(30)
     sock.sendto(bytes.fromhex(sys.argv[1]), ("127.0.0.1", 53))
     print(sock.recv(4096).hex())
 """

@@ -104,7 +104,7 @@ def name_server(handler: Handler, host: str = "127.0.0.1") -> Iterator[NameServe
             end.sendto(b"", server.address)
         tcp.shutdown(socket.SHUT_RDWR)
         for thread in threads:
-            thread.join(5)
+            thread.join(30)
         udp.close()
         tcp.close()
 
@@ -125,7 +125,7 @@ def _serve_tcp(server: NameServer, sock: socket.socket) -> None:
         except OSError:
             return
         with client, client.makefile("rb") as stream:
-            client.settimeout(5)
+            client.settimeout(30)
             size = int.from_bytes(stream.read(2), "big")
             for reply in server.answer(stream.read(size), peer[1], False):
                 client.sendall(len(reply).to_bytes(2, "big") + reply)

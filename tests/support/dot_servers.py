@@ -87,7 +87,7 @@ def dot_server(
 
     def serve(sock: socket.socket) -> None:
         with sock:
-            sock.settimeout(10)
+            sock.settimeout(30)
             try:
                 stream = context.wrap_socket(sock, server_side=True)
             except OSError:
@@ -115,7 +115,7 @@ def dot_server(
         yield server
     finally:
         listener.shutdown(socket.SHUT_RDWR)
-        acceptor.join(5)
+        acceptor.join(30)
         listener.close()
         for thread in threads:
-            thread.join(5)
+            thread.join(30)

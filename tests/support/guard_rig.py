@@ -76,14 +76,14 @@ class Loop:
         read, write = os.pipe()
         self.reactor.add(read, 1, run)
         os.write(write, b"x")
-        assert done.wait(5), "the loop does not turn"
+        assert done.wait(30), "the loop does not turn"
         os.close(read)
         os.close(write)
         return out[0]
 
     def stop(self, last: Callable[[], None]) -> None:
         self.call(lambda: (last(), self.reactor.stop()))
-        self._thread.join(5)
+        self._thread.join(30)
         self.reactor.close()
 
 
@@ -98,7 +98,7 @@ class Rig:
         self.settings = GuardSettings(self.run_dir, upstreams, NODE, os.getuid(), os.getuid())
         self._listener = listen(self.run_dir / "control" / "hub.sock")
         self._listener.setblocking(True)
-        self._listener.settimeout(10)
+        self._listener.settimeout(30)
         self._generation = 0
         self._socks: list[socket.socket] = []
         self.hub: Channel | None = None
@@ -124,7 +124,7 @@ class Rig:
     def accept(self) -> dict[str, Any]:
         """Take the guard's hub connection; its hello."""
         sock, _ = self._listener.accept()
-        sock.settimeout(10)
+        sock.settimeout(30)
         if self.hub is not None:
             self.hub.close()
         self.hub = Channel(sock)
@@ -188,7 +188,7 @@ class Rig:
 
     def resolve(self, host: str, project: str = "p", job: str = "j", **more: Any) -> dict[str, Any]:
         """Ask as the proxy does."""
-        channel = Channel.connect(self.run_dir / "guard" / "guard.sock", timeout=10)
+        channel = Channel.connect(self.run_dir / "guard" / "guard.sock", timeout=30)
         request = {
             "id": 7, "verb": "resolve", "subject": subject_of(job, project)._asdict(),
             "host": host, "port": 443, "proto": "tcp", "lease": "", **more,
@@ -205,7 +205,7 @@ class Rig:
 
     def wait_for_records(self, enough: Callable[[list[Record]], bool]) -> list[Record]:
         """The records, once there are enough (the guard flushes counts each second)."""
-        for _ in range(400):
+        for _ in range(3000):
             records = self.dns_records()
             if enough(records):
                 return records
@@ -246,8 +246,8 @@ def ask(
     """One question of a client in a jail."""
     query = dns.message.make_query(name, kind, use_edns=0 if edns else -1)
     if tcp:
-        return dns.query.tcp(query, where[0], timeout=8, port=where[1])
-    return dns.query.udp(query, where[0], timeout=8, port=where[1])
+        return dns.query.tcp(query, where[0], timeout=30, port=where[1])
+    return dns.query.udp(query, where[0], timeout=30, port=where[1])
 
 
 def answers(message: dns.message.Message) -> set[str]:

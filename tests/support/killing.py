@@ -22,7 +22,7 @@ def load(daemon: Daemon, answers: int, acked: dict[int, bytes], unique: int) -> 
     """Keep WINDOW requests in flight; after `answers` answers kill the daemon and read what it had said."""
     sent: dict[int, bytes] = {}
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
-        sock.settimeout(10)
+        sock.settimeout(30)
         sock.connect(str(daemon.path))
         got = 0
         while True:

@@ -37,7 +37,7 @@ def deny(number: int = 0) -> bytes:
     return record(Kind.DENY, job=f"job-{number}", dest=DEST, decision="deny", reason_code="rule.deny")
 
 
-def wait_for(condition: Callable[[], bool], what: str, *, seconds: float = 10.0) -> None:
+def wait_for(condition: Callable[[], bool], what: str, *, seconds: float = 60) -> None:
     """Poll a condition of another process, with a bound that only a failure reaches."""
     poller = select.poll()
     for _ in range(int(seconds * 200)):

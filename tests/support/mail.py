@@ -29,7 +29,7 @@ class MailServer:
         class Handler(socketserver.BaseRequestHandler):
             def handle(self) -> None:
                 sock: Any = self.request
-                sock.settimeout(20)
+                sock.settimeout(30)
                 who, tls = "", False
                 file = sock.makefile("rb")
                 sock.sendall(b"220 test\r\n")

@@ -100,7 +100,7 @@ class PolicyGuard:
         """Ask as a program in the jail does, for A or AAAA."""
         self.rig.server.seen.clear()
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-            sock.settimeout(8)
+            sock.settimeout(30)
             sock.connect(self._doors[case.subject])
             sock.send(question(str(case.host), kind))
             reply = dns.message.from_wire(sock.recv(4096))

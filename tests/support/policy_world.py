@@ -115,7 +115,7 @@ class PolicyWorld(World):
         return self._next(self._closed)
 
     def _next(self, wanted: deque[Record]) -> Record:
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 30
         while not wanted:
             assert time.monotonic() < deadline, "the ledger has no record of it"
             for _, data in self._follower.poll():
@@ -168,7 +168,7 @@ class PolicyWorld(World):
             return Seen("", status, record, self._nothing(sock))
         reached = b""
         while len(reached) < len(first):
-            reached += self.reached.get(timeout=5)
+            reached += self.reached.get(timeout=30)
         sock.close()
         return Seen("", status, record, reached)
 

@@ -183,7 +183,7 @@ def _stop(thread: threading.Thread, listener: socket.socket) -> None:
     """End an accept loop whose peers are gone already."""
     with contextlib.suppress(OSError):
         listener.shutdown(socket.SHUT_RDWR)
-    thread.join(5)
+    thread.join(30)
     listener.close()
 
 
@@ -273,7 +273,7 @@ class World:
     def connect_unix(self) -> socket.socket:
         sock = socket.socket(socket.AF_UNIX)
         self._clients.append(sock)
-        sock.settimeout(10)
+        sock.settimeout(30)
         sock.connect(str(self.base / "proxy.sock"))
         return sock
 
@@ -292,7 +292,7 @@ class World:
     def records(self) -> list[Record]:
         return [record for _, record in read_records(self.base / "state" / "ledger")]
 
-    def wait_record(self, wanted: Callable[[Record], bool], seconds: float = 5) -> Record:
+    def wait_record(self, wanted: Callable[[Record], bool], seconds: float = 30) -> Record:
         """The first record that is wanted; the ledger is read as a stranger reads it."""
         deadline = time.monotonic() + seconds
         while True:
@@ -304,7 +304,7 @@ class World:
 
     def closes(self, count: int = 1) -> list[Record]:
         """The first `count` close records."""
-        deadline = time.monotonic() + 6
+        deadline = time.monotonic() + 30
         while True:
             found = [record for record in self.records() if record.kind is Kind.CLOSE]
             if len(found) >= count:
@@ -316,7 +316,7 @@ class World:
         for process in (self.proxy, self.ledger):
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
-            process.wait(10)
+            process.wait(30)
             if process.stdout:
                 process.stdout.close()
         for sock in self._clients:
@@ -411,7 +411,7 @@ class Origin(threading.Thread):
     def finish(self) -> None:
         """Wait until every connection has been served."""
         for worker in self._workers:
-            worker.join(10)
+            worker.join(30)
 
     @classmethod
     def close_all(cls) -> None:
@@ -419,10 +419,10 @@ class Origin(threading.Thread):
         for origin in cls._made:
             with contextlib.suppress(OSError):
                 origin._listener.shutdown(socket.SHUT_RDWR)
-            origin.join(5)
+            origin.join(30)
             origin._listener.close()
             for worker in origin._workers:
-                worker.join(5)
+                worker.join(30)
         cls._made.clear()
 
 

@@ -186,7 +186,7 @@ def _ended(process: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]
         yield process
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(30)
 
 
 @contextmanager
@@ -210,5 +210,5 @@ def _capture(packets: list[bytes]) -> Iterator[None]:
         yield
     finally:
         end.set()
-        thread.join(5)
+        thread.join(30)
         sock.close()

@@ -97,7 +97,7 @@ class RedisServer:
 
     def start(self) -> subprocess.Popen[bytes]:
         self.process = subprocess.Popen(["redis-server", str(self.folder / "redis.conf")])
-        wait_for(self._listens, 20)
+        wait_for(self._listens, 30)
         return self.process
 
     def _listens(self) -> bool:
@@ -116,7 +116,7 @@ class RedisServer:
 
     def kill(self) -> None:
         self.process.kill()
-        self.process.wait(10)
+        self.process.wait(30)
 
     def freeze(self, *, on: bool) -> None:
         os.kill(self.process.pid, signal.SIGSTOP if on else signal.SIGCONT)

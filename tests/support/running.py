@@ -109,7 +109,7 @@ class Running:
         return [json.loads(line) for line in lines]
 
 
-def wait_for(check: Callable[[], Any], seconds: float = 15.0) -> Any:
+def wait_for(check: Callable[[], Any], seconds: float = 60) -> Any:
     """The first true answer within `seconds`; fails the test when there is none."""
     deadline = time.monotonic() + seconds
     while not (found := check()):

@@ -98,7 +98,7 @@ class Standalone:
             )
             _, fds, _, _ = socket.recv_fds(ours, 1, 1)
         sock = socket.socket(fileno=fds[0])
-        sock.settimeout(10)
+        sock.settimeout(30)
         return sock
 
     def records(self) -> list[Record]:
@@ -106,7 +106,7 @@ class Standalone:
 
     def wait_records(self, count: int, reason: str) -> list[Record]:
         """All records with this reason code, once there are `count`."""
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 30
         while True:
             found = [record for record in self.records() if record.reason_code == reason]
             if len(found) >= count:

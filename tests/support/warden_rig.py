@@ -110,7 +110,7 @@ class WardenRig:
             stdout=subprocess.PIPE,
         )
         assert self.process.stdout
-        assert select.select([self.process.stdout], [], [], 20)[0], "the warden did not become ready"
+        assert select.select([self.process.stdout], [], [], 30)[0], "the warden did not become ready"
         assert os.read(self.process.stdout.fileno(), 5) == b"ready"
         self.channel = self.connect()
 
@@ -126,7 +126,7 @@ class WardenRig:
             return 0
         process, self.process = self.process, None
         process.send_signal(number)
-        code = process.wait(20)
+        code = process.wait(30)
         assert process.stdout
         process.stdout.close()
         return code

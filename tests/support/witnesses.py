@@ -76,4 +76,4 @@ def serving(witness: Witness, tls: DoorTls | None = None, **place: Any) -> Itera
         seen = Place(f"127.0.0.1:{port}", "", ("127.0.0.1", port), tls=tls is not None)._replace(**place)
         yield Peer(seen, witness.verifier)
         listener.shutdown(socket.SHUT_RDWR)
-        thread.join(10)
+        thread.join(30)

@@ -28,7 +28,7 @@ class Peer:
 
     def _connect(self) -> None:
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.sock.settimeout(10)
+        self.sock.settimeout(30)
         self.sock.connect(str(self._path))
 
     def say(self, datagram: bytes) -> Status | None:

@@ -234,7 +234,7 @@ def test_mail_goes_over_starttls_to_a_server_of_the_right_name(tmp_path: Path) -
     with mail_server(tmp_path / "north.pem") as server:
         where = f"127.0.0.1:{server.port}#api.example.org"
         sender_of(mail(where, ca=tmp_path / "ca.pem", credentials=login)).send(notice())
-        who, tls, _ = server.mails.get(timeout=20)
+        who, tls, _ = server.mails.get(timeout=30)
         assert (who, tls) == ("\0exeat\0correct horse battery", True)
 
 
@@ -258,7 +258,7 @@ def test_mail_goes_to_nobody_else(tmp_path: Path, served: str) -> None:
 def test_mail_to_a_server_of_this_machine_goes_in_the_clear() -> None:
     with mail_server() as server:
         sender_of(mail(f"127.0.0.1:{server.port}")).send(notice(link="https://console.example/#/inbox"))
-        who, tls, text = server.mails.get(timeout=20)
+        who, tls, text = server.mails.get(timeout=30)
     assert (who, tls) == ("", False)
     parsed = email.message_from_string(text, policy=email.policy.default)
     assert parsed["Message-ID"] == "<abc-1-requests@example.com>"

@@ -52,7 +52,7 @@ def door(request: pytest.FixtureRequest) -> Iterator[tuple[Serve, socket.socket]
 def clients(stack: ExitStack, sock: socket.socket, count: int) -> list[socket.socket]:
     made = [stack.enter_context(socket.socket(sock.family, socket.SOCK_DGRAM)) for _ in range(count)]
     for client in made:
-        client.settimeout(5)
+        client.settimeout(30)
         client.connect(sock.getsockname())
     return made
 

@@ -278,7 +278,7 @@ def half_open(sent: int, *, hold: bool) -> Iterator[tuple[str, int]]:
         datagrams.sendto(b"", datagrams.getsockname())
         listener.shutdown(socket.SHUT_RDWR)
         for thread in threads:
-            thread.join(5)
+            thread.join(30)
         for sock in (listener, datagrams, *held):
             sock.close()
 

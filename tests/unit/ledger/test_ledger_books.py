@@ -169,7 +169,7 @@ def test_the_command_compares_what_ends_while_it_looks(
 
     def body() -> None:
         def gateway() -> None:
-            assert listening.wait(20)
+            assert listening.wait(30)
             connect(1, OUT)
             connect(2, OUT - 8)  # its own two counts agree: only the kernel's third shows it
 

@@ -25,7 +25,7 @@ class Peer:
 
     def __init__(self, daemon: Daemon) -> None:
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.sock.settimeout(10)
+        self.sock.settimeout(30)
         self.sock.connect(str(daemon.path))
 
     def __enter__(self) -> Peer:
@@ -280,7 +280,7 @@ def test_a_client_that_does_not_read_its_answers_does_not_stop_the_others(tmp_pa
                 if other.ask(deny())[0] is Status.DURABLE and sent > 2000:
                     break
                 continue
-        lazy.sock.settimeout(10)
+        lazy.sock.settimeout(30)
         first = REPLY.unpack(lazy.sock.recv(64))
         assert first[:2] == (0, Status.DURABLE)
 

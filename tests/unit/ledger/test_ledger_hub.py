@@ -63,7 +63,7 @@ class Bench:
         self.channels: list[Channel] = []
 
     def until(self, check: Callable[[], Any]) -> None:
-        for _ in range(300):
+        for _ in range(3000):
             if check():
                 return
             self.reactor.turn(0.01)

@@ -428,7 +428,7 @@ def test_a_witness_that_trickles_is_left(tmp_path: Path, tls: bool) -> None:
     with pytest.raises(HttpError):
         post(place, "add-checkpoint", "x", 1.0)
     ended.set()
-    thread.join(10)
+    thread.join(30)
     assert cut_off.is_set()
     listener.close()
 

@@ -125,7 +125,7 @@ def test_plain_http_to_a_door_with_tls_is_no_answer(world: World) -> None:
     with serving(world.witness, DoorTls(world.identity("north"))) as peer:
         assert world.ask(replace(peer, place=peer.place._replace(tls=False)))
         with socket.create_connection(peer.place.address) as sock:
-            sock.settimeout(10)
+            sock.settimeout(30)
             sock.sendall(b"GET / HTTP/1.1\r\n\r\n")
             with contextlib.suppress(ConnectionResetError):
                 assert b"HTTP/1.1" not in sock.recv(4096)

@@ -39,8 +39,8 @@ def tcp_pair() -> tuple[socket.socket, socket.socket]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         connected = socket.create_connection(listener.getsockname())
         accepted, _ = listener.accept()
-    connected.settimeout(10)
-    accepted.settimeout(10)
+    connected.settimeout(30)
+    accepted.settimeout(30)
     return connected, accepted
 
 
@@ -218,7 +218,7 @@ def test_fifty_megabytes_each_way_arrive_whole(bench: Bench) -> None:
     sides = [Side(lambda s=s, f=f: f(s)) for s in (bench.client, bench.origin) for f in (send, receive)]  # type: ignore[misc]
     bench.run(lambda: bool(bench.ended), rounds=200_000)
     for side in sides:
-        side.join(5)
+        side.join(30)
     assert bench.ended == ["eof"]
     assert sides[0].result == sides[3].result
     assert sides[1].result == sides[2].result
@@ -298,7 +298,7 @@ def test_nothing_passes_above_the_reservation(kind: str) -> None:
             bench.reactor.turn(0.01)
             if select.select([bench.origin], [], [], 0)[0]:
                 got += len(bench.origin.recv(1 << 20))
-        sender.join(5)
+        sender.join(30)
         assert not bench.failures
     finally:
         bench.close()
@@ -378,7 +378,7 @@ def test_when_nobody_looks_any_more_it_goes_on_in_the_fastest_way(bench: Bench) 
     reader = Side(lambda: read_exactly(bench.origin, 100_006))
     bench.origin.sendall(b"back")
     bench.run(lambda: bench.counts() == (100_006, 4))
-    reader.join(5)
+    reader.join(30)
     assert bench.gate.taken == 100_010
     for sock in (bench.client, bench.origin):
         sock.shutdown(socket.SHUT_WR)
@@ -403,6 +403,6 @@ def test_no_pipe_and_no_descriptor_is_held_by_an_idle_tunnel(bench: Bench) -> No
     reader = Side(lambda: read_exactly(bench.origin, 4_000_000))
     sender = Side(lambda: bench.client.sendall(b"z" * 4_000_000))
     bench.run(lambda: bench.counts()[0] == 4_000_000)
-    sender.join(5)
-    reader.join(5)
+    sender.join(30)
+    reader.join(30)
     bench.run(lambda: len(os.listdir("/proc/self/fd")) == before + 2 * bench.idle_pipes())

@@ -31,7 +31,7 @@ class Sidecar:
 
     def client(self) -> socket.socket:
         mine, its = socket.socketpair()
-        mine.settimeout(20)
+        mine.settimeout(30)
         with its:
             socket.send_fds(self.line, [b"c"], [its.fileno()])
         return mine
@@ -39,7 +39,7 @@ class Sidecar:
     def close(self) -> None:
         self.line.close()
         self.device.close()
-        assert self.process.wait(20) == 0
+        assert self.process.wait(30) == 0
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def test_a_client_that_does_not_read_keeps_nobody_from_ending_it(reads: Sidecar)
             if not reads.device.write(bytes(65536)):  # all buffers are full
                 break
         reads.line.shutdown(socket.SHUT_WR)
-        assert reads.process.wait(20) == 0
+        assert reads.process.wait(30) == 0
 
 
 def test_what_is_said_is_written_and_the_end_of_one_client_is_not_that_of_all() -> None:
@@ -88,5 +88,5 @@ def test_it_ends_with_the_device_and_with_its_time(reads: Sidecar) -> None:
         reads.device.close()
         assert client.recv(1) == b""
     late = Sidecar(seconds=-1.0)
-    assert late.process.wait(20) == 0
+    assert late.process.wait(30) == 0
     late.close()
