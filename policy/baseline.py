@@ -41,6 +41,15 @@ def under(document: Document, baseline: Document | None) -> Document:
     )
 
 
+def files_under(document: Document, baseline: Document | None) -> Document:
+    """`under`, as far as folders go; it costs nothing, however long the documents are."""
+    if baseline is None:
+        return document
+    expiries = [each.expires_ms for each in (document, baseline) if each.expires_ms is not None]
+    files = document.files.under(baseline.files)
+    return replace(document, expires_ms=min(expiries, default=None), files=files)
+
+
 def _denies(baseline: Document, first: int) -> tuple[Rule, ...]:
     return tuple(
         replace(rule, id=f"{MARK}{rule.id}", order=order)

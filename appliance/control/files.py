@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from exeat.appliance.errors import RefusedError
 from exeat.policy.errors import ScopeError
-from exeat.policy.files import SCHEME, FileScope, decide_file, parse_file_scope
+from exeat.policy.files import SCHEME, Access, FileScope, decide_file, parse_file_scope
 from exeat.policy.model import Decision, Subject, Verdict
 from exeat.policy.reasons import short_text
 
@@ -41,7 +41,7 @@ class Files:
         self._leases, self._policies, self._now_ms = leases, policies, now_ms
 
     def decide(self, subject: Subject, scope: FileScope) -> Decision:
-        document = self._policies.judging(subject.project, subject.job)
+        document = self._policies.judging_files(subject.project, subject.job)
         if document is None:
             return Decision(Verdict.DENY, "meta.project")
         if not self._below_roots(scope):
@@ -76,6 +76,17 @@ class Files:
                 raise RefusedError(decision.reason, f"{text}: {short_text(decision.reason)}{advice}")
             found[text] = decision.lease
         return found
+
+    def check_mounts(self, subject: Subject, mounts: object, root: str) -> None:
+        """What root gives a job needs no leave, but `deny` holds for it, too. Raises RefusedError."""
+        listed = mounts if isinstance(mounts, list) else []
+        pairs = [(each.get("path"), each.get("mode")) for each in listed if isinstance(each, dict)]
+        for path, mode in [*pairs, (root or None, Access.RO)]:
+            if not isinstance(path, str) or mode not in tuple(Access):
+                continue  # the warden says what is wrong with it
+            decision = self.decide(subject, FileScope(path, Access(mode)))
+            if decision.reason == "rule.deny":
+                raise RefusedError("rule.deny", f"{path}: {short_text('rule.deny')} ({decision.rule})")
 
     async def request(self, message: Message, requester: str) -> dict[str, Any]:
         """A person asks for a lease. Raises RefusedError."""

@@ -178,12 +178,13 @@ class Jobs:
         asked = "".join(f", {name}={value}" for name, value in job.limits.items())
         record = self._record(job, "start", f"{job.argv[0]}, {_profile(request)}{asked}")
         # Not a TaskGroup: what goes on when the other fails must end before it is taken down.
-        work = (self._make_jail(job), self._evidence.write(record), self._open_scopes(job))
+        work = (self._make_jail(job), self._evidence.write(record), self._open_scopes(job, request))
         for failure in await asyncio.gather(*work, return_exceptions=True):
             if failure is not None:
                 raise failure
 
-    async def _open_scopes(self, job: Job) -> None:
+    async def _open_scopes(self, job: Job, request: dict[str, Any]) -> None:
+        self._files.check_mounts(self.subject(job), request.get("mounts"), job.root)
         for scope, lease in self._files.admit(self.subject(job), job.scopes).items():
             await self.note(job, "file.open", scope, lease)
 

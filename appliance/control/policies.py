@@ -10,7 +10,7 @@ from exeat.appliance.control.policy_versions import VersionError, Versions
 from exeat.appliance.documents import DocumentError, Documents
 from exeat.appliance.errors import RefusedError
 from exeat.appliance.public_suffixes import BundledSuffixes
-from exeat.policy.baseline import BASELINE, under
+from exeat.policy.baseline import BASELINE, files_under, under
 from exeat.policy.document import Document, PolicyError, load_policy
 from exeat.policy.files import files_widened
 from exeat.policy.memory import memory_of
@@ -315,10 +315,10 @@ class Policies:
         digest = self.jobs.get(job) or self.projects.get(project, "")
         return self.documents.get(digest)
 
-    def judging(self, project: str, job: str) -> Document | None:
-        """The document of the job, or of the project, under the baseline."""
+    def judging_files(self, project: str, job: str) -> Document | None:
+        """The document of the job, or of the project, under the baseline, to ask it about folders."""
         document = self.document_of(project, job)
-        return None if document is None else under(document, self.documents.get(self.baseline))
+        return None if document is None else files_under(document, self.documents.get(self.baseline))
 
 
 def _widens(before: Document, after: Document, now_ms: int) -> str:

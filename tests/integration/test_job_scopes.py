@@ -89,6 +89,7 @@ def test_a_task_waits_for_its_folder_writes_and_ends_when_the_lease_is_revoked(
     running.exeat("lease", "approve", lease["id"], "--as", "bob")
     wait_for(lambda: (folder / "new").exists())
     assert (folder / "new").stat().st_uid == OWNER
+    running.exeat("job", "pause", task)  # what is stopped is not spared
     running.exeat("lease", "revoke", lease["id"])
     wait_for(lambda: running.json("job", "show", task)["state"] == "failed")
     assert running.json("job", "show", task)["reason"] == "lease"
@@ -139,10 +140,16 @@ def test_a_policy_gives_a_folder_and_takes_it_away(running: Running, folder: Pat
     assert (refused.returncode, f"{scope}, which was not allowed" in refused.stderr) == (1, True)
     running.exeat(*reload, "--reviewed-by", "bob")
     job = started(running, scope, "echo ready; sleep 60")
-    path.write_text(old)
+    path.write_text(f"{old}files:\n  deny: ['{scope}']\n")
     running.exeat(*reload)
     _, error = job.communicate(timeout=30)
     assert (job.returncode, "may no longer have" in error) == (137, True)
+    for option, code in ((f"--rw={folder}", 1), (f"--edit={folder}", 0), (f"--ro={folder}", 0)):
+        words = ("run", "--quiet", "--project", plan.PROJECT, option, "--", "true")
+        done = running.exeat(*words, check=False)
+        assert (done.returncode, "a deny rule matches" in done.stderr) == (code, bool(code)), option
+    path.write_text(old)
+    running.exeat(*reload, "--reviewed-by", "bob")
 
 
 def test_what_is_refused(running: Running, folder: Path) -> None:
