@@ -223,10 +223,10 @@ def test_a_held_flow_is_cut(rig: ConsoleRig) -> None:
 def test_it_comes_back_and_nobody_waits_for_it(rig: ConsoleRig) -> None:
     """Killed, it is started again; people stay signed in, and leases are decided without it."""
     adam, row = rig.browser("adam"), rig.ask("back.github.com")
-    killed = rig.pid()
+    killed = rig.pid_of("console")
     os.kill(killed, signal.SIGKILL)
     rig.exeat("lease", "approve", row["id"])
-    wait_for(lambda: rig.pid() not in (0, killed))
+    wait_for(lambda: rig.pid_of("console") not in (0, killed))
 
     def again() -> Any:
         try:

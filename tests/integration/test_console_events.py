@@ -155,10 +155,10 @@ def test_what_happens_while_it_is_away_is_told(rig: ConsoleRig) -> None:
     with stream(vera, rig, "?topics=requests") as events:
         first = rig.ask("before.github.com")
         number = events.until("requests", id=first["id"])["id"]
-    killed = rig.pid()
+    killed = rig.pid_of("console")
     os.kill(killed, signal.SIGKILL)
     rig.exeat("lease", "request", "away.github.com", "--project", "p", "--as", "carl")
-    wait_for(lambda: rig.pid() not in (0, killed))
+    wait_for(lambda: rig.pid_of("console") not in (0, killed))
     wait_for(lambda: answers(vera))
     with stream(vera, rig, f"?topics=requests&after={number}") as events:
         assert events.until("requests", requester="carl")["data"]["state"] == "requested"
@@ -174,7 +174,7 @@ def answers(person: Person) -> bool:
 def test_who_watches_holds_up_no_end(rig: ConsoleRig) -> None:
     """The console is asked to stop while a stream is open: it ends, and the stream with it."""
     with stream(rig.person("vera"), rig) as events:
-        asked = rig.pid()
+        asked = rig.pid_of("console")
         os.kill(asked, signal.SIGTERM)
         assert list(events.messages) == []
-        wait_for(lambda: rig.pid() not in (0, asked))
+        wait_for(lambda: rig.pid_of("console") not in (0, asked))

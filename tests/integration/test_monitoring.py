@@ -187,7 +187,7 @@ def test_who_is_to_know_of_a_request_is_told_and_nothing_is_lost(rig: ConsoleRig
     hook.answers = [(503, {}, b"")]  # it is away for a moment, and then we are
     request(rig, "second")
     assert "second" in json.loads(hook.take()[1])["text"]
-    os.kill(child(rig, "notify"), signal.SIGKILL)
+    os.kill(rig.pid_of("notify"), signal.SIGKILL)
     request(rig, "third")
     texts: dict[str, str] = {}  # by id: what was under way when it was killed may come twice
     while not texts or "third" not in [*texts.values()][-1]:
@@ -293,13 +293,6 @@ def firing(port: int) -> set[str]:
     return {alert["labels"]["alertname"] for alert in said["alerts"] if alert["state"] == "firing"}
 
 
-def child(rig: ConsoleRig, name: str) -> int:
-    """The process of `exeat serve NAME`."""
-    children = Path(f"/proc/{rig.process.pid}/task/{rig.process.pid}/children").read_text().split()
-    [pid] = [int(c) for c in children if f"serve\0{name}\0" in Path(f"/proc/{c}/cmdline").read_text()]
-    return pid
-
-
 def test_a_real_prometheus_scrapes_and_an_alert_reaches_whom_it_concerns(
     rig: ConsoleRig, tmp_path: Path
 ) -> None:
@@ -321,7 +314,7 @@ def test_a_real_prometheus_scrapes_and_an_alert_reaches_whom_it_concerns(
         )
         with started(*tell), started(*watch):
             wait_for(lambda: (asked(at, "query?query=exeat_build_info") or {}).get("result"), 30)
-            pid = child(rig, "ledger")
+            pid = rig.pid_of("ledger")
             os.kill(pid, signal.SIGSTOP)  # it hangs, as on a disk that does
             try:
                 wait_for(lambda: "ExeatLedgerBroken" in firing(at), 30)

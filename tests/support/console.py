@@ -9,13 +9,14 @@ from __future__ import annotations
 import http.client
 import json
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from tests.support.up import bring_down, bring_up, child_serving
 
 if TYPE_CHECKING:
     import ssl
@@ -105,13 +106,15 @@ class ConsoleRig:
             f"{prepare(self.base)}{more.replace('{port}', str(self.port))}"
         )
         self._tokens: dict[str, Person] = {}
-        command = [sys.executable, "-I", "-m", "exeat", "up", "--config", str(self.config)]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE)
-        assert self.process.stdout is not None
-        assert b"up" in self.process.stdout.readline(), "it did not start"
-        for name, (role, projects) in PEOPLE.items():
-            only = [word for project in projects for word in ("--project", project)]
-            self.exeat("user", "add", name, "--role", role, *only)
+        self.process: subprocess.Popen[bytes] | None = None
+        try:
+            self.process = bring_up(self.config)
+            for name, (role, projects) in PEOPLE.items():
+                only = [word for project in projects for word in ("--project", project)]
+                self.exeat("user", "add", name, "--role", role, *only)
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def origin(self) -> str:
@@ -151,16 +154,9 @@ class ConsoleRig:
             connection.close()
 
     def pid_of(self, name: str) -> int:
-        """The child `exeat serve NAME` of our own `exeat up`."""
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        named = (child for child in children if f"serve\0{name}\0" in _command(child))
-        return int(next(named))
-
-    def pid(self) -> int:
-        """The console's process, 0 where there is none."""
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        found = (child for child in children if b"serve\0console\0" in _cmdline(child))
-        return int(next(found, 0))
+        """The child `exeat serve NAME` of our own `exeat up`, 0 while there is none."""
+        assert self.process is not None
+        return child_serving(self.process.pid, name)
 
     def nobody(self) -> Person:
         return Person(self)
@@ -191,19 +187,6 @@ class ConsoleRig:
         return answer.json
 
     def close(self) -> None:
-        self.process.send_signal(signal.SIGTERM)
-        assert self.process.wait(30) == 0
-        assert self.process.stdout is not None
-        self.process.stdout.close()
+        code = bring_down(self.process) if self.process else 0
         shutil.rmtree(self.base)
-
-
-def _command(pid: str) -> str:
-    return Path(f"/proc/{pid}/cmdline").read_text()
-
-
-def _cmdline(pid: str) -> bytes:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:  # it has ended
-        return b""
+        assert code == 0

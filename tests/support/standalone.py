@@ -5,7 +5,6 @@ Made and used inside `proxy_world.in_namespace`, with a name server and origins 
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import signal
@@ -16,6 +15,8 @@ import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from tests.support.up import bring_down, bring_up, child_serving
 
 from exeat.ledger.reader import read_records
 
@@ -52,29 +53,16 @@ class Standalone:
         return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
 
     def up(self) -> None:
-        command = [sys.executable, "-I", "-m", "exeat", "up", "--config", str(self.config)]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE)
-        assert self.process.stdout is not None
-        assert b"up" in self.process.stdout.readline(), "it did not start"
+        self.process = bring_up(self.config)
 
     def down(self) -> int:
         process, self.process = self.process, None
-        if process is None or process.stdout is None:
-            return 0
-        process.send_signal(signal.SIGTERM)
-        code = process.wait(30)
-        process.stdout.close()
-        return code
+        return bring_down(process) if process else 0
 
     def pid_of(self, name: str) -> int:
-        """The child `exeat serve NAME` of our own `exeat up`."""
+        """The child `exeat serve NAME` of our own `exeat up`, 0 while there is none."""
         assert self.process is not None
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        for child in children:
-            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it may just have ended
-                if f"serve\0{name}\0" in Path(f"/proc/{child}/cmdline").read_text():
-                    return int(child)
-        return 0
+        return child_serving(self.process.pid, name)
 
     def kill(self, name: str) -> None:
         os.kill(self.pid_of(name), signal.SIGKILL)
