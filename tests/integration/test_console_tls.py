@@ -128,6 +128,17 @@ def test_a_cookie_is_bound_to_this_host(rig: ConsoleRig) -> None:
     assert rig.nobody().get("/session", Host=f"localhost:{rig.port}").status == 421
 
 
+def test_a_proxy_before_it_calls_it_by_its_own_names_alone(rig: ConsoleRig) -> None:
+    """On 443, where a browser says no port, something may stand that speaks TLS on to it."""
+    link = json.loads(rig.exeat("console", "login", "anna", "--json"))["link"]
+    by_name = {"Host": "exeat.example.org", "Origin": "https://exeat.example.org"}
+    assert Person(rig, by_name).post("/session", {"link": link}).status == 200
+    foreign = {"Host": "exeat.example.org", "Origin": "https://example.org"}
+    assert Person(rig, foreign).post("/session", {"link": link}).json["reason_code"] == "auth.origin"
+    for host in ("127.0.0.1", "www.exeat.example.org", "exeat.example.org:443"):
+        assert rig.nobody().get("/session", Host=host).status == 421
+
+
 def test_a_certificate_is_the_account_of_its_name(rig: ConsoleRig, ours: Authority) -> None:
     answer = shows(rig, ours, ours.issue("anna"))
     assert answer.status == 200

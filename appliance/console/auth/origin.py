@@ -29,7 +29,9 @@ def authorities(console: Console) -> frozenset[str]:
     if not console.secure:
         names.add("localhost")
     default = 443 if console.secure else 80
-    return frozenset({f"{name}:{port}" for name in names} | (names if port == default else set()))
+    # By its own names also without a port: on 443 a proxy may stand before it, and speak TLS on to it.
+    bare = names if port == default else set(console.config.console.hosts) if console.secure else set()
+    return frozenset({f"{name}:{port}" for name in names} | bare)
 
 
 def check_host(console: Console, request: web.Request) -> None:
