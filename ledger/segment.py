@@ -35,6 +35,7 @@ HEAD, RECORD, COMMIT, SEAL, PACKED = b"H", b"R", b"C", b"S", b"Z"
 OVERHEAD: Final = 17  # bytes that a frame adds to its payload
 MAX_BODY: Final = 16 * 1024 * 1024  # only a head with very many open flows comes near it
 MAX_ORIGIN: Final = 255
+MAX_PLAIN: Final = 64 * 1024 * 1024  # of all that is packed in a segment: else few bytes could be any number
 _PACK_BYTES: Final = 1024 * 1024  # of groups are packed into one frame
 _LEVEL: Final = 1  # of zlib: a fifth is left, 0.7 us for a record. Level 6 takes 2.6 for another 2 %
 _PREFIX: Final = struct.Struct(">IIQ")
@@ -122,6 +123,7 @@ def scan(data: bytes | memoryview, at: int = 0) -> Iterator[Frame]:
 def _frames(data: bytes | memoryview, at: int, around: int) -> Generator[Frame, None, int]:
     """As `scan`; returns where it stopped. `around` is the end of what `data` was packed in, if it was."""
     unpack, prefix_size, crc32, limit = _PREFIX.unpack_from, _PREFIX.size, zlib.crc32, len(data)
+    left = MAX_PLAIN
     while at + prefix_size < limit:
         length, crc, seq = unpack(data, at)
         start = at + prefix_size
@@ -134,22 +136,26 @@ def _frames(data: bytes | memoryview, at: int, around: int) -> Generator[Frame, 
         kind = body[:1]
         if kind != PACKED:
             yield Frame(seq, kind, body[1:], around or end)
-        elif around or not (yield from _packed(seq, body[1:], end)):
+        elif around:
             break
+        else:
+            plain = _inflated(seq, body[1:], min(left, MAX_BODY))
+            left -= len(plain)
+            if not plain or (yield from _frames(plain, 0, end)) < len(plain):
+                break
         at = end
     return at
 
 
-def _packed(seq: int, payload: bytes, end: int) -> Generator[Frame, None, bool]:
-    """The frames in a packed one; returns whether they were all right."""
+def _inflated(seq: int, payload: bytes, most: int) -> bytes:
+    """The frames in a packed one, `most` bytes of them; empty if they are not that."""
     stream = zlib.decompressobj()
     try:
-        plain = stream.decompress(payload, MAX_BODY)
+        plain = stream.decompress(payload, most) if most else b""  # 0 would be no limit
     except zlib.error:
-        return False
-    if not stream.eof or stream.unused_data or plain[_SEQ] != seq.to_bytes(8, "big"):
-        return False
-    return (yield from _frames(plain, 0, end)) == len(plain)
+        return b""
+    right = stream.eof and not stream.unused_data and plain[_SEQ] == seq.to_bytes(8, "big")
+    return plain if right else b""
 
 
 def pack(data: bytes) -> bytes:
@@ -158,6 +164,8 @@ def pack(data: bytes) -> bytes:
     head = next(frames, None)
     if head is None or head.kind != HEAD or data[head.end + _PREFIX.size :][:1] != RECORD:
         raise SegmentError("not a segment with plain records")
+    if len(data) > MAX_PLAIN:
+        raise SegmentError("too much for a packed segment")
     parts, seq, begin, end = [data[: head.end]], head.seq, head.end, head.end
     for found in frames:
         full = found.kind == COMMIT and found.end - begin >= _PACK_BYTES

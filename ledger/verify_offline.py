@@ -36,6 +36,7 @@ TYPES: Final = "uubuuu" + "tttd" + "ttttub" + "ttttt" + "ubt" + "tuuuuuuuuuuttbt
 _DEFAULTS: Final[dict[str, Any]] = {"u": 0, "b": b"", "t": "", "d": None}
 _PYTHON: Final = {"u": int, "b": bytes, "t": str}
 _MAX_RECORDS: Final = 1 << 30  # bytes of a bundle, unpacked
+_MEMORY: Final = 1 << 28  # bytes that unpacking may take for itself
 FLOW, BYTES_OUT, BYTES_IN, RESERVED, JOB = 2, 3, 4, 5, 6
 
 
@@ -400,7 +401,7 @@ def _hashes(text: str) -> list[bytes]:
 def read_records(packed: bytes) -> list[tuple[int, bytes]]:
     """(number, bytes) of the records in a bundle's `records.xz`. Raises FalseError."""
     try:
-        data = lzma.LZMADecompressor().decompress(packed, max_length=_MAX_RECORDS)
+        data = lzma.LZMADecompressor(memlimit=_MEMORY).decompress(packed, max_length=_MAX_RECORDS)
     except lzma.LZMAError:
         raise FalseError("records.xz is damaged") from None
     found, at, before = [], 0, -1

@@ -19,6 +19,7 @@ _PREFIX: Final = struct.Struct(">IIQ")
 _FRAME: Final = struct.Struct(">IIQc")  # a frame up to its payload
 _COMMIT: Final = 49  # bytes of a commit's body
 _MAX_PLAIN: Final = 1 << 24  # bytes that are packed in one frame
+_MAX_UNPACKED: Final = 1 << 26  # and in all of a segment
 Book = Callable[[int, bytes], None]
 Head = tuple[int, bytes]  # size, root
 
@@ -215,13 +216,14 @@ def is_dropped(data: bytes) -> bool:
 
 def _unpacked(data: bytes, at: int) -> bytes:
     """The segment with its packed frames, if there are any behind the head at `at`, as they were."""
-    parts = [data[:at]]
+    parts, left = [data[:at]], _MAX_UNPACKED
     while (frame := _frame(data, at)) is not None and frame[1] == b"Z":
         stream = zlib.decompressobj()
         try:
-            plain = stream.decompress(frame[2], _MAX_PLAIN)
+            plain = stream.decompress(frame[2], min(left, _MAX_PLAIN)) if left else b""  # 0: no limit
         except zlib.error:
             break
+        left -= len(plain)
         if not stream.eof or stream.unused_data or plain[8:16] != frame[0].to_bytes(8, "big"):
             break
         parts.append(plain)

@@ -16,6 +16,7 @@ from tests.support.witnesses import Ledger
 
 from exeat.ledger import fsck, packing, reader, retention, segment
 from exeat.ledger.client import append_blocking
+from exeat.ledger.merkle import Frontier
 from exeat.ledger.packing import Packing
 from exeat.ledger.publish import Publisher
 from exeat.ledger.store import Store
@@ -271,6 +272,41 @@ def test_what_no_writer_packs_is_not_read(ledger: Ledger, change: Callable[[byte
     assert list(segment.scan(reader.find_segments(ledger.directory)[0].read_bytes()))[-1].seq < 200
     assert verify(ledger.directory).problems
     assert verify(ledger.directory, quick=True).problems
+
+
+def repeated(count: int, begin: int) -> bytes:
+    """Packed frames of 15 MiB each of which a few KiB are left: one record, over and over."""
+    parts, record = [], deny(1)[:1] + bytes(16_000)
+    each = 15 * 1024 * 1024 // len(record)
+    for number in range(count):
+        first = begin + number * each
+        plain = b"".join(segment.frame(seq, segment.RECORD, record) for seq in range(first, first + each))
+        parts.append(segment.frame(first, segment.PACKED, zlib.compress(plain)))
+    return b"".join(parts)
+
+
+def test_a_small_segment_cannot_be_any_number_of_bytes(ledger: Ledger) -> None:
+    """Each packed frame is as large as it may be; all of them together would fill the memory."""
+    pack_all(ledger)
+    path = reader.find_segments(ledger.directory)[0]
+    head = next(segment.scan(path.read_bytes()))
+    bombs = repeated(6, 0)
+    path.write_bytes(path.read_bytes()[: head.end] + bombs)
+    assert len(bombs) < 1024 * 1024
+    read = sum(len(found.payload) for found in segment.scan(path.read_bytes()))
+    assert 55 * 1024 * 1024 <= read <= segment.MAX_PLAIN
+    for quick in (True, False):
+        (problem,) = verify(ledger.directory, quick=quick).problems
+        assert problem.what
+
+
+def test_what_is_too_large_is_not_packed() -> None:
+    data = segment.head_frame(segment.Head("exeat/n", 1, Frontier(), b""))
+    record = bytes(16_000)
+    rows = range(segment.MAX_PLAIN // len(record) + 1)
+    data += b"".join(segment.frame(seq, segment.RECORD, record) for seq in rows)
+    with pytest.raises(segment.SegmentError, match="too much"):
+        segment.pack(data)
 
 
 def test_a_damaged_segment_stays_as_it_is(ledger: Ledger, capsys: pytest.CaptureFixture[str]) -> None:
