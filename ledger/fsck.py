@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from exeat.ledger import keys, note, tiles
 from exeat.ledger.merkle import leaf_hash
 from exeat.ledger.published import read_checkpoint
-from exeat.ledger.reader import dropped_before, read
+from exeat.ledger.reader import ReaderError, dropped_before, read
 from exeat.ledger.retention import leaves
 from exeat.ledger.tiles import Rows
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def check(directory: Path, *, repair: bool) -> list[str]:
     """What is wrong with key, checkpoint and tiles; with `repair`, tiles are put right and still named.
 
-    The checkpoint is never made anew: only the ledger itself signs. Raises OSError, ReaderError.
+    The checkpoint is never made anew: only the ledger itself signs. Raises OSError.
     """
     try:
         known = keys.known(directory)
@@ -33,6 +33,8 @@ def check(directory: Path, *, repair: bool) -> list[str]:
         root = tree.up_to(checkpoint.size)
     except tiles.TileError as error:
         return [f"{error}, and its records were dropped: bring it back from a copy"]
+    except ReaderError as error:
+        return [str(error)]
     if tree.size < checkpoint.size:
         return [f"records {tree.size} to {checkpoint.size - 1} were signed and are gone"]
     if root != checkpoint.root:

@@ -31,7 +31,7 @@ from exeat.ledger.keys import KeyMissingError
 from exeat.ledger.merkle import leaf_hash
 from exeat.ledger.packing import Packing
 from exeat.ledger.published import read_checkpoint, tile_loader
-from exeat.ledger.reader import Follower, dropped_before, segment_of
+from exeat.ledger.reader import Follower, ReaderError, dropped_before, segment_of
 from exeat.ledger.retention import Rules, leaves, propose
 from exeat.ledger.tiles import Rows, TileError, Tree
 
@@ -136,7 +136,10 @@ class Publisher:
 
     def _next(self) -> Entry:
         for _ in range(2):
-            entry = next(self._source, None)
+            try:
+                entry = next(self._source, None)
+            except ReaderError as error:
+                raise PublishError(str(error)) from None
             if entry is not None:
                 return entry
             self._source = iter(self._follower.poll())

@@ -11,7 +11,7 @@ from exeat.ledger import segment
 from exeat.ledger.records import decode
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from exeat.ledger.records import Record
@@ -43,7 +43,8 @@ def ledger_of(state_dir: Path, origin: str) -> Path:
 
 
 class Follower:
-    """`poll` gives the committed records that came since the last call.
+    """`poll` gives the committed records that came since the last call. Raises OSError, and ReaderError where
+    the ledger is damaged: what it gave until then is in order, and who goes on without the rest is misled.
 
     It follows the writer into new segments, and notices when a recovery, packing or dropping has put
     a fresh file in the place of the one it was reading.
@@ -58,6 +59,7 @@ class Follower:
         self._committed = 0  # bytes of the last reading that ended in a commit
 
     def poll(self) -> Iterator[Entry]:
+        again = False
         while True:
             data = self._read_on()
             pending: list[Entry] = []
@@ -66,19 +68,32 @@ class Follower:
                 if found.kind == segment.RECORD:
                     pending.append((found.seq, found.payload))
                     continue
+                if found.kind == segment.HEAD and found.seq > self._next_seq > 0:
+                    raise ReaderError(f"{self._directory}: record {self._next_seq} is missing")
                 yield from (entry for entry in pending if entry[0] >= self._next_seq)
                 pending.clear()
                 self._next_seq = max(self._next_seq, found.seq)
                 self._committed = found.end
                 sealed = found.kind == segment.SEAL
             self._offset += self._committed
-            if not sealed:
+            if sealed:
+                self._index, self._offset, self._inode, again = self._index + 1, 0, 0, False
+                continue
+            if not self._path(self._index + 1).exists():
                 return
-            self._index, self._offset, self._inode = self._index + 1, 0, 0
+            if again:  # a segment is begun when the one before is sealed, so this one was when it was read
+                name = f"{self._directory}: segment {self._index:012d}"
+                raise ReaderError(
+                    f"{name} breaks off before record {self._next_seq}: see `exeat ledger verify`"
+                )
+            again = True
+
+    def _path(self, index: int) -> Path:
+        return self._directory / "seg" / f"{index:012d}.seg"
 
     def _read_on(self) -> bytes:
         self._committed = 0
-        path = self._directory / "seg" / f"{self._index:012d}.seg"
+        path = self._path(self._index)
         try:
             with path.open("rb") as file:
                 status = os.fstat(file.fileno())
@@ -138,9 +153,9 @@ def find_segments(directory: Path) -> list[Path]:
 
 
 def begun_ns(path: Path) -> int:
-    """When a segment was begun (CLOCK_REALTIME). Raises OSError."""
+    """When a segment was begun (CLOCK_REALTIME). Raises OSError, ReaderError."""
     with path.open("rb") as file:
-        return segment.head_time(file.read(segment.HEAD_PREFIX))
+        return _told(segment.head_time, path, file.read(segment.HEAD_PREFIX))
 
 
 def gone(path: Path) -> bool:
@@ -149,9 +164,18 @@ def gone(path: Path) -> bool:
 
 
 def first_record(path: Path) -> int:
-    """The number of the first record of a segment, or of the one it will have. Raises OSError."""
+    """The number of the first record of a segment, or of the one it will have. Raises OSError,
+    ReaderError."""
     with path.open("rb") as file:
-        return segment.first_seq(file.read(16))
+        return _told(segment.first_seq, path, file.read(16))
+
+
+def _told(reads: Callable[[bytes], int], path: Path, prefix: bytes) -> int:
+    """What a head says. Raises ReaderError."""
+    try:
+        return reads(prefix)
+    except segment.SegmentError as error:
+        raise ReaderError(f"{path}: {error}: see `exeat ledger verify`") from None
 
 
 def is_plain(path: Path) -> bool:
@@ -170,7 +194,7 @@ def dropped_before(directory: Path) -> int:
 def _dropped_end(path: Path) -> int:
     """The number behind the last record of a segment that has none of its records any more; else 0."""
     follows = _second_frame(path)
-    end = segment.first_seq(follows) if follows[16:] == segment.SEAL else 0
+    end = _told(segment.first_seq, path, follows) if follows[16:] == segment.SEAL else 0
     return end if end > first_record(path) else 0
 
 
