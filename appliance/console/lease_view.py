@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 TTL_CHOICES_S: Final = (300, 900, 1800, 3600, 4 * 3600, 8 * 3600)
 MANY_TRIES: Final = 20
+NO_NETWORK: Final = ("device", "file")  # what a lease may be of that no flow goes to
 UNDO_MS: Final = 60_000  # how long an approval can be undone by who gave it
 LIVE: Final = ("active", "revoking")
 # Characters that make text look like other text (Unicode TR 36): never shown, and a reason to look twice.
@@ -195,9 +196,7 @@ def lease_row(
         job=row["job"] or asked.get("job", ""),
         episode=asked.get("episode", ""),
         requester=row["requester"],
-        scope=" ".join(
-            ":".join([to, *([",".join(row["ports"])] if row["ports"] else [])]) for to in row["to"]
-        ),
+        scope=_scope(row),
         host=dest.host,
         port=dest.port,
         proto=dest.protocol,
@@ -245,9 +244,18 @@ def ttl_choices(longest_s: int) -> list[int]:
 
 
 def _dest(row: Mapping[str, Any]) -> Dest:
-    """The first place asked for, with the first of its ports."""
+    """The first place asked for, with the first of its ports; or a device or folder of the node."""
     scope, first = row["to"][0], next(iter(row["ports"]), "").partition("-")[0]
+    kind = next((word for word in NO_NETWORK if word in row["speech"]), "")
+    if kind:
+        return Dest(host=scope, port=0, protocol=kind)
     return Dest(host=scope.strip("[]"), port=int(first) if first.isdigit() else 0, protocol=row["proto"][0])
+
+
+def _scope(row: Mapping[str, Any]) -> str:
+    if "device" in row["speech"]:
+        return f"device {row['to'][0]}"
+    return " ".join(":".join([to, *([",".join(row["ports"])] if row["ports"] else [])]) for to in row["to"])
 
 
 def _waiting(row: Mapping[str, Any], agent: str, dest: Dest, flows: Iterable[Mapping[str, Any]]) -> int:
@@ -269,6 +277,8 @@ def _waiting(row: Mapping[str, Any], agent: str, dest: Dest, flows: Iterable[Map
 def _ladder(row: Mapping[str, Any]) -> list[Rung]:
     """From what was asked for down to less."""
     scope, ports = row["to"][0], row["ports"]
+    if "device" in row["speech"]:
+        return [Rung(scope=scope, label=f"the device {scope}, as asked", widest=True)]
     port = f":{ports[0]}" if len(row["to"]) == 1 and len(ports) == 1 and ports[0] != "any" else ""
     rungs = [Rung(scope=scope + port, label=f"{scope}{port}, as asked", widest=True)]
     if len(row["to"]) == 1 and scope.startswith("."):
@@ -282,6 +292,8 @@ def _opens(row: Mapping[str, Any], dest: Dest) -> str:
     who = f"{row['project']}/{next(iter(row['agents']), 'any agent')}"
     if "file" in row["speech"]:
         return f"jobs of {who} may have {row['to'][0]}, until the lease ends"
+    if "device" in row["speech"]:
+        return f"job {row['job']} of {who} may use the node's device {dest.host}"
     place = f"{row['to'][0]}:{','.join(row['ports'])}"
     return f"{who} may send anything it can read to {place} ({dest.protocol})"
 

@@ -43,7 +43,6 @@ PERMISSIONS: Final = {
     "jobs.read": _ALL,
     "jobs.write": frozenset({"operator", "admin"}),
     "devices.read": _ALL,
-    "devices.grant": _DECIDE,
     "passkeys": _ALL,  # one's own
 }
 READS: Final = frozenset(name for name in PERMISSIONS if name.endswith(".read"))

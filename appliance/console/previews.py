@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from exeat.appliance.console import explored
-from exeat.appliance.console.lease_view import Payload, RequestRow, request_row, visible
+from exeat.appliance.console.lease_view import NO_NETWORK, Payload, RequestRow, request_row, visible
 from exeat.appliance.errors import RefusedError
 from exeat.appliance.prices import tariff
 from exeat.policy.errors import MalformedError
@@ -50,8 +50,8 @@ def cost_usd(call: Call, row: RequestRow) -> float | None:
 
 async def with_witness(call: Call, row: Mapping[str, Any], made: RequestRow) -> RequestRow:
     """With a flow that it would newly let out. Without one where that cannot be found out now."""
-    if "file" in row["speech"]:
-        return made  # it lets nothing out
+    if made.dest.protocol in NO_NETWORK:  # it lets nothing out
+        return made
     try:
         policy = (await call.control("policy.show", project=row["project"]))["policy"]
         found = await explored.ask(

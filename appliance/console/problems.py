@@ -59,6 +59,8 @@ _BY_CODE: Final = {
     "flow.unknown": 404,
     "project.unknown": 404,
     "job.unknown": 404,
+    "job.ended": 409,
+    "device.unknown": 404,
     "task.unknown": 404,
     "ledger.no_record": 404,
     "ledger.dropped": 404,

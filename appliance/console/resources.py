@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from exeat.appliance.console.routes import (
+    devices,
     events,
     flows,
     jobs,
@@ -41,5 +42,6 @@ ALL: Final[tuple[Route, ...]] = (
     *policies.routes,
     *jobs.routes,
     *nodes.routes,
+    *devices.routes,
     *passkeys.routes,
 )

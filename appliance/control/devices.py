@@ -247,6 +247,8 @@ class Devices:
         if name not in self._devices:
             raise RefusedError("device.unknown", f"no [[device]] `{name}`: `exeat device ls` lists them")
         job = self._jobs.get(message.get("job"))
+        if message.get("project") not in (None, job.project):  # the console's, which judges by project
+            raise RefusedError("job.unknown", f"no job `{job.name}` in project {message['project']}")
         if job.code is not None:
             raise RefusedError("job.ended", f"job {job.name} has ended")
         return {"lease": await self._leases.request_device(name, job, message, who)}

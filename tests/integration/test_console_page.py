@@ -11,6 +11,7 @@ import pytest
 from playwright.sync_api import expect
 from tests.support.browser import Tab, chromium, sign_in
 from tests.support.console import PASSWORD, ConsoleRig
+from tests.support.running import wait_for
 
 from exeat.ledger.merkle import leaf_hash, node_hash
 from exeat.ledger.proofs import inclusion, split
@@ -46,7 +47,7 @@ PHONE, DESK = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
 
 @pytest.fixture(scope="module")
 def rig() -> Iterator[ConsoleRig]:
-    made = ConsoleRig()
+    made = ConsoleRig('[[device]]\nname = "zero"\npath = "/dev/zero"\n')
     try:
         made.exeat("run", "--project", "p", "--", "sh", "-c", SCRIPT)
         yield made
@@ -404,6 +405,35 @@ def test_a_project_is_stopped_and_let_go_on(rig: ConsoleRig, admin: Tab) -> None
     expect(page.get_by_text("Nothing is stopped.")).to_be_visible()
 
 
+def test_a_device_is_lent_to_a_job_and_taken_back(rig: ConsoleRig, approver: Tab, browser: Browser) -> None:
+    rig.exeat("job", "submit", "--project", "p", "--", "sleep", "300")
+    task = wait_for(
+        lambda: [row for row in rig.person("olga").get("/jobs").json["items"] if row["started_ms"]]
+    )
+    job = task[0]["job"]
+    for wrong, status in (({"job": job, "project": "q"}, 404), ({"job": "nobody", "project": "p"}, 404)):
+        assert rig.person("olga").post("/devices/zero/grant", wrong).status == status
+    assert rig.person("olga").post("/devices/one/grant", {"job": job, "project": "p"}).status == 404
+    with browser.new_context(viewport=DESK) as context:  # type: ignore[arg-type]
+        page = sign_in(rig, context, "olga").go("devices").page
+        page.get_by_role("button", name="Lend zero").click()
+        page.get_by_label("Job that runs").fill(job)
+        page.get_by_label("Its project").fill("p")
+        page.get_by_role("button", name="Ask for it").click()
+        expect(page.get_by_role("region", name="Devices")).to_contain_text(f"requested to {job} of p")
+    asked = next(row for row in requests(rig).values() if row["dest"]["host"] == "zero")
+    page = inbox(approver, asked)
+    expect(page.locator(".detail")).to_contain_text("This job may use the device zero of this node.")
+    page.keyboard.press("a")
+    page.get_by_role("dialog").get_by_role("button", name="Approve all the same").click()
+    expect(page.get_by_text("Approved zero for 10 min.")).to_be_visible()
+    approver.go("devices")
+    expect(page.get_by_role("region", name="Devices")).to_contain_text(f"open to {job} of p")
+    page.get_by_role("button", name="Take back").click()
+    expect(page.get_by_role("region", name="Devices")).to_contain_text("nobody")
+    rig.exeat("job", "cancel", task[0]["id"])
+
+
 def test_a_text_is_checked_and_compared_before_it_is_in_force(admin: Tab) -> None:
     page = admin.go("policies/p").page
     text = page.get_by_label("The text")
@@ -416,3 +446,6 @@ def test_a_text_is_checked_and_compared_before_it_is_in_force(admin: Tab) -> Non
     text.fill("egress: v1\nproject: p\nallow: [\n")
     page.get_by_role("button", name="Check").click()
     expect(page.get_by_text("It does not load.")).to_be_visible()
+    page.get_by_role("button", name=re.compile("^line ")).first.click()
+    expect(text).to_be_focused()
+    expect(page.locator(".numbers .bad")).to_have_count(1)

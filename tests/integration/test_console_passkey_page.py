@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 import pytest
 from playwright.sync_api import expect
-from tests.support.browser import Tab, chromium, sign_in
+from tests.support.browser import AUTHENTICATOR, Tab, chromium, sign_in
 from tests.support.console import ConsoleRig
 
 if TYPE_CHECKING:
@@ -17,14 +17,6 @@ pytestmark = pytest.mark.root
 
 # WebAuthn wants a name, not an address (level 3, section 5.1.3).
 PASSKEYS = '[passkeys]\nrp_id = "localhost"\norigins = ["http://localhost:{port}"]\n'
-AUTHENTICATOR = {
-    "protocol": "ctap2",
-    "transport": "internal",
-    "hasResidentKey": True,
-    "hasUserVerification": True,
-    "isUserVerified": True,
-    "automaticPresenceSimulation": True,
-}
 
 
 class NamedRig(ConsoleRig):

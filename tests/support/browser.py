@@ -18,6 +18,15 @@ if TYPE_CHECKING:
 CHROMIUM = Path("/usr/bin/chromium")
 AXE = Path(__file__).resolve().parents[1] / "vendor/axe.min.js"
 RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
+# Of Chromium's own, with a person's yes to each (DevTools protocol, WebAuthn.VirtualAuthenticatorOptions).
+AUTHENTICATOR = {
+    "protocol": "ctap2",
+    "transport": "internal",
+    "hasResidentKey": True,
+    "hasUserVerification": True,
+    "isUserVerified": True,
+    "automaticPresenceSimulation": True,
+}
 # As root there is no sandbox to have; nothing but the console may be asked for anything.
 OPTIONS = (
     "--no-sandbox",

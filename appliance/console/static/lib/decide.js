@@ -36,6 +36,13 @@ const FLAGS = {
   private: "A private address: a machine of your own network.",
   hidden_text: "The reason holds invisible characters; they are left out here.",
   many_tries: "It was tried many times.",
+  device: "A device of the node: a job with a microphone hears what is said beside it.",
+  file: "A folder of the node: what is read there can go where the job may send.",
+  secrets: "What it wants to send has something in it that looks like a secret.",
+  raw: "Bytes that nobody can look into: no TLS, no HTTP.",
+  ech: "The name in TLS is hidden from the gateway.",
+  direct: "Past the gateway: what is sent is counted, and not looked at.",
+  records: "Its lookups may carry kinds of records that can carry data.",
   second_person: "A second person has to approve, too.",
 };
 export const flagText = (flag) => FLAGS[flag] ?? flag.replaceAll("_", " ");

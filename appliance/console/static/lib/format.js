@@ -45,5 +45,6 @@ export function clean(text, limit = 600) {
   return shown.length > limit ? `${shown.slice(0, limit)}…` : shown;
 }
 
-/** host:port, an IPv6 address in brackets. */
-export const place = (host, port) => `${String(host).includes(":") ? `[${host}]` : clean(host, 260)}${port ? `:${port}` : ""}`;
+/** An IPv6 address in brackets; names, and folders of a project, as they are. */
+export const host = (text) => (/^[0-9a-f.]*:[0-9a-f:.]*$/i.test(text) ? `[${text}]` : clean(text, 260));
+export const place = (name, port) => `${host(name)}${port ? `:${port}` : ""}`;

@@ -1,5 +1,5 @@
 // The parts that pages are made of.
-import { clean, clock, span } from "./format.js";
+import { clean, clock, host, span } from "./format.js";
 import { param, setParams } from "./router.js";
 import { html, signal, useEffect, useRef, useState } from "./ui.js";
 
@@ -8,7 +8,7 @@ export const Head = ({ title, lead, children }) => html`
   <header class="head"><div><h1 tabindex="-1">${title}</h1>${lead && html`<p>${lead}</p>`}</div><div class="tools">${children}</div></header>`;
 
 export const Badge = ({ kind = "", children }) => html`<span class="badge ${kind}">${children}</span>`;
-export const Host = ({ host, port }) => html`<span class="host">${String(host).includes(":") ? `[${host}]` : clean(host, 260)}<span class="soft">${port ? `:${port}` : ""}</span></span>`;
+export const Host = ({ host: name, port }) => html`<span class="host">${host(name)}<span class="soft">${port ? `:${port}` : ""}</span></span>`;
 
 /** Text that somebody else wrote, marked as such. */
 export const Quote = ({ from, text }) => html`

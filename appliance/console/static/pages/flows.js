@@ -2,7 +2,7 @@
 import { get, may, post } from "../lib/api.js";
 import { on } from "../lib/events.js";
 import { bytes, clean, clock, count } from "../lib/format.js";
-import { Ask, Empty, Filter, Head, State, Trouble } from "../lib/parts.js";
+import { Ask, Empty, Filter, Head, Host, State, Trouble } from "../lib/parts.js";
 import { param, setParams } from "../lib/router.js";
 import { MOST, Ring, matcher } from "../lib/ring.js";
 import { html, useEffect, useRef, useSignal } from "../lib/ui.js";
@@ -49,6 +49,9 @@ function useRing() {
 
 const drawnRows = new WeakMap(); // a row that did not change is not made again
 
+/** HOST:PORT as its two parts, so that a line never breaks within the port. */
+const parted = (dest) => { const [, host, port] = /^\[?(.*?)\]?(?::(\d+))?$/.exec(dest); return { host, port }; };
+
 export default function Flows() {
   const { q, state } = useKept();
   const { ring, error, paused, draw } = useRing();
@@ -59,7 +62,7 @@ export default function Flows() {
   const line = ([key, row]) => {
     let made = drawnRows.get(row);
     if (!made) drawnRows.set(row, made = html`<tr key=${key} class=${row.state === "closed" || row.state === "ended" ? "off" : ""}>
-      <td class="num">${clock(row.at)}</td><td><${State} value=${row.state}/></td><td class="grow"><span class="host">${clean(row.dest, 300)}</span></td>
+      <td class="num">${clock(row.at)}</td><td><${State} value=${row.state}/></td><td class="grow"><${Host} ...${parted(row.dest)}/></td>
       <td>${clean(row.project, 60)}</td><td class="wide">${clean(row.job, 60)}</td><td class="num">${bytes(row.bytes_out)}</td><td class="num wide">${bytes(row.bytes_in)}</td>
       <td class="wide"><code>${clean(row.reason, 80)}</code></td>
       ${cuts && html`<td>${(row.state === "live" || row.state === "waiting") && html`<button class="small" onClick=${() => { cutting.value = row; }}>Cut</button>`}</td>`}</tr>`);

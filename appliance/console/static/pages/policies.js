@@ -5,12 +5,30 @@ import { useFetched } from "../lib/list.js";
 import { Ask, Badge, Empty, Head, Table, Time, Trouble, attempt, say } from "../lib/parts.js";
 import { decide } from "../lib/passkey.js";
 import { go, route } from "../lib/router.js";
-import { html, useEffect, useSignal } from "../lib/ui.js";
+import { html, useEffect, useRef, useSignal } from "../lib/ui.js";
 
 const at = (project) => `/policies/${encodeURIComponent(project)}`;
 
-function Checked({ found }) {
-  const line = (each, kind) => html`<li class=${kind}>line ${each.line}, column ${each.column}: ${clean(each.message)} <code>${each.code}</code></li>`;
+/** The text with the numbers of its lines; those in `marks` have something wrong. */
+function Text({ text, marks, area }) {
+  const numbers = useRef(null);
+  const lines = (text.value ?? "").split("\n").length;
+  return html`<div class="field"><label class="soft" for="policy">The text</label><div class="text"><div class="numbers" aria-hidden="true" ref=${numbers}>
+      ${Array.from({ length: lines }, (_, n) => html`<div class=${marks.has(n + 1) ? "bad" : ""}>${n + 1}</div>`)}</div>
+    <textarea id="policy" ref=${area} spellcheck=${false} wrap="off" value=${text.value ?? ""} onScroll=${(event) => { numbers.current.scrollTop = event.target.scrollTop; }}
+      onInput=${(event) => { text.value = event.target.value; }}></textarea></div></div>`;
+}
+
+/** Select a line, where the cursor then is. */
+function show(area, line) {
+  const before = area.value.split("\n").slice(0, line - 1).join("\n").length + (line > 1 ? 1 : 0);
+  const end = area.value.indexOf("\n", before);
+  area.focus();
+  area.setSelectionRange(before, end < 0 ? area.value.length : end);
+}
+
+function Checked({ found, area }) {
+  const line = (each, kind) => html`<li class=${kind}><button class="link" onClick=${() => show(area.current, each.line)}>line ${each.line}, column ${each.column}</button>: ${clean(each.message)} <code>${each.code}</code></li>`;
   return html`<p class="note ${found.ok ? "good" : ""}" role="status">${found.ok ? `It loads: ${count(found.rules)} ${found.rules === 1 ? "rule" : "rules"}, posture ${found.posture}.` : "It does not load."}</p>
     <ul>${found.problems.map((each) => line(each, "minus"))}${found.warnings.map((each) => line(each, ""))}</ul>`;
 }
@@ -52,11 +70,15 @@ function Editor({ project }) {
   const text = useSignal(/** @type {string|null} */ (null));
   const found = useSignal(/** @type {any} */ ({}));
   const asking = useSignal(false);
+  const base = useSignal({ text: "", etag: "" }); // what the text was made from: it, and nothing newer, may be replaced
+  const area = useRef(null);
   const value = policy.value;
-  useEffect(() => { if (value && text.value === null) text.value = value.text; }, [value]);
+  const edited = text.value !== null && text.value !== base.value.text;
+  const take = () => { base.value = { text: value.text, etag: value.etag }; text.value = value.text; };
+  useEffect(() => { if (value && !edited) take(); }, [value]);
   const ask = (kind) => async () => {
     try {
-      found.value = { [kind]: await post(`/policies/${kind}`, { text: text.value }) };
+      found.value = { [kind]: await post(`/policies/${kind}`, { text: text.value }), of: text.value };
     } catch (error) {
       found.value = { error };
     }
@@ -65,15 +87,16 @@ function Editor({ project }) {
   const edits = may("policies.write") && value?.editable;
   return html`<${Head} title=${`Policy of ${clean(project, 60)}`} lead=${value?.source === "file" ? `It stands in a file of the node (${clean(value.file, 200)}) and is changed there; here it can be tried.` : "Check, compare and try a text before it is in force."}><a href="#/policies">All policies</a></${Head}>
     <${Trouble} error=${policy.error} again=${policy.reload}/>${value?.changed && html`<p class="warning">The file was changed since and that is not in force yet.</p>`}
-    ${value && html`<${Proposal} proposal=${value.proposal} reload=${changed}/><div class="columns"><section class="panel">
-      <label class="field"><span>The text</span><textarea spellcheck=${false} value=${text.value ?? ""} onInput=${(event) => { text.value = event.target.value; }}></textarea></label>
+    ${value && html`<${Proposal} proposal=${value.proposal} reload=${changed}/><div class="columns editor"><section class="panel">
+      ${edited && value.etag !== base.value.etag && html`<div class="warning"><p>The policy in force is another by now: this text was made from the one before, and cannot replace it.</p><button onClick=${take}>Drop it and show what is in force</button></div>`}
+      <${Text} text=${text} area=${area} marks=${new Set(found.value.of === text.value ? found.value.check?.problems.map((each) => each.line) : [])}/>
       <div class="buttons"><button onClick=${ask("check")}>Check</button><button onClick=${ask("diff")}>Compare</button><button onClick=${ask("trial")}>Try on last week</button>
-        ${edits && html`<button class="main" disabled=${text.value === value.text} onClick=${() => { asking.value = true; }}>Put in force</button>`}</div></section>
-      <section class="panel" aria-label="What was found"><h2>What it would mean</h2><${Trouble} error=${found.value.error}/>${found.value.check && html`<${Checked} found=${found.value.check}/>`}
+        ${edits && html`<button class="main" disabled=${!edited} onClick=${() => { asking.value = true; }}>Put in force</button>`}</div></section>
+      <section class="panel" aria-label="What was found"><h2>What it would mean</h2><${Trouble} error=${found.value.error}/>${found.value.check && html`<${Checked} found=${found.value.check} area=${area}/>`}
         ${found.value.diff && html`<${Difference} found=${found.value.diff}/>`}${found.value.trial && html`<${Tried} found=${found.value.trial}/>`}
         ${!Object.keys(found.value).length && html`<p class="soft">Check says whether it loads; Compare finds a flow it would newly let out; Try judges what was recorded again.</p>`}</section></div>
       <${Versions} project=${project} etag=${value.etag} changed=${changed}/>`}
-    ${asking.value && html`<${Ask} title="Put this text in force?" verb="Put in force" close=${() => { asking.value = false; }} act=${async ({ note }) => { tell(await call("PUT", at(project), { body: { text: text.value, note }, etag: value.etag })); changed(); }}>
+    ${asking.value && html`<${Ask} title="Put this text in force?" verb="Put in force" close=${() => { asking.value = false; }} act=${async ({ note }) => { tell(await call("PUT", at(project), { body: { text: text.value, note }, etag: base.value.etag })); changed(); }}>
       <p>It counts at once, for flows that live too. A text that lets out more waits for a second person.</p><label class="field"><span>Note, kept with the version</span><input name="note" maxlength="500"/></label></${Ask}>`}`;
 }
 

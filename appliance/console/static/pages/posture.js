@@ -18,7 +18,7 @@ function Project({ project }) {
   return html`<section class="panel" aria-label=${project}><h2>${clean(project, 60)} ${value && html`<${Badge} kind=${value.enforced ? "ok" : "bad"}>${value.enforced ? "enforced" : "not enforced"}</${Badge}>`}</h2>
     <${Trouble} error=${error} again=${reload}/>
     ${value && html`<p class=${value.enforced ? "" : "warning"}>${clean(value.label)}.</p>
-      <div class="tools" role="group" aria-label="Posture of ${project}">${value.choices.map((choice) => html`<button key=${choice} aria-pressed=${choice === value.posture} class=${choice === value.posture ? "main" : ""}
+      <div class="tools" role="group" aria-label="Posture of ${project}">${value.choices.map((choice) => html`<button key=${choice} aria-pressed=${choice === value.posture} 
         disabled=${!may("policies.write") || !value.editable || choice === value.posture} onClick=${() => { asking.value = choice; }}>${choice}</button>`)}</div>
       ${!value.editable && html`<p class="soft">Its policy stands in a file of the node and is changed there.</p>`}`}
     ${asking.value && html`<${Ask} title=${`Posture ${asking.value} for ${project}?`} verb="Change" danger=${asking.value === "off" || asking.value === "public"} act=${act} close=${() => { asking.value = ""; }}>

@@ -7,6 +7,13 @@ import { html, useSignal } from "../lib/ui.js";
 
 const LIMITS = [["", "as asked"], ["1000000", "1 MB"], ["10000000", "10 MB"], ["100000000", "100 MB"], ["1000000000", "1 GB"]];
 
+const NO_NETWORK = new Set(["device", "file"]);
+const isFlow = (row) => !NO_NETWORK.has(row.dest.protocol);
+// What a yes means, whatever the reason was.
+const Means = ({ row }) => (row.dest.protocol === "device" ? html`This job may use the device <strong>${clean(row.dest.host, 60)}</strong> of this node.`
+  : row.dest.protocol === "file" ? html`Jobs of ${clean(row.project_id)} may have the folder <strong class="mono">${clean(row.dest.host, 300)}</strong>, until the lease ends.`
+  : html`This job may send anything it can read to <${Host} host=${row.dest.host} port=${row.dest.port}/>.`);
+
 const Name = ({ row }) => html`
   <h2 class="dest"><${Host} host=${row.dest.host} port=${row.dest.port}/></h2>
   ${row.punycode && html`<p class="warning"><strong>Not what it looks like:</strong> shown to people as “${clean(row.unicode ?? row.punycode, 260)}”, it is <code>${clean(row.punycode, 260)}</code>.</p>`}`;
@@ -35,15 +42,15 @@ function Terms({ row, scope, ttl }) {
       label=${clean(rung.label, 300)} hint=${rung.widest && row.ladder.length > 1 ? "widest" : ""}/>`)}</fieldset>
     <fieldset class="chips"><legend>For how long</legend>${row.ttl_choices_s.map((s) => html`<${Choice} key=${s} name="ttl" value=${s} chosen=${ttl} label=${span(s)}/>`)}
       <p class="soft">The clock starts when you approve: approved now, it ends at ${clock(Date.now() + ttl.value * 1000, true)}.</p></fieldset>
-    <div class="pair"><label class="field"><span>Bytes at most</span><select name="bytes">${LIMITS.filter(([n]) => !n || row.preview.bytes === null || Number(n) < row.preview.bytes)
+    ${isFlow(row) && html`<div class="pair"><label class="field"><span>Bytes at most</span><select name="bytes">${LIMITS.filter(([n]) => !n || row.preview.bytes === null || Number(n) < row.preview.bytes)
       .map(([n, text]) => html`<option value=${n}>${text}</option>`)}</select></label>
-    <label class="field"><span>Connections at most</span><input name="uses" type="number" min="1" max="1000000" inputmode="numeric" placeholder="any"/></label></div>
+    <label class="field"><span>Connections at most</span><input name="uses" type="number" min="1" max="1000000" inputmode="numeric" placeholder="any"/></label></div>`}
     <label class="field"><span>Note, kept in the ledger</span><input name="note" maxlength="500" autocomplete="off"/></label>`;
 }
 
 const Twice = ({ row, close, go }) => html`<${Dialog} title="Look twice" close=${close}>
   <ul class="warnings">${row.flags.map((flag) => html`<li>${flagText(flag)}</li>`)}</ul>
-  <p>This job may send anything it can read to <${Host} host=${row.dest.host} port=${row.dest.port}/>.</p>
+  <p><${Means} row=${row}/></p>
   <div class="buttons"><button onClick=${close}>Go back</button><button class="danger" onClick=${() => { close(); go(); }}>Approve all the same</button></div></${Dialog}>`;
 
 // Enter in a field would be a yes.
@@ -82,7 +89,7 @@ export function Detail({ row, form, refuse, decided, decides }) {
   };
   return html`<article class="detail" aria-label="The request">
     <${Name} row=${row}/>
-    <p class="lead">This job may send anything it can read to <strong>${clean(row.dest.host, 260)}</strong>.</p>
+    <p class="lead"><${Means} row=${row}/></p>
     ${row.flags.length > 0 && html`<ul class="warnings">${row.flags.map((flag) => html`<li>${flagText(flag)}</li>`)}</ul>`}
     <${Quote} from=${`What ${row.agent_id || row.requester} says (nobody has checked it)`} text=${row.reason}/>
     <${About} row=${row}/><${Preview} preview=${whole?.preview ?? row.preview}/>
