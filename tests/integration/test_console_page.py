@@ -407,12 +407,11 @@ def test_a_project_is_stopped_and_let_go_on(rig: ConsoleRig, admin: Tab) -> None
 
 def test_a_device_is_lent_to_a_job_and_taken_back(rig: ConsoleRig, approver: Tab, browser: Browser) -> None:
     rig.exeat("job", "submit", "--project", "p", "--", "sleep", "300")
-    task = wait_for(
-        lambda: [row for row in rig.person("olga").get("/jobs").json["items"] if row["started_ms"]]
-    )
+    task = wait_for(lambda: [row for row in rig.person("olga").get("/jobs").json["items"] if row["job"]])
     job = task[0]["job"]
     for wrong, status in (({"job": job, "project": "q"}, 404), ({"job": "nobody", "project": "p"}, 404)):
-        assert rig.person("olga").post("/devices/zero/grant", wrong).status == status
+        answer = rig.person("olga").post("/devices/zero/grant", wrong)
+        assert answer.status == status, answer.body
     assert rig.person("olga").post("/devices/one/grant", {"job": job, "project": "p"}).status == 404
     with browser.new_context(viewport=DESK) as context:  # type: ignore[arg-type]
         page = sign_in(rig, context, "olga").go("devices").page

@@ -21,11 +21,11 @@ export const State = ({ value }) => html`<${Badge} kind=${KINDS[value] ?? ""}>${
 export const Time = ({ ms, short }) => ms
   ? html`<time dateTime=${new Date(ms).toISOString()} title=${`${span((Date.now() - ms) / 1000)} ago`}>${clock(ms, short)}</time>` : "–";
 
-/** What went wrong, and a way to try again. What the API has no route for is said as that. */
-export const Trouble = ({ error, again }) => error && (error.reason === "http.404" ? html`<p class="note">This version of exeat does not offer this yet.</p>` : html`
+/** What went wrong, and a way to try again. */
+export const Trouble = ({ error, again }) => error && html`
   <div class="trouble" role="alert"><strong>${clean(error.message)}</strong>
     ${error.reason && html`<code>${clean(error.reason, 80)}</code>`}${error.body?.next && html`<span>${clean(error.body.next)}</span>`}
-    ${again && html`<button onClick=${again}>Try again</button>`}</div>`);
+    ${again && html`<button onClick=${again}>Try again</button>`}</div>`;
 
 export const Empty = ({ children }) => html`<p class="empty">${children}</p>`;
 

@@ -3,8 +3,9 @@ import { may, post } from "../lib/api.js";
 import { clean, clock } from "../lib/format.js";
 import { useFetched, useList } from "../lib/list.js";
 import { Ask, Badge, Head, Listing, State, attempt } from "../lib/parts.js";
-import { html, useSignal } from "../lib/ui.js";
+import { html, useEffect, useSignal } from "../lib/ui.js";
 
+const OPENING_MS = 2_000;
 const WAYS = { read: "jobs read it", write: "jobs write to it" };
 
 /** Whom it can be lent to: jobs that run now. */
@@ -32,6 +33,12 @@ function Grant({ grant, back }) {
 export default function Devices() {
   const list = useList("/devices", ["leases", "requests", "jobs"]);
   const asking = useSignal(/** @type {any} */ (null));
+  // What is granted opens a moment later, once its sidecar runs; of that nobody tells.
+  const opening = list.items.some((row) => row.grants.some((grant) => grant.state === "granted"));
+  useEffect(() => {
+    const timer = opening && setInterval(list.reload, OPENING_MS);
+    return () => clearInterval(timer);
+  }, [opening]);
   const back = (grant) => attempt(async () => { await post(`/leases/${encodeURIComponent(grant.id)}/revoke`, { note: "device taken back" }); list.reload(); }, "Taken back.");
   const columns = [
     { name: "Device", cell: (r) => html`<strong>${clean(r.name, 60)}</strong>` }, { name: "Way", wide: true, cell: (r) => WAYS[r.mode] ?? clean(r.mode, 20) },

@@ -1,8 +1,8 @@
-// What waits, runs and ran; what it wrote; and what it changed, before that is merged.
+// What waits, runs and ran; what it wrote; and where what it changed is looked at and merged.
 import { may, post } from "../lib/api.js";
 import { bytes, clean, count, span } from "../lib/format.js";
 import { useFetched, useList } from "../lib/list.js";
-import { Ask, Badge, Facts, Filter, Head, Listing, State, Time, Trouble, attempt } from "../lib/parts.js";
+import { Facts, Filter, Head, Listing, State, Time, Trouble, attempt } from "../lib/parts.js";
 import { go, param, route } from "../lib/router.js";
 import { html, useSignal } from "../lib/ui.js";
 
@@ -18,18 +18,10 @@ function Logs({ id }) {
     <${Trouble} error=${error}/>${value && html`<pre tabindex="0" aria-label="Log">${value.text || "Nothing."}</pre>`}</section>`;
 }
 
-const File = ({ file }) => html`<details><summary><${Badge} kind=${file.change === "removed" ? "bad" : file.change === "added" ? "ok" : ""}>${file.change}</${Badge}> <code>${clean(file.path, 400)}</code>
-    ${file.flags.map((flag) => html` <${Badge} kind="bad">${clean(flag, 80)}</${Badge}>`)}</summary><pre tabindex="0">${clean(file.lines, 200_000)}</pre></details>`;
-
-function Changes({ id }) {
-  const { value, error, reload } = useFetched(`/jobs/${encodeURIComponent(id)}/diff`, ["jobs"]);
-  const asking = useSignal(false);
-  return html`<section class="panel"><h2>What it changed</h2><${Trouble} error=${error}/>
-    ${value && html`${value.files.length ? value.files.map((file) => html`<${File} key=${file.path} file=${file}/>`) : html`<p class="soft">Nothing.</p>`}
-      ${may("jobs.write") && value.files.length > 0 && html`<div class="buttons"><button class="main" onClick=${() => { asking.value = true; }}>Merge</button></div>`}`}
-    ${asking.value && html`<${Ask} title=${`Merge ${count(value.files.length)} changed files?`} verb="Merge" close=${() => { asking.value = false; }} act=${async () => { await post(`/jobs/${encodeURIComponent(id)}/merge`, { version: value.version }); reload(); }}>
-      ${value.files.some((file) => file.flags.length) && html`<p class="warning">Some files have something in them that looks like a secret.</p>`}<p>They are written into the folder the job was started on, as they are shown here.</p></${Ask}>`}</section>`;
-}
+/** Reading and merging what a job changed takes root's rights, which nothing here has. */
+const Changes = ({ id }) => html`<section class="panel"><h2>What it changed</h2>
+  <p>It worked on a layer over a folder, which stays as it is until somebody merges. Look at the changes and merge them, or drop them, on the node:</p>
+  <pre tabindex="0" aria-label="Commands">${`sudo exeat job diff ${id}\nsudo exeat job merge ${id}\nsudo exeat job drop ${id}`}</pre></section>`;
 
 function Job({ id }) {
   const { value: row, error, reload } = useFetched(`/jobs/${encodeURIComponent(id)}`, ["jobs"]);
@@ -38,7 +30,7 @@ function Job({ id }) {
     ${row && html`<section class="panel"><p><${State} value=${row.state}/> ${clean(row.waits)}</p><pre tabindex="0" aria-label="Command">${clean(row.command)}</pre>
       <${Facts} of=${[["Project", clean(row.project)], ["Agent", clean(row.agent)], ["By", clean(row.by)], ["Profile", clean(row.profile)], ["Runs as", clean(row.job)], ["Queued", html`<${Time} ms=${row.queued_ms}/>`],
         ["Started", row.started_ms ? html`<${Time} ms=${row.started_ms}/>` : ""], ["Took", row.started_ms ? took(row) : ""], ["Exit code", row.code === null ? "" : String(row.code)], ["Why it ended", clean(row.reason)], ["Tries", count(row.attempts)], ["Leases it needs", row.needs.map((n) => clean(n, 100)).join(", ")]]}/></section>
-      <${Logs} id=${id}/>${row.edits && row.ended_ms > 0 && html`<${Changes} id=${id}/>`}`}`;
+      <${Logs} id=${id}/>${row.edits && row.ended_ms > 0 && html`<${Changes} id=${row.id}/>`}`}`;
 }
 
 export default function Jobs() {
