@@ -29,8 +29,12 @@ PACKAGE_OF = {  # the program a test may start, and the Debian package that has 
     "setpriv": "util-linux",
     "gcc": "gcc libc6-dev",
 }
-# A runner in the background has ctrl-c ignored, and what tests start would inherit that.
+# A runner in the background has ctrl-c ignored, and one under nohup hanging up: what tests start would
+# inherit that. A handler of ours is not inherited (execve(2)).
 signal.signal(signal.SIGINT, signal.default_int_handler)
+for _ignored in (signal.SIGHUP, signal.SIGQUIT):
+    if signal.getsignal(_ignored) is signal.SIG_IGN:
+        signal.signal(_ignored, lambda *_: None)
 IN_CI = os.environ.get("CI", "").lower() in {"1", "true"}
 # How fast the machine is says nothing of the code; and in CI no test may fail by chance: there the examples
 # are the same at each run, and elsewhere they are new ones.

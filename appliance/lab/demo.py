@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 Result = dict[str, Any]
 _BIG_URL = "https://downloads.example.com/bytes/2000000000?rate=20000000"
-_CUT_SECONDS = 1.0
+_CUT_SECONDS = 5.0  # what a busy machine may take; the figure is in the report
 _OUTAGE_TRIES = 20
 _CLIENTS = {"curl": "curl", "git": "git", "/usr/lib/python3/dist-packages/requests": "python3-requests",
             "/usr/lib/python3/dist-packages/pip": "python3-pip"}  # fmt: skip
@@ -156,13 +156,13 @@ class Demo:
         }  # fmt: skip
 
     def lease(self) -> Result:
-        job = self._job("download", _BIG_URL, hold="20s")
+        job = self._job("download", _BIG_URL, hold="30s")
         begun = time.monotonic()
-        pending = wait_until(lambda: self._pending("downloads.example.com"), 10, "a pending request")
+        pending = wait_until(lambda: self._pending("downloads.example.com"), 30, "a pending request")
         asked = time.monotonic()
         self.approved_at = time.time()
         self._exeat("lease", "approve", pending, "--as", "second-terminal")
-        first = job.line(15)
+        first = job.line(30)
         flowing = time.monotonic()
         if first.get("at") != "first byte":
             raise Failed(f"the approved download did not begin: {first}")
@@ -170,7 +170,7 @@ class Demo:
         wait_until(lambda: time.monotonic() > flowing + 0.7, 5, "time to pass")
         revoking = time.monotonic()
         self._exeat("lease", "revoke", pending, "--why", "the demonstration")
-        last = job.line(15)
+        last = job.line(30)
         ended, commanded = time.time(), time.monotonic() - revoking
         job.wait(10)
         # From the decision's own record, not from the keystroke: how long this machine takes to
@@ -244,7 +244,7 @@ class Demo:
         return result
 
     def _until_both(self, job: Running, what: str) -> None:
-        wait_until(lambda: (line := job.line(15))["reached"] and line["resolved"], 20, what)
+        wait_until(lambda: (line := job.line(30))["reached"] and line["resolved"], 20, what)
 
     def verify(self) -> Result:
         found = json.loads(self._exeat("ledger", "verify", "--json"))

@@ -95,10 +95,14 @@ class Job:
         self.process.stdin.flush()
         return self.process.stdout.readline().strip()
 
-    def granted(self, *options: str) -> str:
-        """The lease, asked for by alice and approved by bob, once its device is open."""
+    def requested(self, *options: str) -> str:
+        """The lease, asked for by alice."""
         words = ("device", "grant", self.device, "--job", self.name, "--as", "alice", *options)
-        lease = str(self.running.json(*words)["id"])
+        return str(self.running.json(*words)["id"])
+
+    def granted(self) -> str:
+        """The lease, asked for by alice and approved by bob, once its device is open."""
+        lease = self.requested()
         assert not self.is_open(lease)
         assert self.running.exeat("lease", "approve", lease, "--as", "alice", check=False).returncode == 1
         self.running.exeat("lease", "approve", lease, "--as", "bob")
@@ -165,9 +169,11 @@ def test_a_device_is_there_from_the_approval_to_the_revocation_and_no_longer(
 
 def test_a_character_device_ends_with_its_time(running: Running) -> None:
     job = Job(running, "zero")
-    lease = job.granted("--ttl", "2s")
-    assert job.ask("new") == "connected"
+    lease = job.requested("--ttl", "5s")
+    approval = subprocess.Popen(running.command("lease", "approve", lease, "--as", "bob"))
+    wait_for(lambda: job.ask("new") == "connected")
     assert job.ask("4") == repr(bytes(4))
+    assert approval.wait(30) == 0
     closed(running, lease)
     while (got := job.ask("65536")) != "b''":  # what was on the way
         assert got.strip("b'") != "", got
@@ -224,7 +230,7 @@ def test_what_is_refused(running: Running) -> None:
     job = Job(running, "file")
     for words in (("grant", "none", "--job", job.name), ("grant", "mic", "--job", "none")):
         assert running.exeat("device", *words, check=False).returncode == 1
-    lease = str(running.json("device", "grant", "file", "--job", job.name, "--as", "alice")["id"])
+    lease = job.requested()
     running.exeat("lease", "approve", lease, "--as", "bob")
     wait_for(lambda: "no character device or fifo" in running.lab.log("appliance").read_text())
     assert not job.is_open(lease)
