@@ -30,7 +30,7 @@ from exeat.appliance.control.queue import (
 )
 from exeat.appliance.control.task_output import TaskOutput
 from exeat.appliance.control.task_requests import Requests, number
-from exeat.appliance.control.verbs import Verbs, person
+from exeat.appliance.control.verbs import Verbs, may, person
 from exeat.appliance.errors import RefusedError
 
 if TYPE_CHECKING:
@@ -329,6 +329,7 @@ class Scheduler:
     # -- requests
 
     async def _submit(self, message: Message, fds: list[int]) -> dict[str, Any]:
+        may(message, "job.drive")
         task = self._requests.task(message, self._policies.choose, self._now_ms())
         task.after = [self._known(name).id for name in task.after]
         self._admitted(task)  # raises for what is no place: kept, it would hold up all others
@@ -357,6 +358,7 @@ class Scheduler:
         return {"task": self._row(self._known(str(message.get("task"))))}
 
     async def _cancel(self, message: Message, _fds: list[int]) -> dict[str, Any]:
+        may(message, "job.drive")
         task = self._known(str(message.get("task")))
         if task.state is State.QUEUED:
             self._finish(task, State.CANCELLED, f"by {person(message)}")

@@ -35,6 +35,8 @@ _REQUEST = frozenset(
         "scopes",
     }
 )
+# What only root may say: it is of this machine's files. Folders for others are file scopes, judged by policy.
+_LOCAL = frozenset({"mounts", "cwd", "user", "root"})
 
 
 class Requests:
@@ -45,6 +47,9 @@ class Requests:
 
     def task(self, message: Message, choose: Callable[..., tuple[str, str]], now_ms: int) -> Task:
         """The task; whether what it follows is there, is not judged. `choose`: Policies.choose."""
+        if message.get("local") is not True and (asked := _LOCAL & message.keys()):
+            what = ", ".join(sorted(asked))
+            raise RefusedError("job.local", f"{what}: for `exeat job submit` on the node itself")
         request = {name: message[name] for name in _REQUEST if name in message}
         argv = request.get("argv")
         if not isinstance(argv, list) or not argv or not all(isinstance(word, str) for word in argv):

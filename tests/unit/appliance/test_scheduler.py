@@ -16,6 +16,7 @@ from exeat.appliance.control.sqlite_queue import SqliteQueue
 from exeat.appliance.control.store import Store
 from exeat.appliance.control.task_output import TaskOutput
 from exeat.appliance.control.task_requests import OUTPUT_BYTES
+from exeat.appliance.control.verbs import from_console, from_root
 from exeat.appliance.errors import RefusedError
 from exeat.appliance.public_suffixes import bundled_suffixes
 from exeat.policy.document import load_policy
@@ -81,6 +82,10 @@ class Queue:
         )
 
     def call(self, verb: str, **message: Any) -> Any:
+        return self.ask(verb, from_root(message))
+
+    def ask(self, verb: str, message: dict[str, Any]) -> Any:
+        """With whoever it is from in it."""
         return asyncio.run(self.scheduler.verbs()[f"task.{verb}"](message, []))["task"]  # type: ignore[arg-type]
 
     def submit(self, **more: Any) -> str:
@@ -125,7 +130,7 @@ def test_one_that_is_cancelled_while_it_starts_is_not_wanted_any_more(tmp_path: 
 
     async def both() -> None:
         await queue.scheduler._turn()
-        await queue.scheduler.verbs()["task.cancel"]({"task": task}, [])  # type: ignore[arg-type]
+        await queue.scheduler.verbs()["task.cancel"](from_root({"task": task}), [])  # type: ignore[arg-type]
         queue.jobs.outcome = RefusedError("job.cancelled", "")
         await queue.work.pop()
 
@@ -213,3 +218,35 @@ def test_the_oldest_output_gives_way(tmp_path: Path) -> None:
     again = TaskOutput(tmp_path, most=30 * 1024)  # after a restart
     again.ended(["t2", "t3", "t4"])
     assert [path.name for path in tmp_path.iterdir()] == ["t4"]
+
+
+def from_page(role: str, verb: str = "task.submit", **more: Any) -> dict[str, Any]:
+    return from_console({"verb": verb, "as": "olga", "role": role, "project": "p", "argv": ["true"], **more})
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"mounts": [{"path": "/srv", "mode": "rw"}]},
+        {"mounts": []},
+        {"user": 1000},
+        {"root": "/srv/tree"},
+        {"cwd": "/srv"},
+    ],
+)
+def test_the_console_gives_no_job_folders_users_or_trees(tmp_path: Path, more: dict[str, Any]) -> None:
+    queue = Queue(tmp_path)
+    with pytest.raises(RefusedError) as caught:
+        queue.ask("submit", from_page("admin", **more))
+    assert caught.value.code == "job.local"
+    assert queue.ask("submit", from_page("operator"))["by"] == "olga"
+
+
+@pytest.mark.parametrize("role", ["viewer", "auditor", "approver"])
+def test_who_may_not_drive_jobs_submits_and_cancels_none(tmp_path: Path, role: str) -> None:
+    queue = Queue(tmp_path)
+    name = queue.submit()
+    for verb in ("submit", "cancel"):
+        with pytest.raises(RefusedError) as caught:
+            queue.ask(verb, from_page(role, f"task.{verb}", task=name))
+        assert caught.value.code == "meta.role"
