@@ -68,8 +68,8 @@ class Attestation:
         what = _due(self._node, found, now)
         if what:
             self._node = _Seen(found, now, now)
-            record = self._evidence.attest(what=what, digest=found[1], data=self._data("host", rules))
-            await self._evidence.owe(record)
+            said = self._said("host", rules)
+            await self._evidence.owe(self._evidence.attest(what=what, digest=found[1], **said))
 
     async def look_at_jails(self, now: float) -> None:
         """Look at those whose turn it is, a few at a time."""
@@ -105,11 +105,12 @@ class Attestation:
                     count=1,
                 )
             )
-        data = self._data("jail", rules)
-        await self._evidence.owe(self._evidence.attest(what=what, digest=found[1], data=data, job=job))
+        said = self._said("jail", rules)
+        await self._evidence.owe(self._evidence.attest(what=what, digest=found[1], job=job, **said))
 
-    def _data(self, where: str, rules: str) -> bytes:
-        said = {
+    def _said(self, where: str, rules: str) -> dict[str, Any]:
+        """`data` for programs, `detail` for people."""
+        data = {
             "where": where,
             "rules": rules,
             "program": self._program,
@@ -117,7 +118,8 @@ class Attestation:
             "python": platform.python_version(),
             "kernel": platform.release(),
         }
-        return json.dumps(said, sort_keys=True, separators=(",", ":")).encode()
+        detail = f"{where}: rules {rules[:12] or 'none'}, program {self._program[:12]} ({data['version']})"
+        return {"data": json.dumps(data, sort_keys=True, separators=(",", ":")).encode(), "detail": detail}
 
 
 def _due(before: _Seen | None, found: tuple[str, str], now: float) -> str:

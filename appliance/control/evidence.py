@@ -60,9 +60,9 @@ class Evidence:
         said = self._record(Kind.ANOMALY, project, "", what, detail)
         return encode(replace(said, agent=agent, count=count))
 
-    def attest(self, *, what: str, digest: str, data: bytes, job: Job | None = None) -> bytes:
+    def attest(self, *, what: str, digest: str, data: bytes, detail: str, job: Job | None = None) -> bytes:
         """The record of what enforces (control/attest.py): on the node, or in the jail of `job`."""
-        said = replace(self._record(Kind.ATTEST, "", "", what, ""), policy_digest=bytes.fromhex(digest))
+        said = replace(self._record(Kind.ATTEST, "", "", what, detail), policy_digest=bytes.fromhex(digest))
         if job is not None:
             said = replace(said, job=job.name, project=job.project, agent=job.agent)
         return encode(replace(said, data=data))

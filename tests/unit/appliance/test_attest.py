@@ -187,4 +187,5 @@ def test_the_digest_changes_with_each_file(tmp_path: Path) -> None:
 def test_the_record_is_an_attest_record_with_all_it_promises() -> None:
     _, records = attested(lambda w: put(w, 0))
     assert records[0].kind is Kind.ATTEST
+    assert records[0].detail.startswith("host: rules aa, program ")
     assert json.loads(records[0].data).keys() == {"where", "rules", "program", "version", "python", "kernel"}
