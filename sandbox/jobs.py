@@ -82,10 +82,8 @@ class Jobs:
         job = self.all[spec.job] = Job(spec.job, uid)
         try:
             self._prepare(job, plan)
-            (given, out, err), run = fds, self._runtime.run(job.name, plan.config, spec.device)
-            job.process = subprocess.Popen(
-                run, -1, None, given, out, err, env=ENV, cwd="/", start_new_session=True
-            )
+            (i, o, e), run = fds, self._runtime.run(job.name, plan.config, spec.device)
+            job.process = subprocess.Popen(run, -1, None, i, o, e, env=ENV, cwd="/", start_new_session=True)
             self._watch(job, os.pidfd_open(job.process.pid))
         except OSError as error:
             self.discard(job)
