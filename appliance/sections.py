@@ -12,7 +12,8 @@ from exeat.policy.names import parse_authority
 
 LABEL = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
 Project = Annotated[str, Field(pattern=LABEL)]
-Agent = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+AGENT = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
+Agent = Annotated[str, Field(pattern=AGENT)]
 
 
 class Section(BaseModel):

@@ -84,6 +84,11 @@ def _review(actor: Actor, _context: Context) -> str:
     return _role(actor, REVIEWERS)
 
 
+def _stop(actor: Actor, _context: Context) -> str:
+    """Stopping is always safe, so whoever may say no to a lease may; letting it go on is an operator's."""
+    return "meta.self_grant" if actor.role in SELF else _role(actor, REVIEWERS)
+
+
 def _operate(actor: Actor, _context: Context) -> str:
     return "meta.self_grant" if actor.role in SELF else _role(actor, OPERATORS)
 
@@ -118,8 +123,8 @@ _ACTIONS: dict[str, Callable[[Actor, Context], str]] = {
     "policy.update": _update_policy,
     "job.read": _read,
     "job.drive": _drive,
-    "kill.on": _operate,
-    "flow.cut": _operate,
+    "kill.on": _stop,
+    "flow.cut": _stop,
     "kill.off": _operate,
     # Reading only: nobody writes to the ledger but the processes whose flows it records.
     "ledger.read": _read_ledger,

@@ -3,8 +3,9 @@
 `under` gives one document that lets out what both do, so that nothing else needs to know that there
 is a baseline: it is decided by, compared and shown like any other. Ceilings are met scope by scope;
 deny rules, control endpoints and the `default` budget join the project's own, under names that no file can
-use; so do the folders that it denies. What the baseline allows, asks or groups says nothing
-about other projects.
+use; so do the folders that it denies. What the baseline allows or groups says nothing about other
+projects, nor what it asks, but for how many must approve a lease there and how long one may last
+(`policy.terms`).
 """
 
 from __future__ import annotations

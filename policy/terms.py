@@ -10,6 +10,7 @@ from exeat.policy.rules import Kind
 if TYPE_CHECKING:
     from exeat.policy.document import Document
     from exeat.policy.leases import Lease
+    from exeat.policy.rules import Rule
 
 
 class Terms(NamedTuple):
@@ -26,14 +27,29 @@ def terms(document: Document, wanted: Lease) -> Terms:
     granted is not bound to those.
     """
     knobs = document.knobs
-    rules = [
+    rules = _touching(document, wanted)
+    least = knobs.approvals_wide if any(scope.wide for scope in wanted.to) else 1
+    if not rules:
+        return Terms(max(least, knobs.approvals), knobs.max_ttl_ms)
+    return Terms(
+        max([least, *(rule.approvals or knobs.approvals for rule in rules)]),
+        min(rule.max_ttl_ms or knobs.max_ttl_ms for rule in rules),
+    )
+
+
+def stricter(asks: Terms, baseline: Document, wanted: Lease) -> Terms:
+    """The same under the organisation's baseline: its `ask` rules that share a destination with the lease
+    take away where they say so themselves. What its posture gives says nothing about other projects."""
+    rules = _touching(baseline, wanted)
+    return Terms(
+        max([asks.approvals, *(rule.approvals for rule in rules if rule.approvals)]),
+        min([asks.max_ttl_ms, *(rule.max_ttl_ms for rule in rules if rule.max_ttl_ms)]),
+    )
+
+
+def _touching(document: Document, wanted: Lease) -> list[Rule]:
+    return [
         rule
         for rule in document.of_kind(Kind.ASK)
         if any(meet(rule, a, wanted, b) is not None for a in rule.to for b in wanted.to)
     ]
-    if not rules:
-        return Terms(knobs.approvals, knobs.max_ttl_ms)
-    return Terms(
-        max(rule.approvals or knobs.approvals for rule in rules),
-        min(rule.max_ttl_ms or knobs.max_ttl_ms for rule in rules),
-    )

@@ -37,6 +37,7 @@ class _Held:
     decision: Decision
     reserved: int
     price: Price | None
+    spent: str  # the reason code once all of that has passed: a lease's bytes are used up, or a budget
     out: int = 0
     into: int = 0
     heard: float = 0.0
@@ -109,7 +110,8 @@ class DirectDesk:
         if reserved < LEAST:
             return found.reason if found is not None else "internal.error"
         spending.charge_open(subject.project, decision)
-        held = _Held(subject, decision, reserved, price, heard=self._gateway.reactor.now())
+        spent = found.reason if found is not None else ""
+        held = _Held(subject, decision, reserved, price, spent, heard=self._gateway.reactor.now())
         spending.promise(subject.project, decision, *held.promised)
         self._held[flow] = held
         self._pay(held)
@@ -152,6 +154,7 @@ class DirectDesk:
             "request": message["request"],
             "reason": reason,
             "reserved": held.reserved if held is not None else 0,
+            "spent": held.spent if held is not None else "",
             "generation": snapshot.generation if snapshot is not None else 0,
             "policy": document.digest if document is not None else "",
             "posture": str(document.posture) if document is not None else "",

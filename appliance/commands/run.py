@@ -53,6 +53,12 @@ def register(commands: Any) -> None:
     parser.add_argument(
         "--hold", metavar="TIME", help="how long a flow waits for approval (2500ms, at most 55s)"
     )
+    parser.add_argument(
+        "--as",
+        dest="person",
+        metavar="NAME",
+        help="the person who wants it, who then cannot approve its asks",
+    )
     parser.add_argument("--quiet", action="store_true", help="no summary at the end")
     parser.add_argument("--json", action="store_true", help="the summary as JSON, on standard error")
     parser.add_argument("cmd", nargs="+", metavar="CMD", help="the command, after `--`")
@@ -105,7 +111,8 @@ def run(args: argparse.Namespace) -> int:
     if os.geteuid() != 0:
         raise UsageError("`exeat run` makes a jail and needs root: run it with sudo")
     config = load_config(args)
-    job, code, reason = execute(config, request_of(args, config))
+    who = {"as": args.person} if args.person else {}
+    job, code, reason = execute(config, request_of(args, config) | who)
     if args.edit and not args.quiet:
         print(f"exeat: what it changed: exeat job diff {job}", file=sys.stderr)
     if reason in _ENDED:

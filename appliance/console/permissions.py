@@ -29,9 +29,10 @@ PERMISSIONS: Final = {
     "leases.read": _ALL,
     "leases.keep": _DRIVE,  # whose lease it is, control judges
     "flows.read": _ALL,
-    "flows.cut": _ADMIN,
+    "flows.cut": _DECIDE,
     "kill.read": _ALL,
-    "kill.write": _ADMIN,
+    "kill.write": _DECIDE,  # stopping: letting it go on is
+    "kill.off": _ADMIN,
     "ledger.read": _ALL,
     "dns.read": _ALL,
     "charts.read": _ALL,

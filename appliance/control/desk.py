@@ -19,6 +19,7 @@ from exeat.appliance.control.mcp import Server, Tool, ToolError
 from exeat.appliance.errors import RefusedError
 from exeat.policy.admin import Actor
 from exeat.policy.errors import UnitError
+from exeat.policy.leases import State
 from exeat.policy.units import parse_duration, parse_size
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ class Answer:
 class _Agent:
     project: str
     agent: str
+    job: str
 
 
 class AgentDesk:
@@ -79,7 +81,7 @@ class AgentDesk:
         """One question of the proxy's; what is wrong with it is its answer."""
         try:
             subject, method = message["subject"], str(message["method"])
-            who = _Agent(str(subject["project"]), str(subject["agent"]))
+            who = _Agent(*(str(subject[key]) for key in ("project", "agent", "job")))
             place = urlsplit(str(message["path"]))
             query = {name: values[-1] for name, values in parse_qs(place.query).items()}
             return await self._route(who, method, place.path, query, str(message["body"]))
@@ -121,8 +123,9 @@ class AgentDesk:
         return {key: row[key] for key in ("to", "verdict", "reason", "text", "leasable")} | {"next": ask}
 
     def _mine(self, who: _Agent) -> dict[str, Any]:
-        rows = self._own(who)
-        return {"leases": [_short(row) for row in rows[-MAX_ROWS:]], "more": max(0, len(rows) - MAX_ROWS)}
+        mine = self._leases.of_agent(who.project, who.agent)
+        rows = [self._leases.row(lease.id) for lease in mine[-MAX_ROWS:]]
+        return {"leases": [_short(row) for row in rows], "more": max(0, len(mine) - MAX_ROWS)}
 
     async def _status(self, who: _Agent, lease: str, wait_s: int) -> dict[str, Any]:
         """One lease; while it is only requested, for at most `wait_s` seconds until it is decided."""
@@ -130,11 +133,10 @@ class AgentDesk:
         row = self._one(who, lease)
         while row["state"] == "requested" and time.monotonic() < until:
             await asyncio.sleep(LOOK_S)
-            row = self._one(who, lease)
+            row = self._one(who, row["id"])
         return _short(row)
 
     async def _request(self, who: _Agent, given: dict[str, Any]) -> dict[str, Any]:
-        waiting = [row for row in self._own(who) if row["state"] == "requested"]
         message = {
             "project": who.project,
             "agent": who.agent,
@@ -143,23 +145,21 @@ class AgentDesk:
             "ttl_ms": _unit(parse_duration, given, "ttl"),
             "max_bytes": _unit(parse_size, given, "bytes"),
         }
-        if len(waiting) >= MAX_PENDING:
+        mine = self._leases.of_agent(who.project, who.agent)
+        if sum(lease.state is State.REQUESTED for lease in mine) >= MAX_PENDING:
             raise RefusedError("limit.asks", f"{MAX_PENDING} of your requests wait already: give one up")
-        return _short(await self._leases.request(message, requester=who.agent))
+        return _short(await self._leases.request(message, requester=who.agent, job=who.job))
 
     async def _give_up(self, who: _Agent, lease: str) -> dict[str, Any]:
         message = {"lease": self._one(who, lease)["id"], "why": "given up"}
         (ended,) = await self._leases.revoke(message, Actor(who.agent, ROLE))  # one's own only
         return _short(ended)
 
-    def _own(self, who: _Agent) -> list[dict[str, Any]]:
-        rows = self._leases.rows(who.project, everything=True)
-        return [row for row in rows if not row["agents"] or who.agent in row["agents"]]
-
     def _one(self, who: _Agent, lease: str) -> dict[str, Any]:
-        for row in self._own(who):
-            if lease in (row["id"], row["id"].rpartition("/")[2]):
-                return row
+        """By its id, or the last part of it."""
+        for mine in self._leases.of_agent(who.project, who.agent):
+            if lease in (mine.id, mine.id.rpartition("/")[2]):
+                return self._leases.row(mine.id)  # one row: who waits asks often, and there may be thousands
         raise RefusedError("lease.unknown", "you have no such lease; GET /leases lists those you have")
 
     # -- as tools

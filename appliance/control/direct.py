@@ -202,7 +202,7 @@ class Direct:
             if row is not None:
                 flow.out, flow.into = int(row["out"]), int(row["in"])
                 if row["over"]:
-                    self._end(flow, "lease.expired" if row["over"] == "time" else "lease.exhausted")
+                    self._end(flow, "lease.expired" if row["over"] == "time" else flow.terms.spent)
                     self._wake.set()
             elif flow.applied:
                 self._lose(flow)

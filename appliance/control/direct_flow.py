@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from exeat.policy.tariff import Tariff
 
 NAME_SOURCE: Final = "direct"
+EXHAUSTED: Final = "lease.exhausted"
 MAX_TARGETS: Final = 64  # as the warden takes
 PROGRESS_S: Final = 60.0
 
@@ -44,6 +45,7 @@ class Terms:
     generation: int = 0
     policy: str = ""
     posture: str = ""
+    spent: str = EXHAUSTED  # the reason code once `quota` has passed: what bounded it, a lease or a budget
 
     @classmethod
     def load(cls, body: str) -> Terms:

@@ -8,6 +8,8 @@ from collections import deque
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
+from exeat.appliance.control.direct_flow import EXHAUSTED
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -28,6 +30,7 @@ class Said:
     generation: int = 0
     policy: str = ""
     posture: str = ""
+    spent: str = ""  # the reason code once `reserved` has passed
 
     def applied_to(self, terms: Terms, number: int, target: Address) -> Terms:
         return replace(
@@ -38,6 +41,7 @@ class Said:
             generation=self.generation,
             policy=self.policy,
             posture=self.posture,
+            spent=self.spent or EXHAUSTED,
         )
 
 
@@ -96,6 +100,7 @@ class DirectJudge:
                     int(message["generation"]),
                     str(message["policy"]),
                     str(message["posture"]),
+                    str(message["spent"]),
                 )
             )
 

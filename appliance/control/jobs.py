@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import secrets
 import signal
 import sqlite3
@@ -16,7 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from exeat.appliance.control.files import mounts_of, scopes_of
 from exeat.appliance.control.hub import Hub, Jail
+from exeat.appliance.control.verbs import ROOT_NAME
 from exeat.appliance.errors import RefusedError
+from exeat.appliance.sections import AGENT
 from exeat.policy.model import Subject
 from exeat.sandbox.env import job_environment
 from exeat.sandbox.spec import SOCKETS, Profile
@@ -56,6 +59,7 @@ class Job:
     scopes: list[str] = field(default_factory=list)  # folders that policy or leases give it
     root: str = ""  # the tree of its own that it has
     task: str = ""  # of the queue, if it came from there
+    by: str = ""  # the person who wanted it, "" where root named nobody
     limits: dict[str, int] = field(default_factory=dict)  # what was asked for, as the warden takes it
     time_ms: int = 0  # how long it may run; 0: without end
     started_s: float = 0.0  # CLOCK_BOOTTIME; 0: not yet
@@ -84,6 +88,14 @@ def _doors(network: object) -> list[str]:
     if network not in (None, "jail", "none"):
         raise RefusedError("job.network", "network is jail or none")
     return ["proxyu"] if network == "none" else list(SOCKETS)
+
+
+def agent_of(request: dict[str, Any]) -> str:
+    """Its name is part of what people read and of leases' ids. Raises RefusedError."""
+    agent = request.get("agent") or "run"
+    if not isinstance(agent, str) or not re.fullmatch(AGENT, agent):
+        raise RefusedError("job.agent", "an agent is called by letters, digits, `.`, `_` and `-`, 63 at most")
+    return agent
 
 
 def _profile(request: dict[str, Any]) -> str:
@@ -245,7 +257,7 @@ class Jobs:
         return Job(
             name=f"{project[:18].rstrip('-')}-{secrets.token_hex(4)}",
             project=project,
-            agent=str(request.get("agent") or "run"),
+            agent=agent_of(request),
             argv=argv,
             hold_ms=hold
             if isinstance(hold, int) and 0 <= hold <= 55_000
@@ -255,6 +267,7 @@ class Jobs:
             scopes=scopes_of(request.get("scopes")),
             policy=digest,
             limits=_numbers(request.get("limits") or {}),
+            by=str(request.get("as") or ""),
             time_ms=self._time_ms(request),
             started_ms=time.time_ns() // 1_000_000,
         )
@@ -273,6 +286,11 @@ class Jobs:
 
     def subject(self, job: Job) -> Subject:
         return Subject(job.project, job.agent, job.name, job.name, self._node)
+
+    def submitter(self, name: str) -> str:
+        """Who wanted the job, "" for one that is not known or that root started without naming anybody."""
+        job = self.all.get(name)
+        return "" if job is None or job.by == ROOT_NAME else job.by
 
     def _jail(self, job: Job) -> Jail:
         return Jail(job.name, self.subject(job), job.hold_ms, tuple(job.doors))

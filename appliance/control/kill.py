@@ -88,7 +88,8 @@ class KillSwitch:
         if scope != EVERYONE and scope not in known:
             there = ", ".join(sorted(known)) or "none"
             raise RefusedError("project.unknown", f"no project `{scope}` to stop (there are: {there})")
-        jobs = message.get("network_only") is not True
+        before = self._stops.get(scope)  # who may only stop must not let jobs go on that an admin stopped
+        jobs = message.get("network_only") is not True or (before is not None and before.jobs)
         stop = Stop(who, printable(str(message.get("reason") or ""), 256), self._now_ms(), jobs)
         self._stops[scope] = stop
         record = self._record("kill.on", scope, who, stop.reason)

@@ -76,6 +76,7 @@ def row(lease: Lease, now_ms: int, asked: Asked | None = None) -> dict[str, Any]
         "proto": list(settled.protocols),
         "max_bytes": settled.max_bytes,
         "requester": settled.requester,
+        "on_behalf_of": settled.on_behalf_of,
         "reason": settled.reason,
         "exp": settled.exp_ms,
         "lapses": settled.requested_ms + settled.request_ttl_ms,

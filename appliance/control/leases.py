@@ -16,16 +16,19 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from exeat.appliance.control import direct_places, lease_rows
+from exeat.appliance.control.jobs import agent_of
+from exeat.appliance.control.lease_bounds import crowded, forgettable
 from exeat.appliance.control.lease_rows import Asked, host_text, places, words
 from exeat.appliance.errors import RefusedError
 from exeat.policy import leases as states
+from exeat.policy.baseline import BASELINE
 from exeat.policy.errors import ScopeError
 from exeat.policy.leases import Lease, Narrowing, State
 from exeat.policy.names import parse_host
 from exeat.policy.reasons import short_text
 from exeat.policy.rules import Kind, Rule
 from exeat.policy.scopes import parse_scope
-from exeat.policy.terms import terms
+from exeat.policy.terms import Terms, stricter, terms
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -40,7 +43,6 @@ if TYPE_CHECKING:
     from exeat.policy.admin import Actor
     from exeat.policy.document import Document
 
-KEEP_ENDED_MS = 7 * 24 * 3_600_000  # `exeat lease ls --all` shows ended leases for so long
 _ENDS = states.TERMINAL | {State.REVOKING}
 DAY_MS = 86_400_000
 _LIVE = (State.REQUESTED, State.ACTIVE, State.REVOKING)
@@ -59,8 +61,10 @@ class Leases:
         evidence: Evidence,
         changed: Callable[[], None],
         ended: Callable[[str], None] = lambda _: None,
+        submitter: Callable[[str], str] = lambda _: "",
     ) -> None:
-        self._ended = ended
+        """`submitter`: on whose behalf a job asks, "" for nobody in particular."""
+        self._ended, self._submitter = ended, submitter
         self._asks = config.asks
         self._labels = tuple(member.label for member in config.routing.members)
         self._clock = clock
@@ -132,6 +136,11 @@ class Leases:
             if project in (None, lease.project) and (everything or lease.state in _LIVE)
         ]
 
+    def of_agent(self, project: str, agent: str) -> list[Lease]:
+        """Those that are this agent's, too; not settled."""
+        mine = (lease for lease in self._all.values() if lease.project == project)
+        return [lease for lease in mine if agent in (lease.agents or (agent,))]
+
     def row(self, name: str) -> dict[str, Any]:
         return self._row(self._get(name))
 
@@ -159,6 +168,7 @@ class Leases:
             to=f"{host_text(host)}:{int(message['port'])}",
             proto=str(message["proto"]),
             rule=str(message.get("rule", "")),
+            on_behalf_of=self._submitter(str(subject["job"])),
             routed=not subject["job"] and f"{subject['project']}/{subject['agent']}" in self._labels,
         )
         self._pending[key] = lease.id
@@ -173,8 +183,8 @@ class Leases:
         elif message.get("again") is not True:
             asked.again(self._now())
 
-    async def request(self, message: Message, *, requester: str) -> dict[str, Any]:
-        """A person asks ahead of time."""
+    async def request(self, message: Message, *, requester: str, job: str = "") -> dict[str, Any]:
+        """A person asks ahead of time, or the agent of `job` does."""
         document = self._policies.known(message.get("project"))
         ttl, most, proto = message.get("ttl_ms"), message.get("max_bytes"), message.get("proto", "tcp")
         if proto not in ("tcp", "udp"):
@@ -182,10 +192,11 @@ class Leases:
         async with self._changing:
             lease = await self._open_request(
                 document,
-                agent=str(message.get("agent", "")),
+                agent=agent_of(message) if message.get("agent") else "",
                 to=str(message.get("to")),
                 proto=proto,
                 requester=requester,
+                on_behalf_of=self._submitter(job),
                 reason=str(message.get("reason", "")),
                 ttl_ms=ttl if isinstance(ttl, int) else None,
                 raw=message.get("raw") is True,
@@ -205,6 +216,7 @@ class Leases:
                 agent=job.agent,
                 to=device,
                 requester=requester,
+                on_behalf_of=self._submitter(job.name),
                 reason=str(message.get("reason", "")),
                 ttl_ms=ttl if type(ttl) is int else None,
                 device_for=job.name,
@@ -217,7 +229,7 @@ class Leases:
         async with self._changing:
             lease = await self._open_request(
                 self._policies.known(message.get("project")),
-                agent=str(message.get("agent", "")),
+                agent=agent_of(message) if message.get("agent") else "",
                 to=scope,
                 requester=requester,
                 reason=str(message.get("reason", "")),
@@ -235,6 +247,7 @@ class Leases:
         proto: str = "tcp",
         rule: str = "",
         requester: str = "",
+        on_behalf_of: str = "",
         reason: str = "",
         ttl_ms: int | None = None,
         raw: bool = False,
@@ -246,8 +259,10 @@ class Leases:
         device_for: str = "",
         file: bool = False,
     ) -> Lease:
-        if sum(1 for lease in self._all.values() if lease.state is State.REQUESTED) >= self._asks.max_pending:
-            raise RefusedError("ask.limit", f"{self._asks.max_pending} requests are waiting already")
+        by_itself = agent if requester in ("", agent) else ""
+        most = self._asks.max_pending
+        if why := crowded(self._all.values(), document.project, by_itself, most, self._now()):
+            raise RefusedError("ask.limit", why)
         asked = _rule(document, rule)
         knobs = document.knobs
         draft = Lease(
@@ -271,15 +286,19 @@ class Leases:
             request_ttl_ms=self._asks.request_ttl_s * 1000,
             approvals_needed=asked.approvals if asked and asked.approvals else knobs.approvals,
             requester=requester or agent,
+            on_behalf_of=on_behalf_of,
             reason=reason,
             policy=document.digest,
         )
-        if asked is None:  # nobody has judged yet what it falls under
-            asks = terms(document, draft)
-            draft = replace(draft, approvals_needed=asks.approvals, max_ttl_ms=asks.max_ttl_ms)
+        # Where no rule has asked, nobody has judged yet what it falls under.
+        asks = Terms(draft.approvals_needed, draft.max_ttl_ms) if asked else terms(document, draft)
+        baseline = self._policies.in_force(BASELINE)
+        asks = asks if baseline is None else stricter(asks, baseline, draft)
+        draft = replace(draft, approvals_needed=asks.approvals, max_ttl_ms=asks.max_ttl_ms)
         outcome = states.request(self._bounded(draft), self._now())
-        if not outcome.ok:
-            raise RefusedError(outcome.reason, f"{to}: this cannot be asked for")
+        if not (outcome.ok and _lasts(outcome.lease)):
+            code = "lease.invalid" if outcome.ok else outcome.reason
+            raise RefusedError(code, f"{to}: this cannot be asked for")
         await self._keep(outcome.lease, requester or agent)
         return outcome.lease
 
@@ -392,9 +411,9 @@ class Leases:
             }
             self._asked = {name: asked for name, asked in self._asked.items() if name in self._all}
 
-            for lease in [lease for lease in self._all.values() if _forgettable(lease, now)]:
-                self._store.delete_lease(lease.id)
-                del self._all[lease.id]
+            for name in forgettable(self._all.values(), now):
+                self._store.delete_lease(name)
+                del self._all[name]
 
     def _get(self, name: object) -> Lease:
         text = str(name)
@@ -415,10 +434,13 @@ class Leases:
         return lease_rows.row(lease, self._now(), self._asked.get(lease.id))
 
 
-def _forgettable(lease: Lease, now_ms: int) -> bool:
-    """Whether it has ended, and its time would have been over for long. The ledger keeps it."""
-    over_ms = max(lease.exp_ms, lease.requested_ms + lease.request_ttl_ms)
-    return lease.state in states.TERMINAL and now_ms >= over_ms + KEEP_ENDED_MS
+def _lasts(lease: Lease) -> bool:
+    """Whether it can be read again: one that cannot must not be what control finds when it starts."""
+    try:
+        Lease.from_json(json.loads(json.dumps(lease.to_json())))
+    except ValueError:
+        return False
+    return True
 
 
 def _scopes(texts: Iterable[str]) -> tuple[Any, ...]:

@@ -1,8 +1,9 @@
 """Decisions that need a passkey: what a person signed is what is done, whoever carried it here.
 
 The challenge that an authenticator signs is the SHA-256 of the decision itself: the verb, for whom, and every
-argument. The console only carries it, so one that was taken over can neither make up a decision nor
-change one. Who has which passkey is control's to know; a new one takes a code that root made.
+argument; and of a number that control draws at its start, so that no signature outlives the memory of its
+use. The console only carries it, so one that was taken over can neither make up a decision nor change one.
+Who has which passkey is control's to know; a new one takes a code that root made.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ class Passkeys:
         self._all = {name: Passkey(**json.loads(body)) for name, body in store.load_passkeys()}
         self._codes: dict[str, _Code] = {}
         self._used: dict[bytes, int] = {}  # challenges that were answered, until they end
-        self._began_ms = now_ms()  # what was answered before is not known: its challenges are over
+        self._run = secrets.token_hex(16)  # that memory is this process's, and so are the challenges
 
     @property
     def on(self) -> bool:
@@ -97,14 +98,9 @@ class Passkeys:
             raise RefusedError("passkey.needed", "this decision needs your passkey")
         ends, credential = assertion.get("expires_ms"), assertion.get("credential")
         now = self._now_ms()
-        earliest = max(now, self._began_ms + DECISION_MS)
-        if (
-            type(ends) is not int
-            or not earliest <= ends <= now + DECISION_MS
-            or not isinstance(credential, dict)
-        ):
+        if type(ends) is not int or not now <= ends <= now + DECISION_MS or not isinstance(credential, dict):
             raise RefusedError("passkey.late", "the passkey was asked for too long ago: decide again")
-        challenge = challenge_of(message, ends)
+        challenge = challenge_of(message, ends, self._run)
         known = self._all.get(str(credential.get("id")))
         if known is None or known.person != person(message):
             raise RefusedError("passkey.unknown", "this is not a passkey of yours")
@@ -124,7 +120,7 @@ class Passkeys:
         mine = [each.id for each in self._all.values() if each.person == person(message)]
         if self.on and not mine:
             raise RefusedError("passkey.none", "you have no passkey: root runs `exeat passkey invite NAME`")
-        challenge = challenge_of({**decision, "as": person(message)}, ends)
+        challenge = challenge_of({**decision, "as": person(message)}, ends, self._run)
         return {"challenge": _b64(challenge), "expires_ms": ends, "rp_id": self._section.rp_id, "allow": mine}
 
     # -- registering
@@ -200,10 +196,11 @@ class Passkeys:
             raise RefusedError("passkey.off", "no `[passkeys]` in the configuration")
 
 
-def challenge_of(decision: Mapping[str, Any], ends_ms: int) -> bytes:
-    """SHA-256 over the decision as canonical JSON (sorted keys, no blanks, ASCII), with when it ends."""
+def challenge_of(decision: Mapping[str, Any], ends_ms: int, run: str) -> bytes:
+    """SHA-256 over the decision as canonical JSON (sorted keys, no blanks, ASCII), with when it ends and the
+    `run` of control that takes it."""
     said = {key: value for key, value in decision.items() if key not in _ASIDE}
-    text = json.dumps({**said, "expires_ms": ends_ms}, sort_keys=True, separators=(",", ":"))
+    text = json.dumps({**said, "expires_ms": ends_ms, "run": run}, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).digest()
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 
 from exeat.appliance.control.policies import Change
 from exeat.appliance.control.policy_versions import Version, VersionError
-from exeat.appliance.control.verbs import Verbs, actor, may
+from exeat.appliance.control.verbs import Verb, Verbs, actor, may
 from exeat.appliance.errors import RefusedError
 from exeat.appliance.sections import LABEL
 from exeat.ledger.records import printable
@@ -50,18 +50,17 @@ class PolicyDesk:
         now_ms: Callable[[], int],
         publish: Callable[[], None],
         publish_resolvers: Callable[[], None],
+        refused: Callable[[str], None],
     ) -> None:
+        """`refused` counts a change that was not made, by project; "" for the folder as a whole."""
         self._policies, self._versions, self._resolvers = policies, policies.versions, resolvers
         self._evidence, self._now_ms = evidence, now_ms
-        self._publish, self._publish_resolvers = publish, publish_resolvers
+        self._publish, self._publish_resolvers, self._refused = publish, publish_resolvers, refused
         self._changing = asyncio.Lock()  # what is compared is what is in force until it is replaced
 
     def verbs(self) -> Verbs:
-        return {
+        changes: Verbs = {
             "policy.reload": self._reload,
-            "policy.ls": self._ls,
-            "policy.show": self._show,
-            "policy.versions": self._all_versions,
             "policy.set": self._set,
             "policy.posture": self._posture,
             "policy.revert": self._revert,
@@ -69,6 +68,23 @@ class PolicyDesk:
             "policy.agree": self._agree,
             "policy.withdraw": self._withdraw,
         }
+        return {
+            "policy.ls": self._ls,
+            "policy.show": self._show,
+            "policy.versions": self._all_versions,
+            **{name: self._counted(verb) for name, verb in changes.items()},
+        }
+
+    def _counted(self, verb: Verb) -> Verb:
+        async def change(message: Message, fds: list[int]) -> dict[str, Any]:
+            try:
+                return await verb(message, fds)
+            except RefusedError:
+                project = str(message.get("project") or "")
+                self._refused(project if project in self._policies.projects else "")
+                raise
+
+        return change
 
     def record(self, change: Change, who: str, verdict: str, detail: str = "") -> bytes:
         """The ledger's record of a policy that comes into force."""

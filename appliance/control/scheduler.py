@@ -274,7 +274,7 @@ class Scheduler:
     async def _start(self, task: Task) -> None:
         try:
             with self._output.streams(task.id) as fds:
-                request = {**task.request, "project": task.project}
+                request = {**task.request, "project": task.project, "as": task.by}
                 job = await self._jobs.start(request, fds, task=task.id, wanted=lambda: not task.cancelled)
         except RefusedError as error:
             self._over(task, None, error.code, text=str(error))

@@ -95,6 +95,7 @@ class Control:
             self._evidence,
             changed=self._publish,
             ended=lambda name: self.hub.ended(name),
+            submitter=lambda job: self.jobs.submitter(job),
         )
         self._tally = Tally()
         self.feed = Feed(self._tally, self.leases.waiting(), self._clock.now_ms)
@@ -179,6 +180,7 @@ class Control:
             now_ms=self._clock.now_ms,
             publish=self._publish,
             publish_resolvers=self.hub.publish_resolvers,
+            refused=self._policy_refused,
         )
         self.scheduler = Scheduler(
             Rules(**config.scheduler.model_dump()),
@@ -260,11 +262,15 @@ class Control:
                 self.policies.keep(changes)
             except RefusedError as error:
                 print(f"control: {error}", file=sys.stderr, flush=True)
+                self._policy_refused("")
                 return
             self.policies.apply(changes)
             warn(changes)
             for change in changes:
                 await self._evidence.owe(self.policy_desk.record(change, "start", "first"))
+
+    def _policy_refused(self, project: str) -> None:
+        self._tally.count("policy_reloads_total", project, "refused")
 
     async def _tick(self) -> None:
         while True:

@@ -7,6 +7,7 @@ import secrets
 from typing import TYPE_CHECKING, Any, Final
 
 from exeat.appliance.control.files import scopes_of
+from exeat.appliance.control.jobs import agent_of
 from exeat.appliance.control.queue import MAX_PRIORITY, Task
 from exeat.appliance.control.verbs import person
 from exeat.appliance.errors import RefusedError
@@ -56,6 +57,7 @@ class Requests:
             raise RefusedError("job.argv", "no command to run")
         # A policy of its own is for `exeat run`: who submits work for later does not bring the rules along.
         project, _ = choose(message.get("project"), None, None)
+        agent_of(request)
         request["limits"] = self._limits(request.get("limits") or {})
         return Task(
             id=f"t-{secrets.token_hex(5)}",
@@ -84,7 +86,7 @@ class Requests:
 def _group(name: object) -> str:
     if name in (None, ""):
         return ""
-    if not isinstance(name, str) or not re.match(LABEL, name):
+    if not isinstance(name, str) or not re.fullmatch(LABEL, name):
         raise RefusedError("task.group", "a group is a name of small letters, digits and hyphens")
     return name
 

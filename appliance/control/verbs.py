@@ -6,6 +6,7 @@ it must say so each time; what their role allows is judged here again.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,6 +22,8 @@ Verb = Callable[["Message", list[int]], Awaitable[dict[str, Any]]]
 Verbs = Mapping[str, Verb]
 
 ADMIN: Final = "admin"
+_NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,62}", re.ASCII)  # of an account
+ROOT_NAME: Final = "root"  # who decides where root names nobody
 # What the console may ask for, and nothing else.
 CONSOLE: Final = frozenset(
     {
@@ -77,7 +80,7 @@ def from_console(message: Message) -> Message:
     if verb not in CONSOLE:
         raise RefusedError("verb.forbidden", f"the console may not ask for `{verb}`")
     known = ACCOUNTS.get(str(role))
-    if not isinstance(name, str) or not name or known is None:
+    if not isinstance(name, str) or not _NAME.fullmatch(name) or known is None:
         raise RefusedError("meta.attribution", "say for whom, and in which role")
     return {**message, "role": known, "local": False}
 
@@ -85,7 +88,7 @@ def from_console(message: Message) -> Message:
 def person(message: Message) -> str:
     """Who decides."""
     name = message.get("as")
-    return name if isinstance(name, str) and name else "root"
+    return name if isinstance(name, str) and name else ROOT_NAME
 
 
 def may(message: Message, action: str, context: Mapping[str, Any] | None = None) -> str:

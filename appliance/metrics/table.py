@@ -69,7 +69,7 @@ METRICS: Final[dict[str, Metric]] = {
     # what is in force
     "enforcement_in_sync": _gauge("1 while this part enforces what control has published.", "part"),
     "policy_version_info": _gauge("The policy in force, by the start of its digest.", "project", "digest"),
-    "policy_reloads_total": _counter("Changes of policies.", "project", "result"),
+    "policy_reloads_total": _counter("Changes of policies, made or refused.", "project", "result"),
     "nft_apply_duration_seconds": _times("How long a change of the host's table took."),
     "posture_info": _gauge("The posture in force.", "project", "posture"),
     "kill_switch": _gauge("1 while the kill switch is on; project * is everything.", "project"),

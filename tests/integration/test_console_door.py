@@ -260,6 +260,7 @@ def test_control_does_not_believe_the_console(rig: ConsoleRig) -> None:
         "for message in json.loads(sys.argv[2]):\n"
         "    print(json.dumps(channel.call({'id': 1, **message})[0]))\n"
     )
+    work = {"verb": "task.submit", "project": "p", "argv": ["true"], "as": "olga", "role": "operator"}
     messages = [
         {"verb": "policy.reload", "as": "adam", "role": "admin"},
         {"verb": "run", "as": "adam", "role": "admin", "argv": ["true"]},
@@ -268,6 +269,18 @@ def test_control_does_not_believe_the_console(rig: ConsoleRig) -> None:
         {"verb": "kill.on", "all": True, "as": "", "role": "admin"},
         {"verb": "kill.on", "all": True, "as": "olga", "role": "operator"},
         {"verb": "kill.on", "all": True, "as": "x", "role": "driver"},
+        {"verb": "kill.on", "all": True, "as": "adam\nroot", "role": "admin"},
+        {**work, "mounts": [{"path": "/etc", "mode": "rw"}]},
+        {**work, "user": 0},
+        {**work, "role": "viewer"},
+        {
+            "verb": "lease.request",
+            "project": "p",
+            "to": "a.org",
+            "max_bytes": -1,
+            "as": "olga",
+            "role": "operator",
+        },
         {"verb": "lease.ls", "as": "vera", "role": "viewer"},
     ]
     path = str(rig.run_dir / "control" / "control.sock")
@@ -282,6 +295,11 @@ def test_control_does_not_believe_the_console(rig: ConsoleRig) -> None:
         "meta.attribution",
         "meta.self_grant",
         "meta.attribution",
+        "meta.attribution",
+        "job.local",
+        "job.local",
+        "meta.role",
+        "lease.invalid",
         "ok",
     ]
 

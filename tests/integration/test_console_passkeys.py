@@ -112,7 +112,7 @@ def test_a_passkey_outlives_control_and_can_be_taken_away(rig: ConsoleRig, key: 
     os.kill(rig.pid_of("control"), signal.SIGKILL)
     wait_for(lambda: "p" in anna.get("/status").json.get("projects", ()))
     # Which signatures were used is forgotten with the process, so those of before count no more.
-    assert anna.post(f"{path}/approve", before).json["reason_code"] == "passkey.late"
+    assert anna.post(f"{path}/approve", before).json["reason_code"] == "passkey.wrong"
     path, body = pending(rig, "www.github.com:443")
     sent = {**body, "assertion": signed(rig, key, path, body)}
     assert anna.post(f"{path}/approve", sent).json["state"] == "active"

@@ -146,6 +146,7 @@ def test_money_that_is_left_is_all_that_may_pass() -> None:
         assert row["reserved"] == 3000
         assert "EPERM" in world.agent(*[("udp", OUT4, 51820)] * 60)
         (closed,) = world.closed()
+        assert closed.close_reason == "budget.exceeded"
         wait_for(lambda: world.shut(lease) == ["budget.exceeded"])
         assert 2900 < closed.bytes_out + closed.bytes_in == closed.cost_nano_usd <= 3000
         said, _ = watch.communicate(timeout=60)

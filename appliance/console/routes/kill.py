@@ -64,6 +64,8 @@ async def challenge_of(call: Call) -> Challenge:
 def _what(call: Call) -> dict[str, Any]:
     """As control takes it. Raises Problem for what is not theirs."""
     body = call.body
+    if not body.on and not call.who.may("kill.off"):
+        raise Problem(403, "auth.role", f"{call.who.name} may stop things: only an admin lets them go on")
     if body.project is not None:
         call.who.need(body.project)
     elif call.who.projects:

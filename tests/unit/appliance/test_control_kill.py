@@ -98,6 +98,15 @@ def test_on_and_off_are_kept_told_and_recorded(desk: Desk, tmp_path: Path) -> No
     ]
 
 
+def test_nobody_weakens_a_stop_by_stopping(desk: Desk) -> None:
+    """Who may stop and not let go on must not let jobs start again by a stop of the network alone."""
+    desk.do("kill.on", P)
+    assert desk.do("kill.on", P | {"network_only": True})[0]["jobs"] is True
+    assert desk.kill.stops_jobs("p")
+    desk.do("kill.off", P)
+    assert desk.do("kill.on", P | {"network_only": True})[0]["jobs"] is False
+
+
 @pytest.mark.parametrize(
     "message",
     [{}, {"all": 1}, {"project": ""}, {"project": "*"}, {"project": 5}, {"all": True, "project": "p"}],

@@ -13,7 +13,8 @@ from tests.support import ledgers
 
 from exeat.appliance.config import Config
 from exeat.appliance.control.evidence import Evidence
-from exeat.appliance.control.leases import DAY_MS, KEEP_ENDED_MS, Leases
+from exeat.appliance.control.lease_bounds import HOUR_MS, KEEP_ENDED_MS, KEPT_REFUSED, forgettable
+from exeat.appliance.control.leases import DAY_MS, Leases
 from exeat.appliance.control.policies import Policies
 from exeat.appliance.control.policy_versions import Versions
 from exeat.appliance.control.store import Store
@@ -25,7 +26,7 @@ from exeat.ledger.records import Kind
 from exeat.policy.admin import Actor
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 POLICY = """\
@@ -66,7 +67,16 @@ class Desk:
         self.evidence = Evidence(ledgers.settings(self.folder).socket_path, "n", store)
         clock = TrustedClock(store)
         self.over: list[str] = []
-        self.leases = Leases(Config(), clock, store, policies, self.evidence, self._changed, self.over.append)
+        self.leases = Leases(
+            Config(),
+            clock,
+            store,
+            policies,
+            self.evidence,
+            self._changed,
+            self.over.append,
+            submitter=lambda job: "u1" if job == "j1" else "",
+        )
 
     def _changed(self) -> None:
         self.published += 1
@@ -231,13 +241,88 @@ def test_without_a_ledger_nothing_opens_but_revoking_works(desk: Desk) -> None:
         assert states(desk.folder)[-1] == "revoked"
 
 
+def refusal(step: Callable[[], Any]) -> tuple[str, str]:
+    with pytest.raises(RefusedError) as refused:
+        step()
+    return refused.value.code, str(refused.value)
+
+
 @pytest.mark.usefixtures("ledger")
 def test_the_number_of_waiting_requests_is_bounded(desk: Desk) -> None:
-    for number in range(Config().asks.max_pending):
+    most = Config().asks.max_pending
+    for number in range(most // 2):
         desk.ask(key=str(number), host=f"h{number}.github.com")
-    with pytest.raises(RefusedError) as refused:
-        desk.ask(key="one more", host="more.github.com")
-    assert refused.value.code == "ask.limit"
+    code, text = refusal(lambda: desk.ask(key="one more", host="more.github.com"))
+    assert (code, "of project p" in text) == ("ask.limit", True)
+    ahead = {"project": "p", "to": "a.org", "reason": "x"}  # people have the other half
+    for _ in range(most - most // 2):
+        asyncio.run(desk.leases.request(ahead, requester="ann"))
+    code, text = refusal(lambda: asyncio.run(desk.leases.request(ahead, requester="ann")))
+    assert (code, text.startswith(str(most))) == ("ask.limit", True)
+
+
+@pytest.mark.usefixtures("ledger")
+def test_giving_up_makes_no_room_for_asking_without_end(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    most = Config().asks.max_pending
+    for number in range(most):
+        desk.do("revoke", desk.ask(key=str(number), host="x.github.com"))
+    code, text = refusal(desk.ask)
+    assert (code, "within an hour" in text) == ("ask.limit", True)
+    other = desk.ask(subject={**ASK["subject"], "agent": "a2"})
+    assert desk.leases.row(other)["agents"] == ["a2"]
+    now = desk.leases._now()
+    monkeypatch.setattr(desk.leases, "_now", lambda: now + HOUR_MS)
+    assert desk.leases.row(desk.ask())["state"] == "requested"
+
+
+@pytest.mark.usefixtures("ledger")
+def test_of_what_came_to_nothing_only_the_newest_are_remembered(desk: Desk) -> None:
+    lease = desk.ask()
+    desk.do("deny", lease)
+    denied = desk.leases._all[lease]
+    many = [replace(denied, id=f"p/a1/{number}") for number in range(KEPT_REFUSED + 3)]
+    granted = replace(denied, id="p/a1/granted", activated_ms=denied.requested_ms)
+    elsewhere = replace(denied, id="q/a1/0", project="q")
+    found = forgettable([granted, *many, elsewhere], desk.leases._now())
+    assert found == ["p/a1/0", "p/a1/1", "p/a1/2"]
+
+
+@pytest.mark.usefixtures("ledger")
+@pytest.mark.parametrize("most", [-1, -(2**70)])
+def test_what_control_could_not_read_again_is_not_kept(desk: Desk, most: int) -> None:
+    """A lease that cannot be loaded would keep control from starting."""
+    message = {"project": "p", "to": "a.org", "reason": "x", "max_bytes": most}
+    assert refusal(lambda: asyncio.run(desk.leases.request(message, requester="ann")))[0] == "lease.invalid"
+    desk.restart()
+    assert desk.leases.rows(None, everything=True) == []
+
+
+@pytest.mark.usefixtures("ledger")
+def test_who_wanted_the_job_does_not_approve_what_it_asks(desk: Desk) -> None:
+    job = {**ASK["subject"], "job": "j1"}
+    by_flow = desk.ask(subject=job)
+    assert desk.leases.row(by_flow)["on_behalf_of"] == "u1"
+    ahead = {"project": "p", "agent": "a1", "to": "x.github.com", "reason": "x"}
+    at_desk = asyncio.run(desk.leases.request(ahead, requester="a1", job="j1"))["id"]
+    for lease in (by_flow, at_desk):
+        assert refusal(lambda lease=lease: desk.do("approve", lease, "u1"))[0] == "meta.sod"
+        assert desk.do("approve", lease, "u2")["state"] == "active"
+
+
+@pytest.mark.usefixtures("ledger")
+@pytest.mark.parametrize("ahead", [True, False])
+def test_the_baseline_says_how_many_must_approve(desk: Desk, *, ahead: bool) -> None:
+    (desk.folder / "policies" / "baseline.yaml").write_text(
+        "egress: v1\nproject: baseline\nask:\n  - {id: b, to: .github.com, approvals: 2, max_ttl: 10m}\n"
+        "  - {id: silent, to: .example.org}\n"
+    )
+    desk.restart()
+    message = {"project": "p", "to": "api.github.com", "reason": "x"}
+    name = asyncio.run(desk.leases.request(message, requester="ann"))["id"] if ahead else desk.ask()
+    row = desk.leases.row(name)
+    assert (row["approvals_needed"], row["max_ttl_ms"], row["ttl_ms"]) == (2, 600_000, 600_000)
+    other = asyncio.run(desk.leases.request({**message, "to": "x.example.org"}, requester="ann"))
+    assert (other["approvals_needed"], other["max_ttl_ms"]) == (1, 8 * HOUR_MS)
 
 
 @pytest.mark.usefixtures("ledger")

@@ -78,7 +78,7 @@ def test_an_end_is_said_before_anything_else_once_the_proxy_is_there() -> None:
             said.append((message["flow"][-1], bool(message.get("over"))))
             if not message.get("over"):
                 answer = {"t": "direct.said", "request": message["request"], "reason": "", "reserved": 9}
-                judge.heard({**answer, "generation": 1, "policy": "", "posture": "allowlist"})
+                judge.heard({**answer, "generation": 1, "policy": "", "posture": "allowlist", "spent": ""})
         return not away
 
     async def body() -> None:

@@ -22,13 +22,16 @@ DECISIONS = st.dictionaries(st.sampled_from(["verb", "as", "lease", "to", "ttl_m
 
 @given(DECISIONS, st.sampled_from(["lease", "to", "as", "new"]), VALUES, st.integers(1, 9))
 def test_every_change_is_another_challenge(said: dict[str, Any], key: str, value: Any, more: int) -> None:
-    made = challenge_of(said, 1000)
-    assert challenge_of(dict(reversed(said.items())), 1000) == made
-    assert challenge_of({**said, "id": more, "assertion": {}, "role": "admin", "local": True}, 1000) == made
-    assert challenge_of(said, 1000 + more) != made
+    made = challenge_of(said, 1000, "r")
+    assert challenge_of(dict(reversed(said.items())), 1000, "r") == made
+    assert (
+        challenge_of({**said, "id": more, "assertion": {}, "role": "admin", "local": True}, 1000, "r") == made
+    )
+    assert challenge_of(said, 1000 + more, "r") != made
+    assert challenge_of(said, 1000, "other") != made
     changed = {**said, key: value}
     # True and 1 are equal for Python and not the same decision.
-    assert (challenge_of(changed, 1000) == made) == (
+    assert (challenge_of(changed, 1000, "r") == made) == (
         repr(sorted(changed.items())) == repr(sorted(said.items()))
     )
 

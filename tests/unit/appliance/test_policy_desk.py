@@ -50,6 +50,7 @@ class Desk:
         self.policies = Policies(self.folder, Documents(folder / "documents"), self.versions)
         self.policies.apply(self.policies.read(NOW))
         self.book, self.published = Book(), 0
+        self.refusals: list[str] = []
         desk = PolicyDesk(
             self.policies,
             ResolverList(None),
@@ -57,6 +58,7 @@ class Desk:
             now_ms=lambda: NOW,
             publish=self._publish,
             publish_resolvers=lambda: None,
+            refused=self.refusals.append,
         )
         self._verbs = desk.verbs()
 
@@ -151,3 +153,16 @@ def test_a_removed_policy_binds_nobody_and_can_come_back(desk: Desk, tmp_path: P
     assert (desk.digest(), Desk(tmp_path).digest()) == ("", "")
     assert desk.say("policy.revert", digest=digest, base="")["state"] == "in_force"
     assert [version["number"] for version in desk.say("policy.versions")["versions"]] == [3, 2, 1]
+
+
+def test_a_change_that_is_refused_is_counted(tmp_path: Path) -> None:
+    desk = Desk(tmp_path)
+    assert desk.refused("policy.set", text="egress: v1\nproject: p\nrule: 7\n") == "policy.invalid"
+    assert desk.say("policy.ls")["policies"] == []
+    assert desk.refused("policy.show") == "project.unknown"  # looking is no change
+    (tmp_path / "live" / "p.yaml").write_text("egress: v2\n")
+    assert desk.refused("policy.reload") == "policy.invalid"
+    (tmp_path / "live" / "p.yaml").write_text(P)
+    desk.policies.apply(desk.policies.read(NOW))
+    assert desk.refused("policy.set", text=LESS) == "policy.elsewhere"
+    assert desk.refusals == ["", "", "p"]

@@ -250,3 +250,20 @@ def test_who_may_not_drive_jobs_submits_and_cancels_none(tmp_path: Path, role: s
         with pytest.raises(RefusedError) as caught:
             queue.ask(verb, from_page(role, f"task.{verb}", task=name))
         assert caught.value.code == "meta.role"
+
+
+@pytest.mark.parametrize(
+    ("more", "code"),
+    [
+        ({"agent": "anna\nroot approved"}, "job.agent"),
+        ({"agent": "a/b"}, "job.agent"),
+        ({"agent": ["a"]}, "job.agent"),
+        ({"group": "g\n"}, "task.group"),
+    ],
+)
+def test_names_that_would_deceive_people_are_refused(tmp_path: Path, more: dict[str, Any], code: str) -> None:
+    queue = Queue(tmp_path)
+    with pytest.raises(RefusedError) as caught:
+        queue.ask("submit", from_page("operator", **more))
+    assert caught.value.code == code
+    assert queue.scheduler.waiting() == []

@@ -46,3 +46,20 @@ def test_what_is_not_said_counts_as_the_worse_answer() -> None:
 def test_the_requester_may_let_go() -> None:
     assert authorize(Actor("a1", "agent"), "lease.revoke", REQUEST).allowed
     assert authorize(Actor("u1", "viewer"), "lease.renew", {"requester": "a1", "on_behalf_of": "u1"}).allowed
+
+
+@pytest.mark.parametrize(
+    ("role", "stops", "lets"),
+    [
+        *((role, False, False) for role in ("viewer", "driver", "agent", "auditor")),
+        ("approver", True, False),
+        ("admin", True, True),
+    ],
+)
+def test_whoever_may_refuse_may_stop_and_fewer_let_go_on(role: str, stops: bool, lets: bool) -> None:
+    who = Actor("u1", role)
+    assert [authorize(who, action).allowed for action in ("kill.on", "flow.cut", "kill.off")] == [
+        stops,
+        stops,
+        lets,
+    ]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from tests.support.policy_strategies import NoSuffixes
 
 from exeat.policy.document import load_policy
 from exeat.policy.leases import Lease
+from exeat.policy.postures import Preset
 from exeat.policy.scopes import parse_scope
 from exeat.policy.terms import Terms, terms
 
@@ -46,3 +49,12 @@ OWN = Terms(POLICY.knobs.approvals, POLICY.knobs.max_ttl_ms)
 )
 def test_the_strictest_rule_that_shares_a_destination_counts(to: str, wanted: Terms) -> None:
     assert terms(POLICY, Lease(id="p/a/1", project="p", to=(parse_scope(to),))) == wanted
+
+
+@pytest.mark.parametrize(
+    ("to", "people"),
+    [("one.example.net", 1), (".example.net", 2), ("*.two.example.org", 2), ("10.0.0.0/8", 2)],
+)
+def test_a_wide_lease_takes_as_many_people_as_the_preset_says(to: str, people: int) -> None:
+    strict = replace(POLICY, preset=Preset.STRICT)
+    assert terms(strict, Lease(id="p/a/1", project="p", to=(parse_scope(to),))).approvals == people

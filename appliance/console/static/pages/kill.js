@@ -25,14 +25,14 @@ export default function Kill() {
   const { value, error, reload } = useFetched("/kill", ["admin"]);
   const { value: status } = useFetched("/status", ["policy"]);
   const asking = useSignal(/** @type {any} */ (null));
-  const may_ = may("kill.write");
+  const may_ = may("kill.write"), lets = may("kill.off");
   const stopped = value?.stopped ?? [];
   const off = new Set(stopped.map((row) => row.project));
   const columns = [
     { name: "Stopped", cell: (r) => html`<strong>${r.project ? clean(r.project) : "Everything"}</strong>` },
     { name: "By", cell: (r) => clean(r.by, 60) }, { name: "Since", cell: (r) => html`<${Time} ms=${r.at_ms}/>` },
     { name: "Reason", grow: true, cell: (r) => clean(r.reason) }, { name: "Jobs", wide: true, cell: (r) => (r.jobs ? "ended" : "go on without a network") },
-    { name: "", cell: (r) => may_ && html`<button class="small" onClick=${() => { asking.value = { project: r.project, on: false }; }}>Let go on</button>` },
+    { name: "", cell: (r) => lets && html`<button class="small" onClick=${() => { asking.value = { project: r.project, on: false }; }}>Let go on</button>` },
   ];
   return html`<${Head} title="Kill switch" lead="In force first, written down second. It comes before every policy and every lease."/>
     <${Trouble} error=${error} again=${reload}/>
