@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import signal
 import ssl
 import sys
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from exeat.appliance.listeners import Listener
 
 SWEEP_S: Final = 600.0
+LINE: Final = 32_768  # bytes of a request's first line: what a query may say, with every character escaped
 LOOK_S: Final = 5.0  # between two looks at who is connected
 _CSP: Final = "; ".join(
     (
@@ -153,7 +155,12 @@ async def _main(config: Config, doors: Sequence[Listener], ready: Callable[[], N
     if secure is not None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, renew, config, secure)
     runner = web.AppRunner(
-        build(console), access_log=None, handler_cancellation=True, shutdown_timeout=1.0, keepalive_timeout=75
+        build(console),
+        access_log=None,
+        handler_cancellation=True,
+        shutdown_timeout=1.0,
+        keepalive_timeout=75,
+        max_line_size=LINE,
     )
     await runner.setup()
     try:
@@ -194,6 +201,8 @@ async def _sweep(console: Console, stop: asyncio.Event) -> None:
 
 
 def serve(config: Config, doors: Sequence[Listener], ready: Callable[[], None]) -> int:
-    """Run until SIGTERM."""
+    """Run until SIGTERM. Raises RuntimeError as root: what reads the bytes of all comers has no rights."""
+    if os.geteuid() == 0:
+        raise RuntimeError("the console never runs as root: set [users] console")
     asyncio.run(_main(config, doors, ready))
     return 0

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from aiohttp import web
 from pydantic import BaseModel, ValidationError
 
+from exeat.appliance.console.auth.limits import place_of
 from exeat.appliance.console.auth.origin import check_csrf, check_site
 from exeat.appliance.console.auth.principal import Principal, identify, unix_uid
 from exeat.appliance.console.permissions import PUBLIC
@@ -36,8 +37,10 @@ def handler_of(console: Console, route: Route) -> Callable[[web.Request], Awaita
     async def handle(request: web.Request) -> web.StreamResponse:
         check_site(console, request)
         if unix_uid(request) is None:
-            _limit(console.calls_of_address, f"{request.remote}")
+            _limit(console.calls_of_address, place_of(request.remote))
         who = _admitted(console, route, request)
+        if who is not NOBODY and request.protocol is not None:
+            console.connections.known(request.protocol)
         call = Call(request, console, who, query=_query(route, request))
         call.body = await _body(route, request)
         key = request.headers.get("Idempotency-Key")
@@ -81,7 +84,7 @@ def _known(console: Console, request: web.Request) -> Principal:
         who = identify(console, request)
     except Problem:
         console.failures["token" if "Authorization" in request.headers else "certificate"] += 1
-        _limit(console.tries_of_address, f"{request.remote}")
+        _limit(console.tries_of_address, place_of(request.remote))
         raise
     if who is None:
         raise Problem(
@@ -105,20 +108,24 @@ def _query(route: Route, request: web.Request) -> BaseModel | None:
 
 async def _body(route: Route, request: web.Request) -> BaseModel | None:
     if route.body is None:
-        if request.can_read_body and await request.content.readany():
+        if request.can_read_body and await _in_time(request.content.readany()):
             raise Problem(422, "http.body", "this address takes no body")
         return None
     if request.content_type != "application/json":
         raise Problem(415, "http.415", "send application/json")
-    try:
-        async with asyncio.timeout(BODY_S):
-            raw = await request.read()
-    except TimeoutError:
-        raise Problem(408, "http.408", f"the body did not come within {BODY_S:.0f} s") from None
+    raw = await _in_time(request.read())
     try:
         return route.body.model_validate_json(raw)
     except ValidationError as error:
         raise _invalid(error, "body") from None
+
+
+async def _in_time(reading: Awaitable[bytes]) -> bytes:
+    try:
+        async with asyncio.timeout(BODY_S):
+            return await reading
+    except TimeoutError:
+        raise Problem(408, "http.408", f"the body did not come within {BODY_S:.0f} s") from None
 
 
 def _invalid(error: ValidationError, where: str) -> Problem:

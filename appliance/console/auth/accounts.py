@@ -33,6 +33,7 @@ TOKEN_PREFIX: Final = "exeat_"  # noqa: S105 - what scanners for leaked secrets 
 _SECRET_BYTES: Final = 32
 LINK_MS: Final = 15 * 60_000
 DAY_MS: Final = 86_400_000
+MOST_ANSWERS: Final = 5000  # of one person, for an Idempotency-Key: the newest
 _ROOT: Final = "root"
 
 _SCHEMA: Final = """
@@ -50,6 +51,13 @@ CREATE TABLE IF NOT EXISTS link (
 CREATE TABLE IF NOT EXISTS answer (
   who TEXT NOT NULL, key TEXT NOT NULL, digest BLOB NOT NULL, status INTEGER NOT NULL, body TEXT NOT NULL,
   at_ms INTEGER NOT NULL, PRIMARY KEY (who, key)) STRICT;
+"""
+
+
+_OLD_ANSWERS: Final = """
+DELETE FROM answer WHERE rowid IN (SELECT rowid FROM (
+  SELECT rowid, row_number() OVER (PARTITION BY who ORDER BY at_ms DESC, rowid DESC) AS number FROM answer
+) WHERE number > ?)
 """
 
 
@@ -258,6 +266,7 @@ class Accounts:
     def sweep(self, now_ms: int, longest_ms: int) -> None:
         """Drop what can open nothing any more."""
         self._db.execute("DELETE FROM session WHERE made_ms < ?", (now_ms - longest_ms,))
+        self._db.execute(_OLD_ANSWERS, (MOST_ANSWERS,))
         self._db.execute("DELETE FROM link WHERE ends_ms < ?", (now_ms,))
         self._db.execute("DELETE FROM answer WHERE at_ms < ?", (now_ms - DAY_MS,))
 

@@ -3,9 +3,21 @@
 from __future__ import annotations
 
 from collections import OrderedDict, deque
+from ipaddress import IPv6Address, ip_address
 from typing import Final
 
 MAX_KEYS: Final = 10_000  # the least recently seen is forgotten first
+
+
+def place_of(remote: str | None) -> str:
+    """What counts as one address: of IPv6 the /64. Who has one address of it has them all (RFC 6177)."""
+    try:
+        address = ip_address((remote or "").partition("%")[0])
+    except ValueError:
+        return str(remote)
+    if not isinstance(address, IPv6Address):
+        return str(address)
+    return str(address.ipv4_mapped or f"{IPv6Address(int(address) >> 64 << 64)}/64")
 
 
 class Window:

@@ -92,7 +92,7 @@ class Provider:
         begun = self._begun.pop(state, None)
         if begun is None or time.monotonic() > begun.until:
             raise _no("this sign-in was not begun here, or too long ago: begin again")
-        if not secrets.compare_digest(begun.binding, binding):
+        if not secrets.compare_digest(begun.binding.encode(), binding.encode(errors="surrogateescape")):
             raise _no("this sign-in was begun in another browser")
         if issuer and issuer != self._section.issuer:
             raise _no("another provider has answered")
@@ -157,7 +157,7 @@ class Provider:
             raise _no("the id_token has ended: are the clocks right?")
         if not _whole(claims.get("iat")) or now < claims["iat"] - SKEW_S:
             raise _no("the id_token is from the future: are the clocks right?")
-        if not secrets.compare_digest(str(claims.get("nonce")), nonce):
+        if claims.get("nonce") != nonce:
             raise _no("the id_token belongs to another sign-in")
         name = claims.get(section.claim)
         if not isinstance(name, str) or not name:

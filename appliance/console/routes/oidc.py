@@ -18,6 +18,7 @@ from exeat.appliance.errors import RefusedError
 routes = Routes("oidc")
 
 _COOKIE: Final = "oidc"
+_VSCHAR: Final = r"^[\x20-\x7e]*$"  # RFC 6749 appendix A: of codes, states and errors
 
 
 class Ways(Out):
@@ -30,12 +31,12 @@ class Ways(Out):
 class Answered(Query):
     """What the provider sends the browser back with (RFC 6749 section 4.1.2, RFC 9207)."""
 
-    state: Annotated[str, Field(max_length=200)]
-    code: Annotated[str, Field(max_length=4096)] = ""
-    iss: Annotated[str, Field(max_length=512)] = ""
-    session_state: Annotated[str, Field(max_length=512)] = ""
-    error: Annotated[str, Field(max_length=200)] = ""
-    error_description: Annotated[str, Field(max_length=1000)] = ""
+    state: Annotated[str, Field(max_length=200, pattern=_VSCHAR)]
+    code: Annotated[str, Field(max_length=4096, pattern=_VSCHAR)] = ""
+    iss: Annotated[str, Field(max_length=512, pattern=_VSCHAR)] = ""
+    session_state: Annotated[str, Field(max_length=512, pattern=_VSCHAR)] = ""
+    error: Annotated[str, Field(max_length=200, pattern=_VSCHAR)] = ""
+    error_description: Annotated[str, Field(max_length=1000, pattern=_VSCHAR)] = ""
 
 
 @routes.get("/session/ways", PUBLIC, out=Ways)

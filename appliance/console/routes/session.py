@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 from aiohttp import web
 from pydantic import Field, model_validator
 
+from exeat.appliance.console.auth.limits import place_of
 from exeat.appliance.console.auth.principal import Principal, cookie_name
 from exeat.appliance.console.dispatch import too_often
 from exeat.appliance.console.models import Body, Empty, Out
@@ -81,7 +82,7 @@ def _of_link(call: Call) -> Account | None:
     console = call.console
     name = console.accounts.use_link(call.body.link, console.now_ms())
     account = console.accounts.find(name) if name is not None else None
-    wait = 0.0 if account else console.tries_of_address.take(f"{call.request.remote}", time.monotonic())
+    wait = 0.0 if account else console.tries_of_address.take(place_of(call.request.remote), time.monotonic())
     if wait:
         raise too_often(wait)
     return account
@@ -89,7 +90,7 @@ def _of_link(call: Call) -> Account | None:
 
 async def _of_password(call: Call) -> Account | None:
     """Counted before it is known how it ends: what runs side by side must not get more tries."""
-    console, name, address = call.console, call.body.name, f"{call.request.remote}"
+    console, name, address = call.console, call.body.name, place_of(call.request.remote)
     now = time.monotonic()
     wait = max(console.tries_of_address.wait(address, now), console.tries.wait(name, now))
     if wait:
