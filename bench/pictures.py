@@ -140,6 +140,7 @@ def take(browser: Browser) -> None:
         camera = Camera(browser, scheme, DESK)
         camera.go("inbox").locator(".badge.warn").first.wait_for()
         camera.page.locator(".request", has_text="2 waiting").locator(".pick").click()
+        camera.page.locator(".preview", has_text="newly lets out").wait_for()
         camera.shoot(f"inbox-{scheme}")
         camera.go("flows").locator("tbody tr").nth(14).wait_for()
         camera.shoot(f"flows-{scheme}")

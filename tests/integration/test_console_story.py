@@ -12,7 +12,7 @@ from urllib.parse import quote
 import pytest
 from bench import console_world as world
 from playwright.sync_api import expect
-from tests.support.browser import AUTHENTICATOR, CHROMIUM, chromium
+from tests.support.browser import AUTHENTICATOR, CHROMIUM, axe, chromium
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -168,6 +168,28 @@ def prove(page: Page) -> None:
     expect(panel).to_contain_text("lease")
     page.get_by_role("button", name="Verify in this browser").click()
     expect(page.get_by_text("The proof holds.")).to_be_visible(timeout=WAIT_MS)
+
+
+def test_a_flow_is_cut(context: BrowserContext) -> None:
+    page = signed_in(context, "adam")
+    job = world.job(
+        "research", "curl -sfm50 -o /dev/null 'https://api.example.org/bytes/900000000?rate=9000'"
+    )
+    try:
+        go(page, "flows?q=api.example.org+live")
+        page.get_by_role("button", name="Cut").click(timeout=WAIT_MS)
+        dialog = page.get_by_role("dialog", name="Cut this flow?")
+        dialog.get_by_role("button", name="Cut").click()
+        expect(dialog).to_be_visible()  # not without a reason
+        assert axe(page) == []
+        dialog.get_by_label("Reason, kept in the ledger").fill("to test")
+        dialog.get_by_role("button", name="Cut").click()
+        expect(dialog).to_be_hidden()
+        assert job.wait(WAIT_MS / 1000) != 0
+        expect(page.get_by_role("button", name="Cut")).to_have_count(0)
+    finally:
+        job.kill()
+        job.wait()
 
 
 def ask(to: str, reason: str) -> None:

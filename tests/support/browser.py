@@ -51,6 +51,19 @@ class Violation(NamedTuple):
     nodes: tuple[str, ...]
 
 
+def axe(page: Page) -> list[Violation]:
+    """What axe-core finds wrong with the page as it is."""
+    if not page.evaluate("() => 'axe' in window"):
+        page.evaluate(AXE.read_text(encoding="utf-8"))
+    found: dict[str, Any] = page.evaluate(
+        "(rules) => axe.run(document, {runOnly: rules, resultTypes: ['violations']})", RULES
+    )
+    return [
+        Violation(each["id"], tuple(node["html"][:200] for node in each["nodes"]))
+        for each in found["violations"]
+    ]
+
+
 class Tab:
     """A tab of somebody who is signed in. `complaints`: errors of scripts and of the content policy."""
 
@@ -77,16 +90,7 @@ class Tab:
         self.page.locator("#main [aria-busy=true]").first.wait_for(state="detached")
 
     def axe(self) -> list[Violation]:
-        """What axe-core finds wrong with the page as it is."""
-        if not self.page.evaluate("() => 'axe' in window"):
-            self.page.evaluate(AXE.read_text(encoding="utf-8"))
-        found: dict[str, Any] = self.page.evaluate(
-            "(rules) => axe.run(document, {runOnly: rules, resultTypes: ['violations']})", RULES
-        )
-        return [
-            Violation(each["id"], tuple(node["html"][:200] for node in each["nodes"]))
-            for each in found["violations"]
-        ]
+        return axe(self.page)
 
     def module(self, path: str, script: str, argument: Any = None) -> Any:
         """The value of `script`, a function of one of the console's modules and an argument."""
