@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 Result = dict[str, Any]
 _BIG_URL = "https://downloads.example.com/bytes/2000000000?rate=20000000"
 _CUT_SECONDS = 5.0  # what a busy machine may take; the figure is in the report
-_OUTAGE_TRIES = 20
+_OUTAGE_TRIES = 19
 _CLIENTS = {"curl": "curl", "git": "git", "/usr/lib/python3/dist-packages/requests": "python3-requests",
             "/usr/lib/python3/dist-packages/pip": "python3-pip"}  # fmt: skip
 _FORBIDDEN = (
@@ -121,7 +121,7 @@ class Demo:
     def tour(self) -> Result:
         job = self._job("tour", hold="300ms")
         said = job.lines(90)
-        code = job.wait(10)
+        code = job.wait(30)
         records = self._read()
         rows = [self._row(records, line) for line in said if "n" in line]
         self.report.table(rows)
@@ -172,7 +172,7 @@ class Demo:
         self._exeat("lease", "revoke", pending, "--why", "the demonstration")
         last = job.line(30)
         ended, commanded = time.time(), time.monotonic() - revoking
-        job.wait(10)
+        job.wait(30)
         # From the decision's own record, not from the keystroke: how long this machine takes to
         # start the command is not the appliance's doing.
         cut = ended - self._revoked_at(pending)
@@ -204,8 +204,10 @@ class Demo:
         return next((str(r["id"]) for r in rows if r["state"] == "requested" and host in r["to"]), "")
 
     def kill_gateway(self) -> Result:
+        before = self._count(Kind.OPEN, demo_job.LONG_HOST)
         job = self._job("watch")
         self._until_both(job, "the job to reach what it may")
+        wait_until(lambda: self._count(Kind.OPEN, demo_job.LONG_HOST) > before, 60, "its download to begin")
         supervisor = self._supervisor()
         # The supervisor would have both back within a tenth of a second; held still, the outage
         # lasts as long as it takes to see what a job can do meanwhile.
@@ -216,35 +218,36 @@ class Demo:
                 os.kill(pid, signal.SIGKILL)
             killed_at = time.time()
             job.skip_to_now()
-            tries = [job.line(10) for _ in range(_OUTAGE_TRIES)]
+            job.line(30)  # may have been begun before the kill, and its connection be accepted only now
+            since = time.time()
+            tries = [job.line(30) for _ in range(_OUTAGE_TRIES)]
         finally:
             over_at = time.time()
             os.kill(supervisor, signal.SIGCONT)
         healing = time.monotonic()
-        # The first line may have been begun before the kill.
-        reached = [line for line in tries[1:] if any(line.values())]
+        reached = [line for line in tries if any(line.values())]
         self._until_both(job, "the gateway to heal")
         healed = time.monotonic() - healing
         job.say("stop")
-        job.wait(10)
-        orphans = sum(record.kind is Kind.ORPHAN for record in self._read())
-        opened = [e for e in self._events("origin") if e["ev"] == "open" and killed_at < e["t"] < over_at]
+        job.wait(30)
+        orphans = wait_until(
+            lambda: self._count(Kind.ORPHAN), 60, "the flow that the kill cut off to be settled"
+        )
+        opened = [e for e in self._events("origin") if e["ev"] == "open" and since < e["t"] < over_at]
         result = {
             "killed": sorted(victims), "outage_ms": round((over_at - killed_at) * 1000),
-            "tries_during_outage": len(tries) - 1, "reached_during_outage": len(reached),
+            "tries_during_outage": len(tries), "reached_during_outage": len(reached),
             "connections_at_the_origins": len(opened), "orphaned_flows_settled": orphans,
             "healed_after_ms": round(healed * 1000),
         }  # fmt: skip
         if len(victims) != 2:
             raise Failed("proxy and guard were not both found", result)
-        if not orphans:
-            raise Failed("the flow that the kill cut off was not settled in the ledger", result)
         if reached or opened:
             raise Failed("something got through while the gateway was dead", result)
         return result
 
     def _until_both(self, job: Running, what: str) -> None:
-        wait_until(lambda: (line := job.line(30))["reached"] and line["resolved"], 20, what)
+        wait_until(lambda: (line := job.line(30))["reached"] and line["resolved"], 60, what)
 
     def verify(self) -> Result:
         found = json.loads(self._exeat("ledger", "verify", "--json"))
@@ -278,7 +281,7 @@ class Demo:
             ends = Counter(event["ev"] for event in events)
             return ends["open"] == ends["close"]
 
-        wait_until(quiet, 15, "the origins to finish")
+        wait_until(quiet, 60, "the origins to finish")
 
     def hostile(self) -> Result:
         seen = self._events("hostile")
@@ -290,8 +293,8 @@ class Demo:
             "import socket; socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'x', ('192.0.2.1', 9))"
         )
         inside = ["nsenter", f"--net={self.lab.namespace_path('gw')}", sys.executable, "-I", "-c", probe]
-        subprocess.run(inside, check=True, timeout=10)
-        wait_until(lambda: self._events("hostile"), 5, "the hostile host to see a packet sent to it")
+        subprocess.run(inside, check=True, timeout=30)
+        wait_until(lambda: self._events("hostile"), 30, "the hostile host to see a packet sent to it")
         return result | {"sees_what_is_sent_to_it": True}
 
     def names(self) -> Result:
@@ -355,6 +358,11 @@ class Demo:
 
     def _read(self) -> list[Record]:
         return [record for _, record in read_records(self.lab.state_dir / "ledger")]
+
+    def _count(self, kind: Kind, host: str = "") -> int:
+        """Records of this kind; with `host`, those of flows to it."""
+        found = (record for record in self._read() if record.kind is kind)
+        return sum(not host or (record.dest is not None and record.dest.host == host) for record in found)
 
     def _events(self, service: str) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.lab.events(service).read_text().splitlines()]

@@ -193,7 +193,8 @@ ATTEMPTS = (
 )  # fmt: skip
 
 
-_LONG_DOWNLOAD = "https://pages.cdn.example.org/bytes/2000000000?rate=5000000"
+LONG_HOST = "pages.cdn.example.org"
+_LONG_DOWNLOAD = f"https://{LONG_HOST}/bytes/2000000000?rate=5000000"
 
 
 def main(arguments: list[str]) -> int:
