@@ -27,7 +27,7 @@ from exeat.appliance.console.pump import pump
 from exeat.appliance.console.state import Console
 from exeat.appliance.console.static_files import add_files
 from exeat.appliance.console.telling import tell_ledger
-from exeat.appliance.errors import RefusedError
+from exeat.appliance.errors import NotReachableError, RefusedError
 from exeat.ledger import ipc
 from exeat.ledger.supervised import beat
 
@@ -201,8 +201,10 @@ async def _sweep(console: Console, stop: asyncio.Event) -> None:
 
 
 def serve(config: Config, doors: Sequence[Listener], ready: Callable[[], None]) -> int:
-    """Run until SIGTERM. Raises RuntimeError as root: what reads the bytes of all comers has no rights."""
+    """Run until SIGTERM. Raises NotReachableError as root: what reads bytes of all comers has no rights."""
     if os.geteuid() == 0:
-        raise RuntimeError("the console never runs as root: set [users] console")
+        raise NotReachableError(
+            "the console never runs as root: `exeat serve console` is for [users] console"
+        )
     asyncio.run(_main(config, doors, ready))
     return 0

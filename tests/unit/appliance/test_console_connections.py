@@ -18,6 +18,7 @@ from exeat.appliance.console.auth.limits import place_of
 from exeat.appliance.console.connections import MOST, PATIENCE_S, STRANGER_S, Connections
 from exeat.appliance.console.problems import Problem
 from exeat.appliance.console.routes.session import SignIn, routes
+from exeat.appliance.errors import NotReachableError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -213,6 +214,6 @@ def test_answers_that_are_kept_for_one_person_are_bounded(tmp_path: Path) -> Non
     accounts.close()
 
 
-def test_the_console_never_runs_as_root(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="never runs as root"):
+def test_the_console_never_runs_as_root() -> None:
+    with pytest.raises(NotReachableError, match="never runs as root"):
         app.serve(Config(), [], lambda: None)
