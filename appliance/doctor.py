@@ -314,9 +314,9 @@ def check_resolver(configured: Sequence[str], resolv_conf: str) -> Check:
         return ok("resolver", " ".join(configured))
     found = list(_nameservers(resolv_conf))
     example = ", ".join(f'"{each}"' for each in found) or '"ADDRESS:53"'
-    return warn(
+    return fail(
         "resolver",
-        "no upstream configured: jobs can resolve no name",
+        "no upstream configured: the guard has nobody to ask, and does not start",
         f"write `upstream = [{example}]` under [dns] in /etc/exeat/exeat.toml",
     )
 

@@ -47,10 +47,12 @@ for user in exeat exeat-ledger exeat-control exeat-export exeat-console; do
 done
 step install dpkg --install /tmp/exeat.deb
 step version exeat version
+step verify dpkg --verify exeat
+step bare exeat doctor
+step server sed -i 's/^# upstream/upstream/' /etc/exeat/exeat.toml
 step doctor exeat doctor
 step config exeat config check
 step users getent passwd exeat exeat-ledger exeat-control exeat-export exeat-console
-step verify dpkg --verify exeat
 step enabled find /etc/systemd -name 'exeat*'
 step write sh -c 'echo "# ours" >>/etc/exeat/exeat.toml; mkdir /var/lib/exeat/ledger'
 step again dpkg --install /tmp/exeat.deb
@@ -122,6 +124,8 @@ def said(released: Released, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 def test_it_installs_and_is_fit_to_run(said: dict[str, str]) -> None:
     assert said["install.code"] == "0", said["install"]
     assert re.fullmatch(r"exeat \d+\.\d+\.\d+\S*", said["version"])
+    assert said["bare.code"] == "1"  # there is one thing that we cannot know
+    assert re.findall(r"^fail +(\w+)", said["bare"], re.MULTILINE) == ["resolver"]
     assert (said["doctor.code"], said["config.code"]) == ("0", "0"), said["doctor"] + said["config"]
     assert "relay         compiled" in said["doctor"]
     assert len(said["users"].splitlines()) == 5

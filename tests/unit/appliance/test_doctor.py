@@ -56,7 +56,7 @@ GIB = 1024**3
         (doctor.check_clock(2_000_000_000.0, 1_900_000_000.0), Status.OK),
         (doctor.check_clock(0.0, 1_900_000_000.0), Status.FAIL),
         (doctor.check_resolver(("192.0.2.53:53",), ""), Status.OK),
-        (doctor.check_resolver((), "nameserver 192.0.2.1\n"), Status.WARN),
+        (doctor.check_resolver((), "nameserver 192.0.2.1\n"), Status.FAIL),
         (doctor.check_descriptors(resource.RLIM_INFINITY), Status.OK),
         (doctor.check_descriptors(65_536), Status.OK),
         (doctor.check_descriptors(4096), Status.WARN),
