@@ -142,6 +142,14 @@ def test_data_files_travel_too(built: Built) -> None:
         assert {f"exeat/{name}" for name in wanted} <= set(archive.namelist())
 
 
+def test_the_units_travel_too(built: Built) -> None:
+    units = built.tree / "systemd"
+    with zipfile.ZipFile(built.wheel) as archive:
+        packed = {name for name in archive.namelist() if name.startswith("exeat/appliance/units/")}
+    there = {path.relative_to(units).as_posix() for path in units.rglob("*") if path.is_file()}
+    assert packed == {f"exeat/appliance/units/{name}" for name in there}
+
+
 def test_the_program_runs_from_the_wheel(built: Built) -> None:
     where = run([built.python, "-c", "import exeat.policy.model as m; print(m.__file__)"], REPO)
     assert Path(where.strip()).is_relative_to(built.python.parents[1])
