@@ -226,7 +226,8 @@ def run_reload(args: argparse.Namespace) -> int:
     reply = Client(load_config(args)).call("policy.reload", **given)
     projects = ", ".join(reply["projects"]) or "none"
     if args.json:
-        print(json.dumps({"projects": reply["projects"], "shadows": reply["shadows"]}))
+        said = ("projects", "changed", "shadows")
+        print(json.dumps({key: reply[key] for key in said}))
         return 0
     print(f"in force: {projects}")
     if reply["shadows"]:

@@ -26,7 +26,7 @@ NOT_SOURCE = shutil.ignore_patterns(
     ".git", ".venv", ".*_cache", "__pycache__", "build", "dist", "*.egg-info", "*.so"
 )
 PYTHON = "/usr/bin/python3"  # as on the hosts, whose suite is this machine's
-POLICY = """
+POLICY = """\
 egress: v1
 project: crawler
 posture: allowlist
@@ -115,7 +115,7 @@ class Desk:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=400,
+            timeout=900,
             check=False,
         )
         return Play(done.returncode, done.stdout + done.stderr, recap(done.stdout))
@@ -248,6 +248,17 @@ def test_a_bad_release_stops_at_the_first_node_and_is_taken_back(
     assert in_force(hosts) == before
     assert "192.0.2.53" in hosts.hosts["h1"].inside("cat", "/etc/exeat/exeat.toml")
     hosts.hosts["h1"].inside("/opt/exeat/bin/exeat", "run", "--quiet", "--project", "crawler", "--", "true")
+
+
+def test_a_wider_policy_waits_for_a_second_person(first_run: Play, desk: Desk, hosts: Hosts) -> None:
+    first_run.changed()
+    wider = desk.folder / "wider/crawler.yaml"
+    wider.parent.mkdir()
+    wider.write_text(POLICY + "  - {id: files, to: [files.example.com]}\n")
+    alone = desk.play(hosts, "site", desk.wheel, "--limit=h1", node_policies=[str(wider)])
+    assert alone.code != 0
+    assert "a second person must agree" in alone.text
+    assert hosts.hosts["h1"].inside("cat", "/etc/exeat/policies/crawler.yaml") == POLICY
 
 
 def test_what_is_not_there_is_not_gone_back_to(first_run: Play, desk: Desk, hosts: Hosts) -> None:

@@ -72,7 +72,7 @@ def make_tree(place: Path) -> None:
     areas = ["--components=main,universe"] if about["ID"] == "ubuntu" else []
     include = f"--include={','.join(PACKAGES)}"
     tool = ["mmdebstrap", "--quiet", "--variant=minbase", include, *areas]
-    run(*tool, about["VERSION_CODENAME"], place, timeout=400)
+    run(*tool, about["VERSION_CODENAME"], place, timeout=900)
     for name in ("etc/hostname", "etc/machine-id", "etc/resolv.conf"):
         (place / name).unlink(missing_ok=True)
     place.chmod(0o755)
