@@ -143,7 +143,7 @@ class Rig:
         assert self.hub is not None
         self.send({"t": "jail.remove", "jail": jail})
         while (said := self.hub.next()[0])["t"] != "jail.removed":
-            pass  # an alert, which comes when it comes
+            pass  # counts or an alert, which come when they come
         assert said["jail"] == jail
 
     def snapshot(self, *policies: str, fresh_ms: int = 60_000, **more: Any) -> dict[str, Any]:
