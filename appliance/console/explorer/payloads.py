@@ -7,7 +7,6 @@ secret is in which line.
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 from typing import TYPE_CHECKING, Any, Final
 
@@ -28,7 +27,7 @@ def classify(_place: Place, args: dict[str, Any]) -> dict[str, Any]:
     """`name`, and `content` in base64: what is in it, with the beginning to look at, secrets left out."""
     try:
         content = base64.b64decode(str(args["content"]), validate=True)
-    except binascii.Error:
+    except ValueError:  # binascii.Error is one, and so is what is not ASCII
         raise AskError("payload.encoding", "`content` is not base64") from None
     if len(content) > MOST_BYTES:
         raise AskError("payload.size", f"at most {MOST_BYTES} bytes are looked at: give the beginning")

@@ -8,12 +8,14 @@ import os
 import subprocess
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from tests.support.ledgers import flow_id
 
 from exeat.appliance.console.explorer import workers as module
+from exeat.appliance.console.explorer.asked import AskError
+from exeat.appliance.console.explorer.payloads import classify
 from exeat.appliance.console.explorer.worker import NICE
 from exeat.appliance.console.explorer.workers import Workers
 from exeat.appliance.errors import RefusedError
@@ -26,6 +28,8 @@ from exeat.ledger.store import Store
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
+
+    from exeat.appliance.console.explorer.asked import Place
 
 ORIGIN = "exeat/n1"
 HOUR_MS = 3_600_000
@@ -318,3 +322,10 @@ def test_nobody_fills_the_line(store: Store, tmp_path: Path, monkeypatch: pytest
         assert (await workers.ask("ann", "head"))["size"] == store.size
 
     asking(store, tmp_path, use)
+
+
+@pytest.mark.parametrize("content", ["a", "====", "!!!!", "\xe4\xf6", "\u4e16\u754c", "YQ==\n"])
+def test_a_payload_that_is_not_base64_is_refused_and_ends_no_worker(content: str) -> None:
+    with pytest.raises(AskError) as caught:
+        classify(cast("Place", None), {"content": content})
+    assert caught.value.code == "payload.encoding"
