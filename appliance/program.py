@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
 import exeat
@@ -17,11 +18,14 @@ def program_digest(package: Path | None = None) -> str:
     root = package or Path(exeat.__file__).parent
     files: dict[str, Path] = {}
     for top in root.iterdir():
-        found = top.resolve()  # areas are links in a checkout
-        for path in [found] if found.is_file() else found.rglob("*"):
-            parts = (top.name, *path.relative_to(found).parts)
-            if path.is_file() and "__pycache__" not in parts:
-                files["/".join(parts)] = path
+        if top.is_file():
+            files[top.name] = top
+        for folder, _, names in os.walk(
+            top, followlinks=True
+        ):  # areas, and some folders, are links in a checkout
+            place = Path(folder).relative_to(root)
+            if "__pycache__" not in place.parts:
+                files |= {str(place / name): Path(folder, name) for name in names}
     whole = hashlib.sha256()
     for name in sorted(files):
         whole.update(f"{hashlib.sha256(files[name].read_bytes()).hexdigest()}  {name}\n".encode())

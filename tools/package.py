@@ -18,9 +18,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-import sbom
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+sys.path.insert(0, str(Path(__file__).parent))  # PYTHONSAFEPATH leaves it out
+import sbom
 
 ROOT = Path(__file__).resolve().parents[1]
 DEBIAN = ROOT / "packaging/debian"

@@ -37,7 +37,9 @@ def test_archives_are_kept_by_themselves() -> None:
         wait_for(lambda: any("/manifests/" in key for key in s3.objects("evidence")), "a batch", seconds=40)
         before = len(s3.requests)
         wait_for(lambda: len(s3.requests) > before, "the next run looks again", seconds=40)
-        (receipt, *_) = (alone.base / "state" / "archive").rglob("*.receipt")
+        receipts = alone.base / "state" / "archive"  # written once the batch is there
+        wait_for(lambda: any(receipts.rglob("*.receipt")), "a receipt", seconds=40)
+        (receipt, *_) = receipts.rglob("*.receipt")
         assert receipt.owner() == "exeat-export"
         assert all(path.owner() == "exeat-ledger" for path in (directory / "archive").iterdir())
         assert alone.down() == 0

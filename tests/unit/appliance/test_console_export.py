@@ -36,6 +36,7 @@ def downloaded(rows: int, *, breaks: bool) -> bytes:
             request=request,
             console=SimpleNamespace(
                 workers=SimpleNamespace(stream=stream),
+                accounts=SimpleNamespace(deeds=SimpleNamespace(note=lambda *_: None)),
                 config=SimpleNamespace(node=SimpleNamespace(name="n1")),
             ),
             who=SimpleNamespace(name="ann", projects=frozenset()),

@@ -30,6 +30,7 @@ def test_a_tick_that_fails_is_not_the_last(
             raise sqlite3.OperationalError("database or disk is full")
 
         control._clock = SimpleNamespace(tick=tick)
+        control.jobs = SimpleNamespace(end_ungranted=lambda: None)
         async with asyncio.timeout(10), asyncio.TaskGroup() as group:
             running = group.create_task(control._tick())
             await again.wait()
