@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import subprocess
@@ -219,10 +220,12 @@ def test_hostile_bytes_end_a_connection_and_nothing_else(rig: ConsoleRig) -> Non
     ):
         with socket.create_connection(("127.0.0.1", rig.port), timeout=30) as sock:
             sock.sendall(data)
-            sock.shutdown(socket.SHUT_WR)
+            with contextlib.suppress(OSError):  # a refusal may have closed it already
+                sock.shutdown(socket.SHUT_WR)
             answer = b""
-            while part := sock.recv(65536):
-                answer += part
+            with contextlib.suppress(ConnectionResetError):
+                while part := sock.recv(65536):
+                    answer += part
         assert not answer or answer.split(b" ", 2)[1] in (b"400", b"421"), answer[:200]
     assert rig.nobody().get("//").status == 200
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import time
 from typing import TYPE_CHECKING
@@ -54,7 +55,8 @@ def answered(made: World, host: str, port: int, first: bytes) -> bytes:
     """What comes back for these first bytes: themselves, or what a refusal says."""
     sock = made.tunnel(host, port)
     sock.sendall(first)
-    sock.shutdown(socket.SHUT_WR)
+    with contextlib.suppress(OSError):  # a refusal may have closed it already
+        sock.shutdown(socket.SHUT_WR)
     return read_all(sock)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import socket
 import subprocess
@@ -56,7 +57,8 @@ def echo(sock: socket.socket) -> None:
 def talk(address: str, port: int, said: bytes) -> bytes:
     with socket.create_connection((address, port), 10) as sock:
         sock.sendall(said)
-        sock.shutdown(socket.SHUT_WR)
+        with contextlib.suppress(OSError):  # a refusal may have closed it already
+            sock.shutdown(socket.SHUT_WR)
         return read_all(sock)
 
 
