@@ -7,13 +7,14 @@ only connections that began while `net.netfilter.nf_conntrack_acct` was 1.
 
 from __future__ import annotations
 
-import errno
 import os
 import socket
 import struct
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
+
+from exeat.ledger.netlink_news import told
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -64,19 +65,13 @@ class Conntrack:
 
     def ended(self) -> Iterator[Tracked]:
         """All that have been told by now."""
-        while True:
-            try:
-                data = self._ends.recv(1 << 16)
-            except BlockingIOError:
-                return
-            except OSError as error:
-                if error.errno != errno.ENOBUFS:
-                    raise
-                self.lost += 1
-                continue
+        for data in told(self._ends, self._lose):
             for kind, body in _messages(data):
                 if kind == _DELETE:
                     yield tracked(body)
+
+    def _lose(self) -> None:
+        self.lost += 1
 
     def living(self, mark: int, mask: int) -> list[Tracked]:
         """The connections that are there now, of those whose mark is `mark` where `mask` has bits."""

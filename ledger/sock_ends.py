@@ -7,11 +7,12 @@ Only sockets of this network namespace, and only those that end while somebody l
 
 from __future__ import annotations
 
-import errno
 import socket
 import struct
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final, NamedTuple
+
+from exeat.ledger.netlink_news import told
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -62,17 +63,11 @@ class SocketEnds:
 
     def read(self) -> Iterator[End]:
         """All that have been told by now."""
-        while True:
-            try:
-                data = self._sock.recv(65536)
-            except BlockingIOError:
-                return
-            except OSError as error:
-                if error.errno != errno.ENOBUFS:
-                    raise
-                self.lost += 1
-                continue
+        for data in told(self._sock, self._lose):
             yield from parse(data)
+
+    def _lose(self) -> None:
+        self.lost += 1
 
     def close(self) -> None:
         self._sock.close()

@@ -6,7 +6,6 @@ no key, and nobody waits for it. Two threads for each `[[notify]]`: one reads, o
 
 from __future__ import annotations
 
-import signal
 import sqlite3
 import sys
 import threading
@@ -18,6 +17,7 @@ from exeat.appliance.notify.outbox import Outbox
 from exeat.appliance.notify.senders import sender_of
 from exeat.appliance.stream.follow import Tap
 from exeat.appliance.stream.post import SinkError
+from exeat.appliance.threads import run_all, stop_on_signals
 from exeat.ledger.filters import Filter
 from exeat.ledger.reader import ReaderError, find_ledgers
 from exeat.ledger.records import Kind, RecordError, printable
@@ -126,16 +126,8 @@ def outbox_of(config: Config) -> Path:
 
 def serve(config: Config, ready: Callable[[], None]) -> int:
     """Run until SIGTERM. Returns the exit code."""
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    stop = stop_on_signals()
     folder_of(config).mkdir(mode=0o750, parents=True, exist_ok=True)
     Outbox(outbox_of(config)).close()  # made by one, before there are two
     each = [Notifying(config, notify, stop) for notify in config.notify]
-    threads = [threading.Thread(target=work) for one in each for work in (one.read, one.send)]
-    for thread in threads:
-        thread.start()
-    ready()
-    for thread in threads:
-        thread.join()
-    return 0
+    return run_all([threading.Thread(target=work) for one in each for work in (one.read, one.send)], ready)

@@ -7,7 +7,6 @@ stays where it is, on the disk. So there is no queue to overflow; a stream that 
 from __future__ import annotations
 
 import json
-import signal
 import sys
 import threading
 import time
@@ -17,6 +16,7 @@ from exeat.appliance.stream.events import Event
 from exeat.appliance.stream.marks import Marks
 from exeat.appliance.stream.missed import mark
 from exeat.appliance.stream.sinks import open_sink
+from exeat.appliance.threads import run_all, stop_on_signals
 from exeat.ledger.archive import put
 from exeat.ledger.merkle import leaf_hash
 from exeat.ledger.reader import Follower, dropped_before, find_ledgers, segment_of, tail
@@ -200,20 +200,13 @@ def folder_of(config: Config) -> Path:
 
 def serve(config: Config, ready: Callable[[], None]) -> int:
     """Run all streams until SIGTERM. Returns the exit code."""
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    stop = stop_on_signals()
     folder_of(config).mkdir(mode=0o750, parents=True, exist_ok=True)
     threads = [
         threading.Thread(target=Streaming(config, stream, stop).run, name=stream.name)
         for stream in config.ledger.stream
     ]
-    for thread in threads:
-        thread.start()
-    ready()
-    for thread in threads:
-        thread.join()
-    return 0
+    return run_all(threads, ready)
 
 
 def status(config: Config) -> list[dict[str, Any]]:
