@@ -77,23 +77,10 @@ class Bus:
         found = await answer(self._redis.xread(after, count=BATCH, block=BLOCK_MS if block else None))
         return [
             Message(names[_text(key)], _text(place), fields.get(_FIELD.encode(), b""))
-            for key, entries in _pairs(found)
-            for place, fields in _entries(entries)
+            for key, parts in (found or {}).items()
+            for entries in parts
+            for place, fields in entries
         ]
-
-
-def _pairs(found: object) -> list[tuple[object, object]]:
-    """RESP3 answers with a map, RESP2 with pairs; None where there is nothing."""
-    if not found:
-        return []
-    return list(found.items()) if isinstance(found, dict) else [tuple(pair) for pair in found]  # type: ignore[attr-defined]
-
-
-def _entries(entries: object) -> list[tuple[object, Mapping[bytes, bytes]]]:
-    out: list[tuple[object, Mapping[bytes, bytes]]] = []
-    for entry in entries:  # type: ignore[attr-defined]
-        out += [tuple(each) for each in entry] if isinstance(entry[0], list | tuple) else [tuple(entry)]
-    return out
 
 
 def _text(value: object) -> str:
